@@ -1,0 +1,3 @@
+from studiogan_guidance.cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""What every part may use and nobody owns: the user's error, the cache folder, whole files or none, near names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that names what was asked, what was found and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def cache_dir() -> Path:
+    """``$STUDIOGAN_GUIDANCE_CACHE``, else ``studiogan-guidance`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+    if chosen := os.environ.get("STUDIOGAN_GUIDANCE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "studiogan-guidance"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is renamed into place, on failure it is removed."""
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: the nearest known one, and all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}known: {', '.join(names)}"
+
+
+def progress(items: Iterable[T], what: str, total: float | None = None) -> Iterable[T]:
+    """Pass ``items`` through with a progress bar on stderr; nothing is shown where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,168 @@
+"""The configuration of a run: one frozen record, its schema, and the only reader of YAML.
+
+Defaults < file < command line. A file is either ours (``host_config`` points at the host's YAML), or a YAML of the
+host as it is: sections in capitals go to the host untouched, every other key is a field of ``RunConfig``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from studiogan_guidance.common import UserError, nearest
+
+METRICS = ("fid", "is", "prdc")
+WHICH = ("best", "current", "ema", "raw")
+CHOICES = {
+    "labels": ("uniform", "data"),
+    "noise_mode": ("random", "const"),
+    "reference": ("train", "valid", "test"),
+    "resizer": ("legacy", "clean", "friendly"),
+    "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. These are the keys of a YAML file; most are command-line options too.
+
+    Attributes:
+        sampler: name of the sampler, or ``{name: ..., option: value, ...}`` in YAML.
+        options: the sampler's options (in YAML they stand beside ``name``).
+        host_config: the host's YAML: a path, from the file's folder or inside the host's ``src/configs``.
+        ckpt: folder with the host's ``model=G*-weights-step*.pth`` files.
+        which: choose among them: best or current, ema or raw; by default best before current, ema before raw.
+        data: folder of real images as the host expects it (``train/<class>/*``, ``valid/<class>/*``, or CIFAR's own).
+        studiogan: the host's checkout; by default it is looked for (see ``doctor``).
+        out: folder for results.
+        device: auto, cpu, cuda or cuda:N.
+        seed: seed K of the first image; image i has seed K + i.
+        num: number of images; by default as many as there are real ones (50,000 for ImageNet's train split).
+        batch_size: images per forward pass.
+        classes: labels to go round; none: drawn at random.
+        labels: how labels are drawn: uniform, or data (as often as in the real images).
+        noise_mode: StyleGAN2's layer noise: random (from each image's seed) or const.
+        metrics: any of fid, is, prdc.
+        reference: the real split: train, valid or test; by default the host's train, the built-in's test.
+        backbone: the host's feature network, such as InceptionV3_tf (the built-in has its own).
+        resizer: the host's resizer before the feature network: legacy, clean or friendly.
+        pre_resizer: how real images are brought to the configured size: wo_resize, nearest, ..., lanczos.
+        k: nearest neighbour of precision, recall, density and coverage.
+        splits: parts of the Inception Score (host 1, literature 10).
+        compare_plain: also measure plain sampling on the same seeds and labels.
+        host: sections in capitals of the host's YAML (DATA, MODEL, ...), where the file has them.
+    """
+
+    sampler: str = "gandance"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    host_config: str | None = None
+    ckpt: str | None = None
+    which: tuple[str, ...] = ()
+    data: str | None = None
+    studiogan: str | None = None
+    out: str = "runs"
+    device: str = "auto"
+    seed: int = 0
+    num: int | None = None
+    batch_size: int = 64
+    classes: tuple[int, ...] = ()
+    labels: str = "uniform"
+    noise_mode: str = "random"
+    metrics: tuple[str, ...] = METRICS
+    reference: str | None = None
+    backbone: str = "InceptionV3_tf"
+    resizer: str = "legacy"
+    pre_resizer: str = "wo_resize"
+    k: int = 5
+    splits: int = 1
+    compare_plain: bool = True
+    host: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, known in CHOICES.items():
+            if getattr(self, key) not in (*known, *((None,) if key == "reference" else ())):
+                raise UserError(f"{key} is '{getattr(self, key)}': {nearest(str(getattr(self, key)), known)}")
+        for key, words in (("metrics", METRICS), ("which", WHICH)):
+            for word in getattr(self, key):
+                if word not in words:
+                    raise UserError(f"{key} has '{word}': {nearest(str(word), words)}")
+        for key, least in (("num", 1), ("batch_size", 1), ("k", 1), ("splits", 1), ("seed", 0)):
+            value = getattr(self, key)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise UserError(f"{key} must be a whole number from {least} up, found {value!r}")
+
+    @property
+    def uses_host(self) -> bool:
+        """Whether the run is about a checkpoint of the host (else: the built-in GAN)."""
+        return bool(self.host or self.host_config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved configuration as plain data, for a result."""
+        return dataclasses.asdict(self)
+
+
+def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Read a configuration file, if any, and put the command line's ``overrides`` (None: not given) on top.
+
+    Options of the file's sampler are kept when the command line names the same sampler or none.
+    """
+    values = _read(Path(path) if path else Path("builtin-gandance.yaml"))
+    given = {key: value for key, value in overrides.items() if value not in (None, ())}
+    if given.get("sampler", values["sampler"]) != values["sampler"]:
+        values["options"] = {}
+    given["options"] = {**values["options"], **given.get("options", {})}
+    if not path and (given.get("ckpt") or given.get("data")):
+        raise UserError("a checkpoint or data folder needs the host's configuration: add -c FILE (such as BigGAN.yaml)")
+    return RunConfig(**{**values, **given})
+
+
+def packaged() -> dict[str, Path]:
+    """The configurations that the package ships, by name, such as CIFAR10/BigGAN-gandance.yaml."""
+    here = Path(__file__).parent
+    root = next(path for path in (here / "configs", here.parent / "configs") if path.is_dir())  # installed, or a clone
+    return {str(file.relative_to(root)): file for file in sorted(root.rglob("*.yaml"))}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping; UserError otherwise."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the configuration {path} must be a mapping of keys, found {type(content).__name__}")
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        if str(path) not in packaged():
+            raise UserError(f"no configuration {path} here or in the package: {nearest(str(path), packaged())}")
+        path = packaged()[str(path)]
+    content = read_yaml(path)
+    known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("host", "options")]
+    values: dict[str, Any] = {"host": {key: value for key, value in content.items() if str(key).isupper()}}
+    for key, value in content.items():
+        if str(key).isupper():
+            continue
+        if key not in known:
+            raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    for key in ("metrics", "which", "classes"):
+        if key in values and not isinstance(values[key], tuple):
+            values[key] = (values[key],)
+    if values["host"] and values.get("host_config"):
+        raise UserError(f"{path} has both host_config and the host's own sections: keep one of them")
+    if values.get("host_config") and (path.parent / values["host_config"]).exists():
+        values["host_config"] = str(path.parent / values["host_config"])
+    spec = values.get("sampler", RunConfig.sampler)
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise UserError(f"sampler in {path} must be a name or a mapping with a name, found {spec!r}")
+    return {**values, "sampler": spec["name"], "options": {k: v for k, v in spec.items() if k != "name"}}

@@ -1,0 +1,119 @@
+"""Checks of everything that a run may need, each with the command that would mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from studiogan_guidance import __version__
+from studiogan_guidance.common import UserError, cache_dir
+
+HOST_PACKAGES = (
+    "torchvision",
+    "h5py",
+    "kornia",
+    "wandb",
+    "timm",
+    "seaborn",
+    "sklearn",
+    "pandas",
+    "scipy",
+    "tqdm",
+    "packaging",
+)
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+
+
+@dataclass(frozen=True)
+class Check:
+    """``status`` is ok, warn (something optional is missing) or fail; ``fix`` is what to do about it."""
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+
+
+def run(studiogan: str | None = None) -> list[Check]:
+    """All checks, in the order in which one would mend them."""
+    checks: list[Callable[[], Check]] = [
+        _python,
+        _torch,
+        _cache,
+        _builtin,
+        lambda: _checkout(studiogan),
+        _host_packages,
+        _inception,
+    ]
+    return [check() for check in checks]
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 10)
+    found = f"{platform.python_version()} on {platform.platform()}, studiogan-guidance {__version__}"
+    return Check("python", "ok" if ok else "fail", found, "" if ok else "install Python 3.10 or newer")
+
+
+def _torch() -> Check:
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["no GPU: runs on the CPU"]
+    return Check("torch", "ok", f"{torch.__version__}; {', '.join(devices)}")
+
+
+def _cache() -> Check:
+    from studiogan_guidance.evaluation.report import writable
+
+    try:
+        return Check("cache folder", "ok", str(writable(cache_dir())))
+    except UserError as error:
+        return Check("cache folder", "fail", str(error), "export STUDIOGAN_GUIDANCE_CACHE=/a/folder/you/can/write")
+
+
+def _builtin() -> Check:
+    from studiogan_guidance import builtin
+
+    try:
+        return Check("built-in GAN", "ok", f"weights {builtin.networks().digest[:16]}")
+    except (OSError, RuntimeError) as error:
+        return Check(
+            "built-in GAN", "fail", str(error).splitlines()[0], "pip install --force-reinstall studiogan-guidance"
+        )
+
+
+def _checkout(studiogan: str | None) -> Check:
+    from studiogan_guidance.host.locate import COMMIT, locate
+
+    try:
+        checkout = locate(studiogan)
+    except UserError as error:
+        return Check("host checkout", "warn", str(error), "studiogan-guidance setup")
+    found = f"{checkout.path} at {(checkout.commit or 'an unknown commit')[:7]}"
+    if checkout.is_pinned:
+        return Check("host checkout", "ok", found)
+    return Check("host checkout", "warn", f"{found}; tested with {COMMIT}", f"git -C {checkout.path} checkout {COMMIT}")
+
+
+def _host_packages() -> Check:
+    missing = [name for name in HOST_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check(
+            "host packages", "warn", f"missing: {', '.join(missing)}", "pip install 'studiogan-guidance[studiogan]'"
+        )
+    return Check("host packages", "ok", f"torchvision {importlib.metadata.version('torchvision')} and the rest")
+
+
+def _inception() -> Check:
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    if path.exists():
+        return Check("Inception weights", "ok", str(path))
+    return Check(
+        "Inception weights", "warn", f"{path} is missing", "the first eval downloads it; offline: copy it there"
+    )

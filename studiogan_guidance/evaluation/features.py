@@ -1,0 +1,125 @@
+"""From images to features to statistics: one pass that keeps nothing that no metric needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from studiogan_guidance import builtin
+
+Array = NDArray[Any]
+
+
+class Backbone(Protocol):
+    """A feature network: images [B, 3, H, W] in [-1, 1] -> (features [B, D], class logits [B, K]).
+
+    It quantises to 8 bits and resizes by itself. ``protocol`` names everything about it that changes a metric;
+    ``classifies`` says that its classes are the generator's labels, so that class accuracy means something.
+    """
+
+    protocol: dict[str, Any]
+    classifies: bool
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """What metrics need of a set of images.
+
+    Attributes:
+        count: number of images N.
+        mean: float64 [D].
+        cov: unbiased, float64 [D, D].
+        features: float32 [N, D], or None if only moments were asked for.
+        probabilities: class probabilities float32 [N, K], or None.
+        labels: int64 [N].
+    """
+
+    count: int
+    mean: Array
+    cov: Array
+    features: Array | None
+    probabilities: Array | None
+    labels: Array
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8 of the same shape, rounded to nearest, as the host quantises before its metrics."""
+    return (255 * ((images + 1) / 2) + 0.5).clamp(0, 255).to(torch.uint8)
+
+
+def accumulate(
+    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone, features: bool = True, probabilities: bool = True
+) -> FeatureStats:
+    """Push (images, labels) batches through ``backbone``; the moments are summed in float64 batch by batch.
+
+    Sums of squares are taken about the first batch's mean, so large means cost no precision.
+    """
+    count, kept_features, kept_probabilities, kept_labels = 0, [], [], []
+    origin = total = scatter = np.zeros(0)
+    with torch.no_grad():
+        for images, labels in batches:
+            feats, logits = backbone(images)
+            block = feats.double().cpu().numpy()
+            if count == 0:
+                origin = block.mean(0)
+                total, scatter = np.zeros_like(origin), np.zeros((origin.size, origin.size))
+            shifted = block - origin
+            total, scatter, count = total + shifted.sum(0), scatter + shifted.T @ shifted, count + len(block)
+            kept_labels.append(labels.cpu().numpy())
+            if features:
+                kept_features.append(feats.float().cpu().numpy())
+            if probabilities:
+                kept_probabilities.append(logits.float().softmax(1).cpu().numpy())
+    if count < 2:
+        raise ValueError(f"metrics need at least 2 images, found {count}")
+    mean = total / count
+    return FeatureStats(
+        count=count,
+        mean=origin + mean,
+        cov=(scatter - count * np.outer(mean, mean)) / (count - 1),
+        features=np.concatenate(kept_features) if features else None,
+        probabilities=np.concatenate(kept_probabilities) if probabilities else None,
+        labels=np.concatenate(kept_labels),
+    )
+
+
+class BuiltinBackbone:
+    """The built-in feature net, a digit classifier, as a Backbone."""
+
+    classifies = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._net, digest = builtin.load(builtin.network.FeatureNet, "features", device)
+        self._device = device
+        self.protocol = {"backbone": "builtin", "backbone_sha256": digest[:16], "resizer": "none"}
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self._net(to_uint8(images.to(self._device)).float() / 127.5 - 1)
+        return features, logits
+
+
+class BuiltinImages:
+    """The real digits of one split."""
+
+    def __init__(self, split: str) -> None:
+        self._images, self._labels = builtin.data.digits(split)
+        self.fingerprint = {"data": "MNIST-5k", "reference": split}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def labels(self) -> list[int]:
+        """Label of every image."""
+        return [int(label) for label in self._labels]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, 32, 32] in [-1, 1] and labels [B]."""
+        yield from zip(self._images.split(batch_size), self._labels.split(batch_size))

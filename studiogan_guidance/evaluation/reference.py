@@ -1,0 +1,37 @@
+"""Statistics of the real images, computed once and cached under a key of everything that changes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from studiogan_guidance.common import cache_dir, replacing
+from studiogan_guidance.evaluation.features import FeatureStats
+
+FORMAT = 1  # raise it when the meaning of a cached file changes
+
+
+def cache_path(key: Mapping[str, Any]) -> Path:
+    """Where the statistics of a key live; any change of the key is another file."""
+    text = json.dumps({**key, "format": FORMAT}, sort_keys=True)
+    return cache_dir() / "reference" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+
+
+def load(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> FeatureStats:
+    """The cached statistics of ``key``, or those that ``compute`` returns, cached from now on."""
+    path = cache_path(key)
+    if not path.exists():
+        stats = compute()
+        with replacing(path) as beside:
+            kept: dict[str, Any] = {"mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
+            if stats.features is not None:
+                kept["features"] = stats.features
+            np.savez(beside, **kept)
+        return stats
+    with np.load(path) as file:
+        return FeatureStats(len(file["labels"]), file["mean"], file["cov"], file.get("features"), None, file["labels"])

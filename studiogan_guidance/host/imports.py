@@ -1,0 +1,59 @@
+"""Enter the host: its bare module names (config, utils, models, metrics, ...) exist inside a with-block only."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.host import compat
+from studiogan_guidance.host.locate import Checkout
+
+_KEPT: dict[str, dict[str, ModuleType]] = {}  # the modules of each checkout, between visits
+_INSIDE: list[str] = []
+
+
+@contextmanager
+def inside(checkout: Checkout) -> Iterator[None]:
+    """Make the host importable, with the shims on, and put everything back at the end.
+
+    Modules of the same names that were imported before (your own ``utils``, say) are out of sight meanwhile and back
+    afterwards. What the host prints goes to stderr. Entering twice is fine.
+    """
+    src = str(checkout.path / "src")
+    if _INSIDE and _INSIDE[-1] == src:
+        yield
+        return
+    tops = {entry.stem for entry in (checkout.path / "src").iterdir() if entry.suffix == ".py" or entry.is_dir()}
+    strangers = _take_out(tops)
+    sys.modules.update(_KEPT.get(src, {}))
+    sys.path.insert(0, src)
+    _INSIDE.append(src)
+    try:
+        with compat.active(), contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _INSIDE.pop()
+        sys.path.remove(src)
+        _KEPT[src] = _take_out(tops)
+        sys.modules.update(strangers)
+
+
+def module(name: str) -> Any:
+    """A host module, such as ``models.model``; only within ``inside``. UserError if a package it needs is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the host needs the package '{error.name}', which is missing: pip install 'studiogan-guidance[studiogan]'"
+        ) from error
+
+
+def _take_out(tops: set[str]) -> dict[str, ModuleType]:
+    names = [name for name in sys.modules if name.partition(".")[0] in tops]
+    return {name: sys.modules.pop(name) for name in names}

@@ -1,0 +1,98 @@
+"""Find a checkout of the host, or make one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from studiogan_guidance.common import UserError, cache_dir
+
+COMMIT = "947b35e"  # of PyTorch-StudioGAN: what this package is written and tested against
+SOURCE = "https://github.com/POSTECH-CVLab/PyTorch-StudioGAN.git"
+NAME = "PyTorch-StudioGAN"
+LANDMARKS = ("src/config.py", "src/models/model.py", "src/utils/sample.py")
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder that holds the host, and the commit it is at (None: not a git repository)."""
+
+    path: Path
+    commit: str | None
+
+    @property
+    def is_pinned(self) -> bool:
+        return bool(self.commit and self.commit.startswith(COMMIT))
+
+
+def locate(option: str | None = None) -> Checkout:
+    """The first checkout found: ``option``, ``$STUDIOGAN_ROOT``, the cache folder, the current folder and its parents.
+
+    Raises:
+        UserError: a folder named on purpose (the first two) is no checkout, or none is found; all places are listed.
+    """
+    tried = []
+    for place, path, on_purpose in _places(option):
+        if all((path / mark).is_file() for mark in LANDMARKS):
+            return Checkout(path.resolve(), _commit(path))
+        if on_purpose:
+            raise UserError(
+                f"{place} is {path}, but no PyTorch-StudioGAN checkout is there ({LANDMARKS[0]} is missing)"
+            )
+        tried.append(f"{place} ({path})")
+    raise UserError(
+        f"no PyTorch-StudioGAN checkout found; tried --studiogan and $STUDIOGAN_ROOT (not set), {', '.join(tried)}: "
+        "run 'studiogan-guidance setup'"
+    )
+
+
+def _places(option: str | None) -> Iterator[tuple[str, Path, bool]]:
+    if option:
+        yield "--studiogan", Path(option).expanduser(), True
+    if root := os.environ.get("STUDIOGAN_ROOT"):
+        yield "$STUDIOGAN_ROOT", Path(root).expanduser(), True
+    yield "the cache folder", cache_dir() / NAME, False
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        yield "the current folder and its parents", folder, False
+
+
+def _git(*args: str, cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(["git", *args], cwd=cwd, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise UserError("git is not installed: install it, or unpack a checkout and set STUDIOGAN_ROOT") from error
+    return done.stdout.strip()
+
+
+def _commit(path: Path) -> str | None:
+    if not (path / ".git").exists():  # do not report the commit of a repository around it
+        return None
+    try:
+        return _git("rev-parse", "HEAD", cwd=path)
+    except (UserError, subprocess.CalledProcessError):
+        return None
+
+
+def setup(source: str | None = None) -> Checkout:
+    """Clone ``source`` (a git URL or a folder) at the pinned commit into the cache folder, whole or not at all."""
+    target = cache_dir() / NAME
+    if target.exists():
+        return locate(str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=target.parent))
+    try:
+        _git("clone", "--quiet", "--no-checkout", source or SOURCE, str(beside / NAME))
+        _git("-c", "advice.detachedHead=false", "checkout", "--quiet", COMMIT, cwd=beside / NAME)
+        locate(str(beside / NAME))
+        (beside / NAME).rename(target)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split()) or "git failed"
+        raise UserError(f"cannot set up {source or SOURCE} at {COMMIT}: {reason}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return locate(str(target))

@@ -1,0 +1,165 @@
+"""The host's own evaluation: its feature networks, its resizers, its real-image reader and its metric functions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import urllib.error
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+
+UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host neither crops nor resizes
+
+
+class HostBackbone:
+    """The host's LoadEvalModel as a Backbone; weights come from torch's hub cache, or over the network."""
+
+    classifies = False
+
+    def __init__(self, cfg: RunConfig, checkout: Checkout, device: torch.device) -> None:
+        with inside(checkout):
+            preparation = module("metrics.preparation")
+            try:
+                self._model = preparation.LoadEvalModel(cfg.backbone, cfg.resizer, 1, False, device)
+            except NotImplementedError as error:
+                raise UserError(f"the host has no backbone '{cfg.backbone}': try InceptionV3_tf") from error
+            except (urllib.error.URLError, OSError, RuntimeError, KeyError) as error:
+                folder = Path(torch.hub.get_dir()) / "checkpoints"
+                raise UserError(
+                    f"cannot load the weights of {cfg.backbone} ({' '.join(str(error).split())[:120]}): "
+                    f"download them on a machine with a network and copy them into {folder}"
+                ) from error
+        self._model.eval()
+        digest = hashlib.sha256()
+        for name, value in self._model.model.state_dict().items():
+            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        self.protocol = {"backbone": cfg.backbone, "backbone_sha256": digest.hexdigest()[:16], "resizer": cfg.resizer}
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            features, logits = self._model.get_outputs(images, quantize=True)
+        return features, logits
+
+
+class HostMetrics:
+    """The host's metric functions on arrays of features."""
+
+    name = "host"
+
+    def __init__(self, checkout: Checkout) -> None:
+        self._checkout = checkout
+
+    def frechet_distance(
+        self, mu1: NDArray[Any], sigma1: NDArray[Any], mu2: NDArray[Any], sigma2: NDArray[Any]
+    ) -> float:
+        """The host's FID by a general matrix square root."""
+        with inside(self._checkout):
+            return float(module("metrics.fid").frechet_inception_distance(mu1, sigma1, mu2, sigma2))
+
+    def prdc(self, real: NDArray[Any], fake: NDArray[Any], k: int) -> dict[str, float]:
+        """The host's compute_prdc; it holds some 3.7 matrices of 8 N^2 bytes."""
+        with inside(self._checkout):
+            values = module("metrics.prdc").compute_prdc(real.astype(np.float64), fake.astype(np.float64), k)
+        return {name: float(value) for name, value in values.items()}
+
+    def inception_score(self, probabilities: NDArray[Any], splits: int) -> float:
+        """The host's Inception Score, in float64 and with zeros lifted to 1e-300, where the host would give nan."""
+        p = torch.from_numpy(probabilities).double().clamp_min(1e-300)
+        with inside(self._checkout), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the standard deviation of one split
+            return float(module("metrics.ins").calculate_kl_div(p, splits)[0])
+
+
+class RealImages:
+    """The host's data set of one split, with a fingerprint of everything in it that a metric depends on."""
+
+    def __init__(self, cfg: RunConfig, checkout: Checkout, name: str, image_size: int) -> None:
+        if not cfg.data:
+            raise UserError(
+                "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
+            )
+        self.root, self.size, self.split = Path(cfg.data), image_size, cfg.reference or "train"
+        processed = name not in UNPROCESSED
+        if not self.root.is_dir():
+            raise UserError(
+                f"--data {self.root} is not a folder: give the one with train/<class>/* and valid/<class>/*"
+            )
+        with inside(checkout):
+            try:
+                self._dataset = module("data_util").Dataset_(
+                    data_name=name,
+                    data_dir=str(self.root),
+                    train=self.split == "train",
+                    crop_long_edge=processed,
+                    resize_size=image_size if processed else None,
+                    resizer=cfg.pre_resizer,
+                    random_flip=False,
+                    normalize=True,
+                )
+            except (OSError, RuntimeError, urllib.error.URLError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise UserError(f"cannot read the {self.split} images of {name} in {self.root}: {reason}") from error
+        self.fingerprint = {
+            "data": name,
+            "files": _listing(self.root if name.startswith("CIFAR") else self.root / self._folder()),
+            "image_size": image_size,
+            "pre_resizer": cfg.pre_resizer,
+            "reference": self.split,
+        }
+
+    def _folder(self) -> str:
+        return "train" if self.split == "train" else "valid"
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def labels(self) -> list[int]:
+        """Label of every image."""
+        return [int(label) for label in self._dataset.data.targets]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, H, W] in [-1, 1] and labels [B]; UserError names an unreadable or wrongly sized image."""
+        workers = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
+        loader: Any = torch.utils.data.DataLoader(
+            self._dataset, batch_size, num_workers=workers, multiprocessing_context="fork" if workers else None
+        )
+        try:
+            for images, labels in loader:
+                if tuple(images.shape[1:]) != (3, self.size, self.size):
+                    raise UserError(
+                        f"images in {self.root} are {images.shape[3]}x{images.shape[2]}, the configuration wants "
+                        f"{self.size}x{self.size}: set --pre-resizer (such as lanczos)"
+                    )
+                yield images, labels
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            last = str(error).strip().splitlines()[-1][:200]
+            raise UserError(f"cannot read the images in {self.root}: {last}") from error
+
+
+def _listing(root: Path) -> str:
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            with contextlib.suppress(OSError):
+                stat = os.stat(os.path.join(folder, name))
+                relative = os.path.relpath(os.path.join(folder, name), root)
+                digest.update(f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]

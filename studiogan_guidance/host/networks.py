@@ -1,0 +1,170 @@
+"""A generator from the host's YAML and a folder of its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from studiogan_guidance.common import UserError, nearest
+from studiogan_guidance.config import RunConfig, read_yaml
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.latents import VIEWS
+from studiogan_guidance.latents.base import Networks
+
+# What real host checkpoints hold besides tensors and plain Python: the best FID is a numpy scalar. Nothing else passes.
+_SCALAR = np.float64(0).__reduce__()[0]
+ALLOWED: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
+
+
+def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
+    """The generator that ``cfg`` names, with its weights, in evaluation mode on ``device``.
+
+    Raises:
+        UserError: a configuration that the host rejects, a missing, damaged or foreign checkpoint, a backbone or a way
+            of conditioning without a view.
+    """
+    if not cfg.ckpt:
+        raise UserError("this configuration needs a checkpoint: add --ckpt DIR, the folder of model=G*-weights-step*.pth")
+    sections = host_yaml(cfg, checkout)
+    path = find(Path(cfg.ckpt), "G", cfg.which)
+    state = read(path)
+    networks = dataclasses.replace(build(sections, checkout, device), digest=_sha256(path), source=str(path))
+    try:
+        networks.generator.load_state_dict(state["state_dict"])
+    except (RuntimeError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        name = cfg.host_config or "the configuration"
+        raise UserError(f"{path.name} does not fit {name}: {' '.join(lines[1:2] or lines)[:200]}") from error
+    return networks
+
+
+def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device) -> Networks:
+    """A freshly initialised generator for the host's YAML sections; the global random state is left as it was."""
+    with inside(checkout), torch.random.fork_rng(devices=[]):
+        host = configurations(sections)
+        model = host.MODEL
+        known = [entry.name for entry in VIEWS if entry.name != "builtin"]
+        if model.backbone not in known:
+            raise UserError(f"no view of backbone '{model.backbone}': {nearest(model.backbone, known)}")
+        try:
+            generator = module("models.model").load_generator_discriminator(
+                host.DATA, host.OPTIMIZATION, model, host.STYLEGAN, host.MODULES, host.RUN, device, None
+            )[0]
+        except (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise UserError(f"the host cannot build this configuration: {_line(error)}") from error
+    discrete, continuous = (model.info_type in (kind, "both") for kind in ("discrete", "continuous"))
+    return Networks(
+        generator=generator.eval().requires_grad_(False),
+        backbone=model.backbone,
+        num_classes=host.DATA.num_classes,
+        z_dim=model.z_dim,
+        image_size=host.DATA.img_size,
+        device=device,
+        digest="",
+        source="a freshly initialised generator",
+        z_prior=model.z_prior,
+        g_cond_mtd=model.g_cond_mtd,
+        info_discrete=model.info_num_discrete_c if discrete else 0,
+        info_discrete_dim=model.info_dim_discrete_c if discrete else 0,
+        info_continuous=model.info_num_conti_c if continuous else 0,
+    )
+
+
+def host_yaml(cfg: RunConfig, checkout: Checkout) -> Mapping[str, Any]:
+    """The host's own sections: those in our file, or the file that ``host_config`` names."""
+    if not cfg.host_config:
+        return cfg.host
+    configs = checkout.path / "src" / "configs"
+    for path in (Path(cfg.host_config), configs / cfg.host_config):
+        if path.is_file():
+            return {key: value for key, value in read_yaml(path).items() if str(key).isupper()}
+    known = [str(file.relative_to(configs)) for file in configs.rglob("*.yaml")]
+    raise UserError(f"no host_config {cfg.host_config} here or in {configs}: {nearest(cfg.host_config, known)[:200]}")
+
+
+def configurations(sections: Mapping[str, Any]) -> Any:
+    """The host's Configurations object for YAML sections; only within ``inside``. Its optimisers are not built."""
+    import yaml
+
+    handle, path = tempfile.mkstemp(suffix=".yaml")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yaml.safe_dump(dict(sections), file)
+        host = module("config").Configurations(path)
+    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+        raise UserError(f"the host rejects the configuration: {_line(error)}") from error
+    finally:
+        os.unlink(path)
+    host.RUN.mixed_precision = False  # sampling runs in float32, as the host's evaluation does without -mpc
+    host.MODEL.apply_g_ema = False  # whichever weights were chosen go into one generator
+    return host
+
+
+def find(folder: Path, model: str, which: tuple[str, ...] = ()) -> Path:
+    """The checkpoint file of ``model`` (G or D) in a folder; for G the moving average is preferred.
+
+    Args:
+        which: any of best, current, ema, raw; what is not said is taken in the order best, current and ema, raw.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--ckpt {folder} is not a folder: give the one with the files model=G*-weights-step*.pth")
+    kinds = [f"{model}_ema"] * ("raw" not in which and model == "G") + [model] * ("ema" not in which)
+    whens = [word for word in ("best", "current") if word in which] or ["best", "current"]
+    patterns = [f"model={kind}-{when}-weights-step*.pth" for when in whens for kind in kinds]
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern), key=_step):
+            return found[-1]
+    present = sorted(file.name for file in folder.glob("*.pth"))[:4]
+    raise UserError(
+        f"no checkpoint {' or '.join(patterns)} in {folder}; it holds {', '.join(present) or 'no .pth file'}"
+    )
+
+
+def _step(path: Path) -> int:
+    digits = path.stem.rpartition("=")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU, by the weights-only unpickler and the short list ``ALLOWED``: no code runs."""
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"refused the checkpoint {path}: it holds more than weights, or is no checkpoint ({_reason(error)})"
+        ) from error
+    except (EOFError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: damaged or truncated ({_line(error)})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
+    return content
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    start = text.find("Unsupported global")
+    start = text.find("Weights only load failed") if start < 0 else start
+    return text[max(start, 0) :][:160]

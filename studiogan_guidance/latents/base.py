@@ -1,0 +1,157 @@
+"""What a sampler sees of a generator: a code that bears the condition, and a way from the code to the image.
+
+A view makes one architecture family look like ``encode(z, labels) -> code`` and ``decode(code, z, noise) -> images``.
+Samplers know views; only views know architectures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from studiogan_guidance import rng
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A loaded conditional GAN and the few facts about it that views need.
+
+    ``z_dim`` is the width of the prior noise; InfoGAN generators take ``info_discrete`` one-hot vectors of
+    ``info_discrete_dim`` and ``info_continuous`` numbers in [-1, 1] behind it. ``digest`` is the hash of the weights.
+    """
+
+    generator: nn.Module
+    backbone: str
+    num_classes: int
+    z_dim: int
+    image_size: int
+    device: torch.device
+    digest: str
+    source: str
+    z_prior: str = "gaussian"
+    g_cond_mtd: str = "cAdaIN"
+    info_discrete: int = 0
+    info_discrete_dim: int = 0
+    info_continuous: int = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The random part of a batch: everything that does not depend on the sampler's options.
+
+    Attributes:
+        seeds: int64 [B].
+        z: prior noise, InfoGAN numbers included, [B, Z].
+        labels: int64 [B].
+        noise: StyleGAN2's per-layer noise, one [B, 1, r, r] tensor a layer; None for its constant noise.
+        generators: each image's own generator, for whatever a sampler still needs.
+    """
+
+    seeds: Tensor
+    z: Tensor
+    labels: Tensor
+    noise: list[Tensor] | None
+    generators: list[Generator]
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """Which label image i gets: the chosen ``classes`` in turn, else drawn, uniformly or with ``weights`` [C]."""
+
+    classes: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def draw(self, position: int, num_classes: int, gen: Generator) -> Tensor:
+        """The label of the image at ``position`` of the run, int64 scalar."""
+        if self.classes:
+            return torch.tensor(self.classes[position % len(self.classes)])
+        if self.weights:
+            edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
+            draw = torch.rand((), generator=gen, dtype=torch.float64) * edges[-1]
+            return torch.searchsorted(edges, draw, right=True).clamp(max=num_classes - 1)
+        return torch.randint(num_classes, (), generator=gen)
+
+
+class LatentView(ABC):
+    """One architecture family. ``rows`` is the number of w rows, or None where a code has no layers."""
+
+    rows: int | None = None
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+        self.generator = networks.generator
+        self.num_classes = networks.num_classes
+        self.device = networks.device
+        self.cost: Counter[str] = Counter()  # rows that went through each network so far
+
+    @abstractmethod
+    def encode(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Code of each image, [B, ...]. ``labels`` is int64 [B], or float [B, C] with a weight for every class."""
+
+    @abstractmethod
+    def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] from codes, prior noise and (StyleGAN2) per-layer noise."""
+
+    def noise_sizes(self) -> list[int]:
+        """Side of each per-image noise input, in the order in which they are drawn; empty for most families."""
+        return []
+
+    def class_means(self) -> Tensor:
+        """Mean code of every class over the prior noise, [C, ...]; exact for families whose code ignores z."""
+        labels = torch.arange(self.num_classes, device=self.device)
+        return self.encode(torch.zeros(self.num_classes, 0, device=self.device), labels)
+
+    def global_mean(self) -> Tensor:
+        """The one mean code over noise and classes, [...]."""
+        return self.class_means().mean(0)
+
+    def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Mean of ``encode(z, c)`` for the same z over each image's classes ``labels`` [B, K]; [B, ...]."""
+        return self.class_means()[labels].mean(1)
+
+    def draw(self, seeds: Sequence[int], first: int, plan: LabelPlan, noise_mode: str = "random") -> Inputs:
+        """Draw a batch. Each image's generator gives, in this order: z, label, InfoGAN numbers, layer noise.
+
+        Args:
+            seeds: one seed an image.
+            first: position in the run of the first of them (chosen classes go round by position).
+            plan: where labels come from.
+            noise_mode: "random" for per-image layer noise, "const" for the generator's own constant noise.
+        """
+        gens = rng.generators(seeds)
+        z = self.prior(gens)
+        labels = torch.stack([plan.draw(first + i, self.num_classes, g) for i, g in enumerate(gens)])
+        z = torch.cat([z, self.info(gens)], 1)
+        sizes = self.noise_sizes() if noise_mode == "random" else []
+        noise = [rng.randn(gens, 1, size, size).to(self.device) for size in sizes] or None
+        return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise, gens)
+
+    def prior(self, gens: Sequence[Generator]) -> Tensor:
+        """Prior noise on the CPU, [B, z_dim]: standard normal, or uniform in [-1, 1)."""
+        draw = rng.randn if self.networks.z_prior == "gaussian" else rng.uniform
+        return draw(gens, self.networks.z_dim)
+
+    def info(self, gens: Sequence[Generator]) -> Tensor:
+        """InfoGAN's numbers on the CPU: one-hot vectors, then uniform numbers in [-1, 1); [B, 0] for other GANs."""
+        net = self.networks
+        picks = rng.randint(gens, max(net.info_discrete_dim, 1), net.info_discrete)
+        one_hot = F.one_hot(picks, max(net.info_discrete_dim, 1)).flatten(1).float()
+        return torch.cat([one_hot, rng.uniform(gens, net.info_continuous)], 1)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode everywhere, so spectral norms and batch norms stand still; left as it was found."""
+        training = {module: module.training for module in self.generator.modules()}
+        self.generator.eval()
+        try:
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode

@@ -1,0 +1,56 @@
+"""Estimators of the joint: the code of "no particular class", from which guidance moves away.
+
+Write f(z, c) = mu + a(z) + b(c) + i(z, c). Guided by scale s, ``class_mean`` multiplies b and i by s, ``class_shift``
+b alone, ``global_mean`` a, b and i. The paper (GANdance, ECCV 2024) says that the joint comes from vector arithmetic in
+the latent space of the conditional generator and is itself a distribution; it publishes no formula. ``class_mean`` is
+our reading of it, the others are the alternatives. On embeddings and label vectors, which ignore z, all of them but
+``class_subset`` are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.registry import Registry
+
+GANDANCE = "Zhang et al., GANdance, ECCV 2024"
+Estimator = Callable[[LatentView, Inputs, Tensor, int], Tensor]
+JOINTS: Registry[Estimator] = Registry("joint", "studiogan_guidance.joints")
+
+
+@JOINTS.register("class_mean", "mean of f(z, c) over all classes, same z (C mapping passes)", GANDANCE)
+def class_mean(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+    """(1/C) sum_c f(z, c)."""
+    labels = torch.arange(view.num_classes, device=code.device).expand(len(code), -1)
+    return view.mean_over_classes(inputs.z, labels)
+
+
+@JOINTS.register("class_subset", "mean of f(z, c) over K classes drawn for each image (K mapping passes)", GANDANCE)
+def class_subset(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+    """(1/K) sum_k f(z, c_k), the c_k drawn without repetition from the image's own generator; K is at most C."""
+    picks = [torch.randperm(view.num_classes, generator=g)[:subset] for g in inputs.generators]
+    return view.mean_over_classes(inputs.z, torch.stack(picks).to(code.device))
+
+
+@JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", GANDANCE)
+def global_mean(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+    """E f(z, c), the same for every image."""
+    return view.global_mean().expand_as(code)
+
+
+@JOINTS.register("class_shift", "code minus the offset of its class mean from the mean of all (free)", GANDANCE)
+def class_shift(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+    """f(z, c) - (m_c - m), with the class means m_c and their mean m."""
+    means = view.class_means()
+    return code - (means[inputs.labels] - means.mean(0))
+
+
+@JOINTS.register("mean_embedding", "f(z, mean one-hot label) (one mapping pass)", GANDANCE)
+def mean_embedding(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+    """f(z, (1/C, ..., 1/C)); off the training domain of f."""
+    weights = torch.full((len(code), view.num_classes), 1 / view.num_classes, device=code.device)
+    return view.encode(inputs.z, weights)

@@ -1,0 +1,130 @@
+"""W: the latent between mapping and synthesis of StyleGAN2, StyleGAN3 and the built-in GAN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError, cache_dir, progress, replacing
+from studiogan_guidance.latents.base import LatentView, Networks
+
+MAX_ROWS = 4096  # rows of one mapping call while codes are averaged: what bounds the memory
+TABLE_DRAWS = 10_000  # prior draws behind each class mean (as in Dobler et al. 2022, arXiv:2202.11777)
+TABLE_SEED = 2**40  # far from the seeds of images
+
+
+class WView(LatentView):
+    """Code = w of every layer, [B, rows, w_dim]; it depends on z, so the estimators of the joint really differ.
+
+    Expects ``generator.mapping(z, c)``, ``generator.synthesis(ws)`` and the moving average ``w_avg`` that training
+    kept on the generator or on its mapping network.
+    """
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        generator: Any = self.generator
+        self.mapping, self.synthesis = generator.mapping, generator.synthesis
+        self.rows: int = generator.synthesis.num_ws
+        self._class_means: Tensor | None = None
+
+    def _map(self, z: Tensor, weights: Tensor) -> Tensor:
+        ws: Tensor = self.mapping(z, weights)
+        return ws
+
+    def _synthesise(self, ws: Tensor, noise: list[Tensor] | None) -> Tensor:
+        images: Tensor = self.synthesis(ws)
+        return images
+
+    def encode(self, z: Tensor, labels: Tensor) -> Tensor:
+        self.cost["mapping"] += len(z)
+        return self._map(z, F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels)
+
+    def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+        self.cost["synthesis"] += len(code)
+        return self._synthesise(code, noise)
+
+    def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Mean w for the same z over each image's classes ``labels`` [B, K]; [B, rows, w_dim].
+
+        Images are taken in chunks, so that one mapping call sees at most ``MAX_ROWS`` rows (or K, if that is more).
+        """
+        k = labels.shape[1]
+        means = []
+        for some_z, some in zip(z.split(max(1, MAX_ROWS // k)), labels.split(max(1, MAX_ROWS // k))):
+            ws = self.encode(some_z.repeat_interleave(k, 0), some.reshape(-1))[:, 0]
+            means.append(ws.view(len(some_z), k, -1).mean(1))
+        return torch.cat(means)[:, None].expand(-1, self.rows, -1)
+
+    def global_mean(self) -> Tensor:
+        """The moving average of w that training kept: the centre of the host's own truncation, [rows, w_dim]."""
+        holder: Any = self.generator if hasattr(self.generator, "w_avg") else self.mapping
+        w_avg: Tensor = holder.w_avg
+        return w_avg.expand(self.rows, -1)
+
+    def class_means(self) -> Tensor:
+        """Mean w of each class over ``TABLE_DRAWS`` fixed prior draws, the same for all classes; [C, rows, w_dim].
+
+        Computed once for a checkpoint: the table lives in the cache folder under the hash of the weights.
+        """
+        if self._class_means is None:
+            prior = f"{self.networks.z_prior}{self.networks.z_dim}"
+            path = cache_dir() / "tables" / f"{self.networks.digest[:32]}-{prior}-class-means-{TABLE_DRAWS}.npy"
+            if not path.exists():
+                with self.frozen(), torch.no_grad():
+                    table = self._class_table()
+                with replacing(path) as beside:
+                    np.save(beside, table)
+            means = torch.from_numpy(np.load(path)).to(self.device)
+            self._class_means = means[:, None].expand(-1, self.rows, -1)
+        return self._class_means
+
+    def _class_table(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        gens = rng.generators(range(TABLE_SEED, TABLE_SEED + TABLE_DRAWS))
+        z = torch.cat([self.prior(gens), self.info(gens)], 1).to(self.device)
+        eye = torch.eye(self.num_classes, device=self.device)
+        table = torch.zeros(self.num_classes, self.global_mean().shape[1], dtype=torch.float64, device=self.device)
+        for c in progress(range(self.num_classes), "class means"):
+            for part in z.split(MAX_ROWS):
+                table[c] += self._map(part, eye[c].expand(len(part), -1))[:, 0].double().sum(0)
+        return (table / len(z)).float().cpu().numpy()
+
+
+class StyleGANView(WView):
+    """The host's StyleGAN2 and StyleGAN3: moving averages stand still, layer noise comes from each image's seed."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        if self.mapping.z_dim != self.networks.z_dim + self.info([rng.generators([0])[0]]).shape[1]:
+            raise UserError(
+                f"this {networks.backbone} generator takes {self.mapping.z_dim} latent numbers but its configuration "
+                "has InfoGAN numbers on top: the host cannot run such a generator either; set MODEL.info_type to N/A"
+            )
+
+    def _map(self, z: Tensor, weights: Tensor) -> Tensor:
+        ws: Tensor = self.mapping(z, weights, update_emas=False)
+        return ws
+
+    def _noisy_layers(self) -> list[Any]:
+        if self.networks.backbone == "stylegan3":  # accepts a noise mode and ignores it
+            return []
+        return [layer for layer in self.synthesis.modules() if "noise_const" in layer._buffers]
+
+    def noise_sizes(self) -> list[int]:
+        return [int(layer.resolution) for layer in self._noisy_layers()]
+
+    def _synthesise(self, ws: Tensor, noise: list[Tensor] | None) -> Tensor:
+        layers = self._noisy_layers() if noise else []
+        constants = [layer._buffers["noise_const"] for layer in layers]
+        try:  # the layer multiplies its constant by its strength, so a batch-shaped constant is per-image noise
+            for layer, batch in zip(layers, noise or []):
+                layer._buffers["noise_const"] = batch
+            images: Tensor = self.synthesis(ws, noise_mode="const", update_emas=False)
+            return images
+        finally:
+            for layer, constant in zip(layers, constants):
+                layer._buffers["noise_const"] = constant

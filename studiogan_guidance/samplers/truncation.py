@@ -1,0 +1,89 @@
+"""The truncation tricks: of the prior noise (BigGAN) and of w towards a mean (StyleGAN)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers.base import Sampler, finite
+
+CENTRES = ("global", "class")
+
+
+def truncated_normal(z: Tensor, threshold: float) -> Tensor:
+    """Standard normal z -> normal truncated to [-threshold, threshold], by matching quantiles; any shape.
+
+    The law is that of redrawing every coordinate beyond the threshold (Brock et al. 2019, arXiv:1809.11096, section
+    3.1), but each output is a monotone function of its input: same seed, similar image, and no extra random numbers.
+    An infinite threshold is the identity.
+    """
+    bound = torch.special.ndtr(torch.tensor(-threshold, dtype=torch.float64))
+    quantile = bound + torch.special.ndtr(-z.double().abs()) * (1 - 2 * bound)  # of -|z|: precise in the tail
+    size: Tensor = torch.special.ndtri(quantile).abs().clamp(max=threshold)
+    return (size * z.sign()).to(z.dtype)
+
+
+@dataclass(frozen=True)
+class Truncation(Sampler):
+    """Trade diversity for fidelity by pulling samples towards the middle of the latent space.
+
+    ``threshold`` truncates the prior noise of any Gaussian-prior generator: z from a normal truncated to [-t, t]
+    (Brock et al. 2019, arXiv:1809.11096). ``psi`` moves w: mean + psi * (w - mean), where the mean is the checkpoint's
+    w_avg (Karras et al. 2019, arXiv:1812.04948, eq. in appendix B) or the mean w of the class (Dobler et al. 2022,
+    arXiv:2202.11777).
+
+    Args:
+        psi: finite number, for generators with w; 1 is plain, 0 is the mean itself, more than 1 spreads.
+        threshold: positive number, or None (plain).
+        center: "global" or "class": which mean w moves towards.
+        cutoff: number of leading w rows to truncate; None truncates all.
+
+    Raises:
+        UserError: psi or cutoff on a generator without w, a threshold on a uniform prior, a value out of range.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("truncation", {"psi": 0.7, "cutoff": 4})
+        >>> tuple(next(sampler.stream(view, range(2), 2, LabelPlan())).images.shape)
+        (2, 3, 32, 32)
+    """
+
+    psi: float = 1.0
+    threshold: float | None = None
+    center: str = "global"
+    cutoff: int | None = None
+
+    def __post_init__(self) -> None:
+        finite("truncation.psi", self.psi)
+        if self.threshold is not None and not self.threshold > 0:
+            raise UserError(
+                f"truncation.threshold must be positive, found {self.threshold}: leave it out to switch it off"
+            )
+        if self.center not in CENTRES:
+            raise UserError(f"truncation.center must be one of {', '.join(CENTRES)}, found '{self.center}'")
+
+    def check(self, view: LatentView) -> None:
+        backbone = view.networks.backbone
+        if view.rows is None and (self.psi != 1 or self.cutoff is not None):
+            raise UserError(f"truncation.psi and cutoff need a generator with w, {backbone} has none: use threshold")
+        if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
+            raise UserError(f"truncation.cutoff is {self.cutoff}, but this generator has w rows 0-{view.rows}")
+        if self.threshold is not None and view.networks.z_prior != "gaussian":
+            raise UserError(f"truncation.threshold needs a gaussian prior, this {backbone} has {view.networks.z_prior}")
+
+    def images(self, view: LatentView, inputs: Inputs) -> Tensor:
+        if self.threshold is not None:
+            prior, info = inputs.z.split([view.networks.z_dim, inputs.z.shape[1] - view.networks.z_dim], 1)
+            inputs = dataclasses.replace(inputs, z=torch.cat([truncated_normal(prior, self.threshold), info], 1))
+        code = view.encode(inputs.z, inputs.labels)
+        if self.psi != 1:
+            mean = view.global_mean() if self.center == "global" else view.class_means()[inputs.labels]
+            pulled = mean.lerp(code, self.psi)
+            code = pulled if self.cutoff is None else torch.cat([pulled[:, : self.cutoff], code[:, self.cutoff :]], 1)
+        return view.decode(code, inputs.z, inputs.noise)

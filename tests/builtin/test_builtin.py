@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from importlib.resources import files
+
+import numpy as np
+import torch
+from studiogan_guidance import builtin
+from studiogan_guidance.builtin import data, network
+
+
+def test_splits_are_disjoint_balanced_and_scaled() -> None:
+    seen: set[bytes] = set()
+    for split, size in (("train", 3000), ("valid", 1000), ("test", 1000)):
+        images, labels = data.digits(split)
+        assert images.shape == (size, 3, 32, 32)
+        assert (images.min(), images.max()) == (-1, 1)
+        assert np.bincount(labels).tolist() == [size // 10] * 10
+        keys = {image.numpy().tobytes() for image in images}
+        assert not keys & seen
+        seen |= keys
+
+
+def test_weights_are_small_and_the_discriminator_prefers_real_images() -> None:
+    shipped = [file for file in files(builtin).iterdir() if file.name.endswith(".safetensors")]
+    assert len(shipped) == 3
+    assert sum(len(file.read_bytes()) for file in shipped) < 4e6
+    dis, _ = builtin.load(network.Discriminator, "discriminator")
+    images, labels = data.digits("valid")
+    noise = torch.rand(100, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        real, wrong = dis(images[:100], labels[:100]).mean(), dis(images[:100], (labels[:100] + 1) % 10).mean()
+        assert real > wrong  # it looks at the label
+        assert real > dis(noise, labels[:100]).mean()
+
+
+def test_the_feature_net_reads_digits_that_it_never_saw() -> None:
+    net, _ = builtin.load(network.FeatureNet, "features")
+    images, labels = data.digits("valid")
+    with torch.no_grad():
+        assert (net(images)[1].argmax(1) == labels).float().mean() > 0.95
+
+
+def test_demodulated_convolutions_keep_unit_variance() -> None:
+    torch.manual_seed(0)
+    conv = network.StyleConv(32, 32)
+    x, w = torch.randn(64, 32, 16, 16), torch.randn(64, network.W_DIM) * 3
+    with torch.no_grad():  # before the activation: undo sqrt(2) leaky ReLU by keeping the positive half
+        y = conv(x, w)[:, :, 2:-2, 2:-2]
+    assert abs(y[y > 0].square().mean() / 2 - 1) < 0.05

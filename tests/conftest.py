@@ -1,0 +1,106 @@
+"""Shared fixtures: a cache of the tests' own, the host where a checkout is found, and a toy GAN of known density."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from studiogan_guidance.common import UserError
+from studiogan_guidance.host.locate import Checkout, locate
+from studiogan_guidance.latents import Networks, view_for
+from torch import Tensor, nn
+
+
+def _host() -> tuple[Checkout | None, str]:
+    try:
+        checkout = locate()
+    except UserError as error:
+        return None, str(error)
+    missing = [name for name in ("torchvision", "h5py", "kornia", "timm", "seaborn") if not importlib.util.find_spec(name)]
+    return (None, f"the studiogan extra is not installed ({', '.join(missing)})") if missing else (checkout, "")
+
+
+CHECKOUT, WHY_NOT = _host()  # looked for before the tests get a cache folder of their own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("studiogan") and CHECKOUT is None:
+            item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["STUDIOGAN_GUIDANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    if CHECKOUT:
+        os.environ["STUDIOGAN_ROOT"] = str(CHECKOUT.path)
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Checkout:
+    assert CHECKOUT is not None
+    return CHECKOUT
+
+
+class ToyGAN(nn.Module):
+    """w = mean + z A + b_c + (z Q) d_c, with sum_c b_c = sum_c d_c = 0, so every term of the decomposition is known.
+
+    The image of w is w itself: 12 numbers as a 3x2x2 picture, read from the last of three rows.
+    """
+
+    classes, z_dim, w_dim, rows = 5, 4, 12, 3
+
+    def __init__(self, between: float = 1.0, interaction: float = 1.0) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(1)
+        self.mean = torch.randn(self.w_dim, generator=g)
+        self.A = torch.randn(self.z_dim, self.w_dim, generator=g)
+        self.Q = interaction * torch.randn(self.z_dim, self.w_dim, generator=g)
+        b, d = torch.randn(2, self.classes, self.w_dim, generator=g)
+        self.b, self.d = between * (b - b.mean(0)), d - d.mean(0)
+        self.register_buffer("w_avg", self.mean.clone())
+        self.scale = nn.Parameter(torch.ones(()))
+        self.synthesis = Readout(self.rows)
+
+    def parts(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """a(z), b(c) and i(z, c), each [B, w_dim]."""
+        return z @ self.A, self.b[labels], (z @ self.Q) * self.d[labels]
+
+    def mapping(self, z: Tensor, weights: Tensor) -> Tensor:
+        w = self.mean + z @ self.A + weights @ self.b + (z @ self.Q) * (weights @ self.d)
+        return w[:, None].repeat(1, self.rows, 1)
+
+
+class Readout(nn.Module):
+    """The last row of w as a picture."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.num_ws = rows
+
+    def forward(self, ws: Tensor) -> Tensor:
+        return ws[:, -1].reshape(-1, 3, 2, 2)
+
+
+def toy_networks(gan: ToyGAN, digest: str = "toy") -> Networks:
+    return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, torch.device("cpu"), digest, "a toy")
+
+
+@pytest.fixture
+def toy() -> ToyGAN:
+    return ToyGAN()
+
+
+@pytest.fixture
+def toy_view(toy: ToyGAN):
+    return view_for(toy_networks(toy))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return Path(__file__).parent.parent

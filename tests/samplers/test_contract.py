@@ -1,0 +1,105 @@
+"""Every registered sampler, one contract; a name without an entry here or a row in the README fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from studiogan_guidance import samplers
+from studiogan_guidance.latents import LabelPlan, LatentView
+from studiogan_guidance.samplers import SAMPLERS
+from torch import Tensor
+
+CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutral options, then telling ones
+    "plain": ({}, [{}]),
+    "gandance": (
+        {"scale": 1},
+        [
+            {"scale": 2, "joint": "class_mean"},
+            {"scale": 0.5, "joint": "class_subset", "subset": 2},
+            {"scale": 2, "joint": "global_mean"},
+            {"scale": 2, "joint": "class_shift", "keep_norm": True},
+            {"scale": 2, "joint": "mean_embedding", "layers": [1, 3]},
+        ],
+    ),
+    "truncation": ({}, [{"psi": 0.5}, {"psi": 1.5, "center": "class"}, {"threshold": 0.5}, {"psi": 0.2, "cutoff": 3}]),
+}
+EVERY = [(name, options) for name, (_, variants) in CASES.items() for options in variants]
+
+
+def draw(view: LatentView, name: str, options: dict[str, object], seeds: range, batch: int, **more: int) -> Tensor:
+    stream = samplers.create(name, options).stream(view, seeds, batch, LabelPlan(), **more)
+    return torch.cat([samples.images for samples in stream])
+
+
+def test_every_sampler_is_covered_here_and_in_the_readme(root: Path) -> None:
+    names = {entry.name for entry in SAMPLERS}
+    assert names == set(CASES)
+    rows = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("|")]
+    assert [name for name in names if not any(row.startswith(f"| `{name}`") for row in rows)] == []
+
+
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_shape_seed_and_batch_size(toy_view: LatentView, name: str, options: dict[str, object]) -> None:
+    whole = draw(toy_view, name, options, range(10, 19), 9)
+    assert whole.shape == (9, 3, 2, 2)
+    assert torch.isfinite(whole).all()
+    assert torch.equal(whole, draw(toy_view, name, options, range(10, 19), 9))
+    torch.testing.assert_close(draw(toy_view, name, options, range(10, 19), 4), whole, atol=1e-5, rtol=0)
+    part = draw(toy_view, name, options, range(13, 16), 2, first=3)  # what another process would make
+    torch.testing.assert_close(part, whole[3:6], atol=1e-5, rtol=0)
+    assert not torch.equal(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_neutral_options_are_plain_sampling_bit_for_bit(toy_view: LatentView, name: str) -> None:
+    neutral, variants = CASES[name]
+    plain = draw(toy_view, "plain", {}, range(6), 6)
+    assert torch.equal(draw(toy_view, name, neutral, range(6), 6), plain)
+    for options in variants if name != "plain" else []:
+        assert not torch.allclose(draw(toy_view, name, options, range(6), 6), plain, atol=1e-3)
+
+
+def test_networks_are_left_as_they_were_found(toy_view: LatentView) -> None:
+    modules = list(toy_view.generator.modules())
+    modules[0].training, modules[1].training = True, False
+    before = [module.training for module in modules]
+    stream = samplers.create("plain").stream(toy_view, range(4), 2, LabelPlan())
+    next(stream)
+    assert not any(module.training for module in modules)
+    stream.close()
+    assert [module.training for module in modules] == before
+
+
+def test_strings_become_the_type_of_the_option() -> None:
+    made = samplers.create("gandance", {"scale": "1.5", "subset": "3", "layers": "1-4", "keep_norm": "true"})
+    assert samplers.options(made) == {
+        "scale": 1.5,
+        "joint": "class_mean",
+        "subset": 3,
+        "layers": (1, 4),
+        "keep_norm": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gandanc", {}, "did you mean 'gandance'"),
+        ("gandance", {"scal": 1}, "did you mean 'scale'"),
+        ("gandance", {"scale": "nan"}, "gandance.scale must be a finite number"),
+        ("gandance", {"scale": "much"}, "gandance.scale must be float, found 'much'"),
+        ("gandance", {"scale": True}, "gandance.scale must be float"),
+        ("gandance", {"subset": 0}, "gandance.subset must be at least 1"),
+        ("gandance", {"subset": "2.5"}, "gandance.subset must be int"),
+        ("gandance", {"joint": "class_maen"}, "did you mean 'class_mean'"),
+        ("gandance", {"layers": "2"}, "gandance.layers must be two whole numbers"),
+        ("truncation", {"threshold": 0}, "truncation.threshold must be positive"),
+        ("truncation", {"center": "clas"}, "truncation.center must be one of"),
+        ("plain", {"scale": 1}, "has no option 'scale': it takes none"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(samplers.base.UserError, match=message):
+        samplers.create(name, options)

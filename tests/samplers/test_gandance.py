@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import ToyGAN, toy_networks
+from studiogan_guidance import samplers
+from studiogan_guidance.common import UserError
+from studiogan_guidance.evaluation.fid import frechet_distance, moments
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
+from studiogan_guidance.samplers.gandance import guide
+
+
+def guided(view: LatentView, n: int = 64, **options: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    inputs = view.draw(range(n), 0, LabelPlan())
+    return samplers.create("gandance", options).images(view, inputs).flatten(1), inputs.z, inputs.labels
+
+
+def test_guide_extrapolates_linearly_from_the_joint() -> None:
+    code, joint = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])
+    assert guide(code, joint, 2.5).tolist() == [6.0, 1.0]
+    assert guide(code, joint, 0).tolist() == [1.0, 1.0]
+    assert guide(code, joint, 1) is code
+
+
+@pytest.mark.parametrize(  # METHODS: which of a(z), b(c), i(z, c) each estimator multiplies by s
+    ("joint", "factors", "tolerance"),
+    [
+        ("class_mean", (1, 2, 2), 1e-4),
+        ("class_subset", (1, 2, 2), 1e-4),  # of all five classes
+        ("global_mean", (2, 2, 2), 1e-4),
+        ("class_shift", (1, 2, 1), 0.1),  # class means come from 10,000 draws
+        ("mean_embedding", (1, 2, 2), 1e-4),  # this toy is linear in the label
+    ],
+)
+def test_each_joint_scales_its_own_terms(
+    toy: ToyGAN, toy_view: LatentView, joint: str, factors: tuple[int, int, int], tolerance: float
+) -> None:
+    images, z, labels = guided(toy_view, scale=2, joint=joint, subset=99)
+    parts = toy.parts(z, labels)
+    expected = toy.mean + sum(factor * part for factor, part in zip(factors, parts))
+    torch.testing.assert_close(images, expected, atol=tolerance, rtol=0)
+
+
+def test_scale_zero_forgets_the_class(toy: ToyGAN, toy_view: LatentView) -> None:
+    images, z, _ = guided(toy_view, scale=0, joint="class_mean")
+    torch.testing.assert_close(images, toy.mean + z @ toy.A, atol=1e-5, rtol=0)
+
+
+def test_a_subset_scatters_about_the_mean_of_all_classes(toy: ToyGAN, toy_view: LatentView) -> None:
+    joint, z, _ = guided(toy_view, n=3000, scale=0, joint="class_subset", subset=2)
+    noise = joint - (toy.mean + z @ toy.A)
+    per_class = toy.b + (z @ toy.Q)[:, None] * toy.d  # [B, C, D], mean 0 over classes
+    variance = per_class.var(1, unbiased=True).mean() * (1 / 2 - 1 / toy.classes)  # drawn without repetition
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.square().mean() / variance - 1) < 0.05
+
+
+def test_layers_guide_only_their_rows(toy_view: LatentView) -> None:
+    inputs = toy_view.draw(range(4), 0, LabelPlan())
+    code = toy_view.encode(inputs.z, inputs.labels)
+    all_rows = samplers.create("gandance", {"scale": 3}).guided(toy_view, inputs, code)
+    some = samplers.create("gandance", {"scale": 3, "layers": [1, 2]}).guided(toy_view, inputs, code)
+    assert torch.equal(some[:, [0, 2]], code[:, [0, 2]])
+    assert torch.equal(some[:, 1], all_rows[:, 1])
+    with pytest.raises(UserError, match="has rows 0-3"):
+        samplers.create("gandance", {"layers": [1, 9]}).check(toy_view)
+
+
+def test_keep_norm_keeps_the_direction_and_the_length(toy_view: LatentView) -> None:
+    inputs = toy_view.draw(range(4), 0, LabelPlan())
+    code = toy_view.encode(inputs.z, inputs.labels)
+    free = samplers.create("gandance", {"scale": 3}).guided(toy_view, inputs, code)
+    kept = samplers.create("gandance", {"scale": 3, "keep_norm": True}).guided(toy_view, inputs, code)
+    torch.testing.assert_close(kept.norm(dim=-1), code.norm(dim=-1))
+    torch.testing.assert_close(torch.cosine_similarity(kept, free, -1), torch.ones(4, 3))
+
+
+def test_the_best_scale_undoes_contracted_classes() -> None:
+    """Data R b_c + noise, generator r b_c + the same noise: the distance is least, and nil, at s = R / r = 1.6."""
+    data = ToyGAN(between=1.6, interaction=0)
+    view = view_for(toy_networks(ToyGAN(between=1.0, interaction=0), "contracted"))
+    real, _, _ = guided(view_for(toy_networks(data, "data")), n=20000, scale=1)
+    distances = {}
+    for scale in (1.0, 1.3, 1.6, 1.9):
+        fake, _, _ = guided(view, n=20000, scale=scale)
+        distances[scale] = frechet_distance(*moments(real.numpy()), *moments(fake.numpy()))
+    assert min(distances, key=lambda scale: distances[scale]) == 1.6
+    assert distances[1.6] < 1e-4 < 0.1 < distances[1.0]  # same seeds: not even sampling noise is left
+    assert np.all(np.diff([distances[s] for s in (1.6, 1.3, 1.0)]) > 0)

@@ -1,0 +1,140 @@
+"""The command line on the built-in GAN, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from studiogan_guidance.cli import main
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def ok(*args: object) -> Any:
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_sample_writes_a_grid_and_arrays(tmp_path: Path) -> None:
+    ok("sample", "--num", 6, "--seed", 40, "--classes", "3,5", "--out", tmp_path, "--png", "-o", "scale=1.5")
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["images"].shape == (6, 32, 32, 3)
+        assert (file["images"].dtype, file["labels"].dtype, file["seeds"].dtype) == (np.uint8, np.int64, np.int64)
+        assert file["labels"].tolist() == [3, 5, 3, 5, 3, 5]
+        assert file["seeds"].tolist() == list(range(40, 46))
+        single = np.asarray(Image.open(tmp_path / "images" / "000041-005.png"))
+        assert np.array_equal(single, file["images"][1])
+        sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+        assert np.array_equal(sheet[:32, 32:64], file["images"][1])
+    assert not [path for path in tmp_path.rglob(".*")]  # no temporary files
+
+
+def test_scales_are_columns_with_the_same_seeds(tmp_path: Path) -> None:
+    ok("sample", "--num", 3, "--scales", "1,2", "--out", tmp_path / "both")
+    ok("sample", "--num", 3, "--sampler", "plain", "--out", tmp_path / "plain")
+    both, plain = np.load(tmp_path / "both/samples.npz"), np.load(tmp_path / "plain/samples.npz")
+    assert np.array_equal(both["images"][:3], plain["images"])  # scale 1 is plain
+    assert not np.array_equal(both["images"][3:], plain["images"])
+    assert both["seeds"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert both["scales"].tolist() == [1, 1, 1, 2, 2, 2]
+    sheet = np.asarray(Image.open(tmp_path / "both/grid.png"))
+    assert sheet.shape == (3 * 32, 2 * 32, 3)
+    assert np.array_equal(sheet[32:64, 32:], both["images"][4])
+
+
+def test_eval_prints_rows_and_adds_them_to_the_results(tmp_path: Path) -> None:
+    printed = ok("eval", "--num", 200, "--out", tmp_path, "-o", "scale=1.0", "--reference", "valid")["rows"]
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert lines == printed
+    plain, guided = printed
+    assert (plain["sampler"], guided["sampler"]) == ("plain", "gandance")
+    assert set(plain["metrics"]) == {"fid", "is", "accuracy", "precision", "recall", "density", "coverage"}
+    assert plain["metrics"] == guided["metrics"]  # scale 1, same seeds and labels
+    assert guided["options"]["scale"] == 1.0
+    for key in ("num", "num_real", "seed", "labels", "k", "splits", "backbone", "backbone_sha256", "resizer", "reference"):
+        assert key in plain["protocol"]
+    assert plain["cost"]["synthesis"] == 1.0
+    again = ok("eval", "--num", 200, "--out", tmp_path, "--no-compare-plain", "--reference", "valid", "--batch-size", 50)
+    assert [row["sampler"] for row in again["rows"]] == ["gandance"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_metrics_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    args = ("eval", "--num", 150, "--out", tmp_path, "--no-compare-plain", "--batch-size")
+    one, other = (ok(*args, size)["rows"][0]["metrics"] for size in (64, 37))
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-3)
+
+
+def test_list_and_doctor() -> None:
+    listed = ok("list")
+    assert {"samplers", "joints", "views", "stages", "configs"} == set(listed)
+    assert [row["name"] for row in listed["joints"]] == [
+        "class_mean",
+        "class_subset",
+        "global_mean",
+        "class_shift",
+        "mean_embedding",
+    ]
+    assert all(row["name"] and row["description"] and row["paper"] for kind in listed for row in listed[kind] if kind != "configs")
+    assert len(listed["views"]) == 8
+    assert "gandance" in run("list").output
+    assert all(check["status"] in ("ok", "warn") for check in ok("doctor")["checks"])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("eval", "-o", "scale=nan"), "gandance.scale must be a finite number"),
+        (("eval", "-o", "scale"), "-o takes key=value"),
+        (("eval", "--num", 5), "need at least 7 images, found 5 generated"),
+        (("eval", "--num", 0), "num must be a whole number from 1 up"),
+        (("eval", "--metrics", "fit"), "did you mean 'fid'"),
+        (("eval", "--ckpt", "x"), "add -c FILE"),
+        (("eval", "-c", "no.yaml"), "no configuration no.yaml"),
+        (("eval", "--reference", "tests"), "did you mean 'test'"),
+        (("sample", "--classes", "3,10"), "class 10 is out of range: this generator has classes 0 to 9"),
+        (("sample", "--classes", "3,x"), "--classes takes whole numbers separated by commas"),
+        (("sample", "--device", "tpu"), "--device is 'tpu'"),
+        (("sample", "--device", "cuda:99"), "CUDA devices are visible"),
+        (("sample", "--sampler", "truncation", "-o", "cutoff=99"), "has w rows"),
+        (("sample", "--sampler", "plain", "--scales", "1,2"), "has no option 'scale'"),
+        (("sample", "--sampler", "nothing"), "unknown sampler 'nothing'"),
+        (("sample", "-c", "CIFAR10/BigGAN-gandance.yaml"), "add --ckpt DIR"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*args, "--out", "runs")
+    assert result.exit_code == 2
+    if "add --ckpt DIR" in message and "checkout" in result.stderr:
+        pytest.skip("no host checkout: it is asked for first")
+    assert message in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert result.stdout == ""
+    assert not (tmp_path / "runs" / "results.jsonl").exists()
+
+
+def test_an_unwritable_output_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("eval", "--out", tmp_path / "file" / "runs")
+    assert result.exit_code == 2
+    assert "cannot write into" in result.stderr
+
+
+def test_importing_the_package_and_asking_for_help_import_no_torch() -> None:
+    code = "import sys, studiogan_guidance, studiogan_guidance.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, studiogan_guidance.samplers, studiogan_guidance.latents; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+from studiogan_guidance import config
+from studiogan_guidance.common import UserError
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("text", ["sampler: truncation", "sampler: {name: truncation}"])
+def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path, text: str) -> None:
+    cfg = config.load(write(tmp_path / "a.yaml", text), {})
+    assert (cfg.sampler, dict(cfg.options)) == ("truncation", {})
+
+
+def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "sampler: {name: gandance, scale: 1.5, joint: class_shift}\nseed: 3\nk: 7")
+    cfg = config.load(file, {"seed": 9, "num": None, "options": {"scale": "2"}})
+    assert (cfg.seed, cfg.k, cfg.batch_size) == (9, 7, 64)
+    assert dict(cfg.options) == {"scale": "2", "joint": "class_shift"}
+
+
+def test_another_sampler_on_the_command_line_drops_the_options_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "sampler: {name: gandance, scale: 1.5}")
+    assert dict(config.load(file, {"sampler": "truncation", "options": {"psi": "0.5"}}).options) == {"psi": "0.5"}
+
+
+def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
+    cfg = config.load(write(tmp_path / "a.yaml", "DATA: {name: X}\nMODEL: {backbone: resnet}\nsampler: plain"), {})
+    assert cfg.uses_host
+    assert dict(cfg.host) == {"DATA": {"name": "X"}, "MODEL": {"backbone": "resnet"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("smpler: plain", "unknown key 'smpler': did you mean 'sampler'"),
+        ("options: {scale: 1}", "unknown key 'options'"),
+        ("resizer: cleen", "did you mean 'clean'"),
+        ("metrics: [fit]", "did you mean 'fid'"),
+        ("which: newest", "which has 'newest'"),
+        ("num: 0", "num must be a whole number from 1 up"),
+        ("seed: true", "seed must be a whole number"),
+        ("sampler: 3", "must be a name or a mapping"),
+        ("- a\n- b", "must be a mapping"),
+        ("a: [", "cannot read the configuration"),
+        ("host_config: a.yaml\nDATA: {}\nMODEL: {x: 1}", "keep one of them"),
+    ],
+)
+def test_mistakes_name_themselves_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("[", r"\[")) as error:
+        config.load(write(tmp_path / "a.yaml", text), {})
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_lists_the_packaged_ones() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'CIFAR10/BigGAN-gandance.yaml'"):
+        config.load("CIFAR10/BigGan-gandance.yaml", {})
+
+
+def test_every_packaged_file_is_valid_and_named_after_its_sampler() -> None:
+    from studiogan_guidance import samplers
+
+    assert len(config.packaged()) >= 5
+    for name in config.packaged():
+        cfg = config.load(name, {})
+        assert name.endswith(f"-{cfg.sampler}.yaml")
+        samplers.create(cfg.sampler, cfg.options)

@@ -1,0 +1,15 @@
+import pytest
+from studiogan_guidance import doctor
+
+
+def test_everything_that_can_be_missing_is_checked_with_a_fix(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("STUDIOGAN_ROOT", str(tmp_path))
+    monkeypatch.setattr(doctor, "HOST_PACKAGES", ("torch", "no_such_package"))
+    checks = {check.name: check for check in doctor.run()}
+    assert checks["python"].status == checks["built-in GAN"].status == "ok"
+    assert checks["cache folder"].status == "fail"
+    assert checks["host checkout"].status == "warn"
+    assert checks["host packages"].found == "missing: no_such_package"
+    assert all(check.fix for check in checks.values() if check.status != "ok")
