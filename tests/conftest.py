@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from studiogan_guidance.common import UserError
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import Networks, view_for
-from torch import Tensor, nn
 
 
 def _host() -> tuple[Checkout | None, str]:
@@ -19,7 +20,9 @@ def _host() -> tuple[Checkout | None, str]:
         checkout = locate()
     except UserError as error:
         return None, str(error)
-    missing = [name for name in ("torchvision", "h5py", "kornia", "timm", "seaborn") if not importlib.util.find_spec(name)]
+    missing = [
+        name for name in ("torchvision", "h5py", "kornia", "timm", "seaborn") if not importlib.util.find_spec(name)
+    ]
     return (None, f"the studiogan extra is not installed ({', '.join(missing)})") if missing else (checkout, "")
 
 

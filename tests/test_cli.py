@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+
 from studiogan_guidance.cli import main
 
 
@@ -61,10 +62,23 @@ def test_eval_prints_rows_and_adds_them_to_the_results(tmp_path: Path) -> None:
     assert set(plain["metrics"]) == {"fid", "is", "accuracy", "precision", "recall", "density", "coverage"}
     assert plain["metrics"] == guided["metrics"]  # scale 1, same seeds and labels
     assert guided["options"]["scale"] == 1.0
-    for key in ("num", "num_real", "seed", "labels", "k", "splits", "backbone", "backbone_sha256", "resizer", "reference"):
+    for key in (
+        "num",
+        "num_real",
+        "seed",
+        "labels",
+        "k",
+        "splits",
+        "backbone",
+        "backbone_sha256",
+        "resizer",
+        "reference",
+    ):
         assert key in plain["protocol"]
     assert plain["cost"]["synthesis"] == 1.0
-    again = ok("eval", "--num", 200, "--out", tmp_path, "--no-compare-plain", "--reference", "valid", "--batch-size", 50)
+    again = ok(
+        "eval", "--num", 200, "--out", tmp_path, "--no-compare-plain", "--reference", "valid", "--batch-size", 50
+    )
     assert [row["sampler"] for row in again["rows"]] == ["gandance"]
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
 
@@ -85,7 +99,12 @@ def test_list_and_doctor() -> None:
         "class_shift",
         "mean_embedding",
     ]
-    assert all(row["name"] and row["description"] and row["paper"] for kind in listed for row in listed[kind] if kind != "configs")
+    assert all(
+        row["name"] and row["description"] and row["paper"]
+        for kind in listed
+        for row in listed[kind]
+        if kind != "configs"
+    )
     assert len(listed["views"]) == 8
     assert "gandance" in run("list").output
     assert all(check["status"] in ("ok", "warn") for check in ok("doctor")["checks"])

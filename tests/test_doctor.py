@@ -1,4 +1,5 @@
 import pytest
+
 from studiogan_guidance import doctor
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from studiogan_guidance.common import UserError
 from studiogan_guidance.registry import Registry
 

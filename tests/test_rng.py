@@ -1,4 +1,5 @@
 import torch
+
 from studiogan_guidance import rng
 
 

@@ -56,7 +56,7 @@ def prdc(real: NDArray[Any], fake: NDArray[Any], k: int = 5) -> dict[str, float]
     return {
         "precision": float((around > 0).mean()),
         "recall": recalled / len(real),
-        "density": float(around.mean() / k),
+        "density": float(1 / k * around.mean()),
         "coverage": covered / len(real),
     }
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
             of conditioning without a view.
     """
     if not cfg.ckpt:
-        raise UserError("this configuration needs a checkpoint: add --ckpt DIR, the folder of model=G*-weights-step*.pth")
+        raise UserError(
+            "this configuration needs a checkpoint: add --ckpt DIR, the folder of model=G*-weights-step*.pth"
+        )
     sections = host_yaml(cfg, checkout)
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
@@ -138,7 +141,8 @@ def _step(path: Path) -> int:
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU, by the weights-only unpickler and the short list ``ALLOWED``: no code runs."""
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -164,7 +168,5 @@ def _line(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    start = text.find("Unsupported global")
-    start = text.find("Weights only load failed") if start < 0 else start
-    return text[max(start, 0) :][:160]
+    lines = str(error).splitlines() or [""]
+    return next((line for line in lines if "global" in line.lower()), lines[0])[:160]

@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import numpy as np
 import torch
+
 from studiogan_guidance import builtin
 from studiogan_guidance.builtin import data, network
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from studiogan_guidance.evaluation.features import accumulate, to_uint8
 from torch import Tensor
+
+from studiogan_guidance.evaluation.features import accumulate, to_uint8
 
 
 class Flat:

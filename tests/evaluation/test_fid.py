@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from studiogan_guidance.evaluation.fid import frechet_distance, moments
 
 

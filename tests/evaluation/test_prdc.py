@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from studiogan_guidance.evaluation import prdc as module
 from studiogan_guidance.evaluation.prdc import prdc
 

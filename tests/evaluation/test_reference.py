@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from studiogan_guidance.evaluation import reference
 from studiogan_guidance.evaluation.features import FeatureStats
 

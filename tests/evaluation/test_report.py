@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from studiogan_guidance.common import UserError
 from studiogan_guidance.evaluation import report
 

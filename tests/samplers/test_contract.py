@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from studiogan_guidance import samplers
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import SAMPLERS
-from torch import Tensor
 
 CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutral options, then telling ones
     "plain": ({}, [{}]),

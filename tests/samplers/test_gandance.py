@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ToyGAN, toy_networks
+
 from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError
 from studiogan_guidance.evaluation.fid import frechet_distance, moments

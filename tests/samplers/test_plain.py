@@ -1,5 +1,6 @@
 import torch
 from conftest import ToyGAN
+
 from studiogan_guidance import samplers
 from studiogan_guidance.latents import LabelPlan, LatentView
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import ToyGAN
+
 from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
@@ -52,9 +53,7 @@ def test_class_centre_keeps_the_class(toy: ToyGAN, toy_view: LatentView) -> None
 
 def test_cutoff_leaves_the_later_rows(toy_view: LatentView) -> None:
     assert torch.equal(images(toy_view, "truncation", psi=0.5, cutoff=2), images(toy_view, "plain"))  # row 3 is read
-    assert torch.equal(
-        images(toy_view, "truncation", psi=0.5, cutoff=3), images(toy_view, "truncation", psi=0.5)
-    )
+    assert torch.equal(images(toy_view, "truncation", psi=0.5, cutoff=3), images(toy_view, "truncation", psi=0.5))
 
 
 def test_meaningless_options_are_refused(toy_view: LatentView) -> None:

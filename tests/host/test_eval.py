@@ -1,0 +1,225 @@
+"""sample and eval on host checkpoints through the command line, with the host's own Inception code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from host_models import BACKBONES, save
+from PIL import Image
+
+from studiogan_guidance.builtin import data as digits
+from studiogan_guidance.cli import main
+from studiogan_guidance.doctor import INCEPTION
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+
+pytestmark = pytest.mark.studiogan
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def ok(*args: object) -> Any:
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def images(split: str, per_class: int) -> Iterator[tuple[int, int, Any]]:
+    """(class, number, digit uint8 [32, 32, 3]) of the first four classes."""
+    pixels, labels = digits.digits(split)
+    for label in range(4):
+        for i, x in enumerate(pixels[labels == label][:per_class]):
+            yield label, i, ((x + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of real digits, 4 classes: 4 images of each to train, 3 to validate."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 4), ("valid", 3)):
+        for label, i, image in images(split, count):
+            path = folder / split / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[None]:
+    """The host's Inception with random weights, where torch's hub would have put the trained ones."""
+    nets: list[torch.nn.Module] = []
+    with inside(checkout), torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        inception = module("metrics.inception_net")
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, *_, **__: nets.append(self))
+        inception.fid_inception_v3()
+        nets[-1].train()  # one pass, so that batch norms fit the data and features do not vanish
+        for norm in nets[-1].modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.momentum = None
+        batch = torch.stack([torch.from_numpy(image) for _, _, image in images("train", 4)]).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            nets[-1](torch.nn.functional.interpolate(batch.float() / 127.5 - 1, size=(299, 299)))
+    home, old = tmp_path_factory.mktemp("hub"), torch.hub.get_dir()
+    (home / "checkpoints").mkdir()
+    torch.save(nets[-1].state_dict(), home / "checkpoints" / INCEPTION)
+    torch.hub.set_dir(str(home))
+    yield
+    torch.hub.set_dir(old)
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> list[str]:
+    yaml, folder = save(request.param, checkout, tmp_path_factory.mktemp("ckpt"))
+    return ["-c", str(yaml), "--ckpt", str(folder)]
+
+
+def test_sample_and_eval_on_every_backbone(model: list[str], data: Path, hub: None, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--num", "8", "--batch-size", "4"]
+    size = [16 if "stylegan" in model[1] else 32][0]
+    ok("sample", *model, *out, "--scales", "1,2", "--num", 2)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["images"].shape == (4, size, size, 3)
+        assert not np.array_equal(file["images"][:2], file["images"][2:])
+    sized = ["--pre-resizer", "lanczos"] if size != 32 else []
+    rows = ok("eval", *model, *out, *sized, "--data", data, "--metrics", "is,prdc", "-o", "scale=1.5")["rows"]
+    assert [row["sampler"] for row in rows] == ["plain", "gandance"]
+    for row in rows:
+        assert set(row["metrics"]) == {"is", "precision", "recall", "density", "coverage"}
+        assert all(np.isfinite(value) for value in row["metrics"].values())
+        assert row["protocol"]["metric_functions"] == "host"
+        assert row["protocol"]["num_real"] == 16
+        assert row["protocol"]["host_commit"].startswith("947b35e")
+    assert rows[0]["metrics"] != rows[1]["metrics"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> list[str]:
+    yaml, folder = save("resnet", checkout, tmp_path_factory.mktemp("small"))
+    return ["-c", str(yaml), "--ckpt", str(folder)]
+
+
+def test_fid_is_the_hosts_own_end_to_end(
+    small: list[str], data: Path, hub: None, tmp_path: Path, checkout: Checkout
+) -> None:
+    """eval's FID against the host's moments and FID of the very images that sample wrote."""
+    common = [*small, "--num", "9", "--out", str(tmp_path), "--sampler", "plain"]
+    value = ok("eval", *common, "--data", data, "--metrics", "fid", "--reference", "valid")["rows"][0]["metrics"]["fid"]
+    ok("sample", *common)
+    with inside(checkout):
+        model = module("metrics.preparation").LoadEvalModel("InceptionV3_tf", "legacy", 1, False, torch.device("cpu"))
+        model.eval()
+        fid = module("metrics.fid")
+        with torch.no_grad():
+            fake = model.get_outputs(torch.from_numpy(np.load(tmp_path / "samples.npz")["images"]).permute(0, 3, 1, 2))[
+                0
+            ]
+            stack = torch.stack([torch.from_numpy(image) for _, _, image in images("valid", 3)]).permute(0, 3, 1, 2)
+            real = model.get_outputs(stack)[0]
+        moments = [
+            fid.calculate_moments(None, model, len(x), 4, True, 1, False, True, x.double()) for x in (real, fake)
+        ]
+        assert value == pytest.approx(fid.frechet_inception_distance(*moments[0], *moments[1]), rel=1e-6)
+
+
+def test_real_statistics_are_computed_once_per_data(small: list[str], data: Path, hub: None, tmp_path: Path) -> None:
+    from studiogan_guidance.common import cache_dir
+
+    def stored() -> set[Path]:
+        return set((cache_dir() / "reference").glob("*"))
+
+    args = [
+        "eval",
+        *small,
+        "--num",
+        "8",
+        "--out",
+        tmp_path,
+        "--metrics",
+        "prdc",
+        "--data",
+        data,
+        "--reference",
+        "valid",
+    ]
+    before = stored()
+    ok(*args, "--no-compare-plain")
+    one = stored() - before
+    assert len(one) == 1
+    ok(*args, "--no-compare-plain")
+    assert stored() - before == one
+    image = data / "valid" / "0" / "0.png"
+    image.write_bytes(image.read_bytes() + b"\0")  # another size: another fingerprint
+    ok(*args, "--no-compare-plain")
+    assert len(stored() - before) == 2
+
+
+def test_labels_as_in_the_data(small: list[str], data: Path, tmp_path: Path) -> None:
+    for path in (data / "train" / "0").iterdir():
+        if path.stem != "0":
+            path.rename(data / "train" / "1" / f"moved{path.stem}.png")
+    ok("sample", *small, "--data", data, "--labels", "data", "--num", "300", "--out", tmp_path)
+    counts = np.bincount(np.load(tmp_path / "samples.npz")["labels"], minlength=4) / 300
+    np.testing.assert_allclose(counts, np.array([1, 7, 4, 4]) / 16, atol=0.08)
+
+
+def test_bad_data_is_one_line_and_exit_2(small: list[str], tmp_path: Path, hub: None) -> None:
+    def message(folder: Path, *more: str) -> str:
+        result = run(
+            "eval", *small, "--data", folder, "--num", "8", "--metrics", "prdc", "--out", tmp_path / "o", *more
+        )
+        assert result.exit_code == 2, result.output
+        assert not (tmp_path / "o" / "results.jsonl").exists()
+        lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+        assert result.stderr.strip().splitlines()[-1:] == lines
+        return lines[0]
+
+    folder = tmp_path / "data" / "train" / "a"
+    assert "is not a folder" in message(tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    assert "cannot read the train images" in message(tmp_path / "data")
+    folder.mkdir(parents=True)
+    assert "cannot read the train images" in message(tmp_path / "data")
+    for i in range(9):
+        Image.new("RGB", (20, 20)).save(folder / f"{i}.png")
+    assert "are 20x20, the configuration wants 32x32" in message(tmp_path / "data")
+    (folder / "9.png").write_bytes(b"not a picture")
+    assert "cannot identify image file" in message(tmp_path / "data", "--pre-resizer", "lanczos")
+
+
+def test_missing_inception_weights_name_the_folder(small: list[str], data: Path, tmp_path: Path) -> None:
+    old = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path))
+    try:
+        result = run("eval", *small, "--data", data, "--num", "8", "--out", tmp_path / "o")
+    finally:
+        torch.hub.set_dir(old)
+    assert result.exit_code == 2
+    assert "cannot load the weights of InceptionV3_tf" in result.stderr
+    assert str(tmp_path / "checkpoints") in result.stderr
+
+
+def test_a_malicious_checkpoint_is_refused_by_the_command(small: list[str], tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "pwned",)
+
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "model=G-best-weights-step=1.pth").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    result = run("sample", *small[:2], "--ckpt", tmp_path / "ckpt", "--out", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "checkpoint" in result.stderr
+    assert not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "o" / "samples.npz").exists()
