@@ -23,6 +23,7 @@ CHOICES = {
     "resizer": ("legacy", "clean", "friendly"),
     "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
 }
+KINDS: dict[str, type] = {"str": str, "int": int, "bool": bool, "tuple": tuple, "Mapping": Mapping}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ class RunConfig:
     host: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            kind, value = str(item.type), getattr(self, item.name)
+            wanted = KINDS[kind.partition("[")[0].partition(" ")[0]]
+            fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+            if not (fits or (value is None and "None" in kind)):
+                raise UserError(f"{item.name} must be of type {wanted.__name__}, found {value!r}")
         for key, known in CHOICES.items():
             if getattr(self, key) not in (*known, *((None,) if key == "reference" else ())):
                 raise UserError(f"{key} is '{getattr(self, key)}': {nearest(str(getattr(self, key)), known)}")
@@ -91,7 +98,7 @@ class RunConfig:
                     raise UserError(f"{key} has '{word}': {nearest(str(word), words)}")
         for key, least in (("num", 1), ("batch_size", 1), ("k", 1), ("splits", 1), ("seed", 0)):
             value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            if value is not None and value < least:
                 raise UserError(f"{key} must be a whole number from {least} up, found {value!r}")
 
     @property
@@ -152,7 +159,8 @@ def _read(path: Path) -> dict[str, Any]:
             continue
         if key not in known:
             raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
-        values[key] = tuple(value) if isinstance(value, list) else value
+        if value is not None:
+            values[key] = tuple(value) if isinstance(value, list) else value
     for key in ("metrics", "which", "classes"):
         if key in values and not isinstance(values[key], tuple):
             values[key] = (values[key],)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.cpp_extension import CUDA_HOME
 
 from studiogan_guidance.common import UserError, nearest
 from studiogan_guidance.config import RunConfig, read_yaml
@@ -63,8 +64,13 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
             generator = module("models.model").load_generator_discriminator(
                 host.DATA, host.OPTIMIZATION, model, host.STYLEGAN, host.MODULES, host.RUN, device, None
             )[0]
-        except (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # the host checks nothing here: whatever it raises is about the configuration
             raise UserError(f"the host cannot build this configuration: {_line(error)}") from error
+        if device.type == "cuda" and CUDA_HOME is None:  # no nvcc: the host's plugins cannot be compiled
+            for name in ("bias_act", "upfirdn2d", "filtered_lrelu"):
+                module(f"utils.style_ops.{name}")._init = lambda: False  # its own slower reference code
     discrete, continuous = (model.info_type in (kind, "both") for kind in ("discrete", "continuous"))
     return Networks(
         generator=generator.eval().requires_grad_(False),
@@ -121,6 +127,8 @@ def find(folder: Path, model: str, which: tuple[str, ...] = ()) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"--ckpt {folder} is not a folder: give the one with the files model=G*-weights-step*.pth")
+    if {"ema", "raw"} <= set(which):
+        raise UserError("--which has both ema and raw: keep one of them")
     kinds = [f"{model}_ema"] * ("raw" not in which and model == "G") + [model] * ("ema" not in which)
     whens = [word for word in ("best", "current") if word in which] or ["best", "current"]
     patterns = [f"model={kind}-{when}-weights-step*.pth" for when in whens for kind in kinds]

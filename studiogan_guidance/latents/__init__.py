@@ -37,7 +37,7 @@ def view_for(networks: Networks) -> LatentView:
         raise UserError(f"no view of backbone '{networks.backbone}': {nearest(networks.backbone, names)}")
     if networks.g_cond_mtd == "W/O":
         raise UserError(
-            f"guidance needs a conditional generator, but {networks.source} has MODEL.g_cond_mtd 'W/O' (unconditional): "
+            f"guidance needs a conditional generator, but {networks.source} is unconditional (MODEL.g_cond_mtd 'W/O'): "
             f"use a checkpoint with cBN or cAdaIN; supported backbones: {', '.join(names)}"
         )
     return VIEWS[networks.backbone].target(networks)

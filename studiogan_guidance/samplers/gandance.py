@@ -32,7 +32,8 @@ class GANdance(Sampler):
     Paper: Zhang et al., "GANdance: Exploring Guided Sampling of Conditional GANs", ECCV 2024.
 
     Args:
-        scale: finite number; 1 is plain sampling (neutral), more guides, less goes towards the joint; 1.05 to 2 is usual.
+        scale: finite number; 1 is plain sampling (neutral), more guides, less goes towards the joint; 1.05 to 2 is
+            usual.
         joint: name of the estimator: class_mean, class_subset, global_mean, class_shift or mean_embedding.
         subset: number of classes that ``class_subset`` averages, from 1 up (capped at the number of classes).
         layers: rows [low, high) of w to guide, for views with layers; None guides all of them.

@@ -13,8 +13,10 @@ from studiogan_guidance.evaluation.features import accumulate, to_uint8
 class Flat:
     """Pixels as features, the first three of them as logits."""
 
-    protocol: dict[str, Any] = {}
     classifies = False
+
+    def __init__(self) -> None:
+        self.protocol: dict[str, Any] = {}
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1), images.flatten(1)[:, :3]
