@@ -113,10 +113,12 @@ def sample(
     studiogan-guidance sample -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --png
     """
     cfg = _load(config, options, **given)
+    from studiogan_guidance.evaluation import report
     from studiogan_guidance.evaluation.runner import sample as run
 
     result = run(cfg, scales, png)
-    click.echo(json.dumps(result) if as_json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+    lines = "\n".join(f"{key}: {value}" for key, value in result.items())
+    click.echo(json.dumps(report.plain_data(result)) if as_json else lines)
 
 
 @main.command("eval")
@@ -139,6 +141,7 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
     from studiogan_guidance.evaluation import report, runner
 
     folder = report.writable(Path(cfg.out))
+    report.appendable(folder / "results.jsonl")
     rows = runner.evaluate(cfg)
     report.append(folder / "results.jsonl", rows)
     click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))

@@ -43,8 +43,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest known one, and all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    names = sorted(map(str, known))
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known: {', '.join(names)}"
 

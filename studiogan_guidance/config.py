@@ -98,8 +98,11 @@ class RunConfig:
                     raise UserError(f"{key} has '{word}': {nearest(str(word), words)}")
         for key, least in (("num", 1), ("batch_size", 1), ("k", 1), ("splits", 1), ("seed", 0)):
             value = getattr(self, key)
-            if value is not None and value < least:
+            if value is not None and not least <= value < 2**62:
                 raise UserError(f"{key} must be a whole number from {least} up, found {value!r}")
+        for label in self.classes:
+            if not isinstance(label, int) or isinstance(label, bool):
+                raise UserError(f"classes must be a list of whole numbers such as [3, 5], found {label!r}")
 
     @property
     def uses_host(self) -> bool:
@@ -116,14 +119,18 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
 
     Options of the file's sampler are kept when the command line names the same sampler or none.
     """
-    values = _read(Path(path) if path else Path("builtin-gandance.yaml"))
+    values = _read(Path(path) if path else packaged()["builtin-gandance.yaml"])
     given = {key: value for key, value in overrides.items() if value not in (None, ())}
     if given.get("sampler", values["sampler"]) != values["sampler"]:
         values["options"] = {}
     given["options"] = {**values["options"], **given.get("options", {})}
-    if not path and (given.get("ckpt") or given.get("data")):
-        raise UserError("a checkpoint or data folder needs the host's configuration: add -c FILE (such as BigGAN.yaml)")
-    return RunConfig(**{**values, **given})
+    cfg = RunConfig(**{**values, **given})
+    if not cfg.uses_host and (cfg.ckpt or cfg.data):
+        raise UserError(
+            f"--ckpt and --data need the host's configuration, but {path or 'no -c'} names none: add -c FILE with "
+            "host_config or the host's own sections (such as CIFAR10/BigGAN-gandance.yaml)"
+        )
+    return cfg
 
 
 def packaged() -> dict[str, Path]:

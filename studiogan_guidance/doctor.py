@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,6 @@ from pathlib import Path
 from studiogan_guidance import __version__
 from studiogan_guidance.common import UserError, cache_dir
 
-HOST_PACKAGES = (
-    "torchvision",
-    "h5py",
-    "kornia",
-    "wandb",
-    "timm",
-    "seaborn",
-    "sklearn",
-    "pandas",
-    "scipy",
-    "tqdm",
-    "packaging",
-)
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
 
@@ -80,10 +67,9 @@ def _builtin() -> Check:
 
     try:
         return Check("built-in GAN", "ok", f"weights {builtin.networks().digest[:16]}")
-    except (OSError, RuntimeError) as error:
-        return Check(
-            "built-in GAN", "fail", str(error).splitlines()[0], "pip install --force-reinstall studiogan-guidance"
-        )
+    except Exception as error:  # safetensors has errors of its own
+        reason = str(error).partition("\n")[0]
+        return Check("built-in GAN", "fail", reason, "pip install --force-reinstall studiogan-guidance")
 
 
 def _checkout(studiogan: str | None) -> Check:
@@ -99,9 +85,16 @@ def _checkout(studiogan: str | None) -> Check:
     return Check("host checkout", "warn", f"{found}; tested with {COMMIT}", f"git -C {checkout.path} checkout {COMMIT}")
 
 
+def missing_host_packages() -> list[str]:
+    """Packages of the ``studiogan`` extra that are not installed."""
+    wanted = [r for r in importlib.metadata.requires("studiogan-guidance") or [] if re.search("extra.*studiogan", r)]
+    installed = {(d.name or "").lower().replace("_", "-") for d in importlib.metadata.distributions()}
+    names = [re.split(r"[^\w.-]", requirement)[0].lower() for requirement in wanted]
+    return [name for name in names if name not in installed]
+
+
 def _host_packages() -> Check:
-    missing = [name for name in HOST_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_host_packages():
         return Check(
             "host packages", "warn", f"missing: {', '.join(missing)}", "pip install 'studiogan-guidance[studiogan]'"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance.common import UserError
+from studiogan_guidance.doctor import missing_host_packages
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import Networks, view_for
 
@@ -20,9 +20,7 @@ def _host() -> tuple[Checkout | None, str]:
         checkout = locate()
     except UserError as error:
         return None, str(error)
-    missing = [
-        name for name in ("torchvision", "h5py", "kornia", "timm", "seaborn") if not importlib.util.find_spec(name)
-    ]
+    missing = missing_host_packages()
     return (None, f"the studiogan extra is not installed ({', '.join(missing)})") if missing else (checkout, "")
 
 

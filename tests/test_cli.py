@@ -89,6 +89,15 @@ def test_metrics_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     assert one == pytest.approx(other, rel=1e-4, abs=1e-3)
 
 
+def test_real_and_fake_are_not_swapped(tmp_path: Path) -> None:
+    """One class only: what is made looks real (precision), but most of the reals are missed (recall, coverage)."""
+    row = ok("eval", "--num", 300, "--classes", 1, "--out", tmp_path, "--sampler", "plain")["rows"][0]["metrics"]
+    assert row["precision"] > 0.8
+    assert row["recall"] < 0.2
+    assert row["coverage"] < 0.2
+    assert row["accuracy"] > 0.8
+
+
 def test_list_and_doctor() -> None:
     listed = ok("list")
     assert {"samplers", "joints", "views", "stages", "configs"} == set(listed)
@@ -119,6 +128,10 @@ def test_list_and_doctor() -> None:
         (("eval", "--num", 0), "num must be a whole number from 1 up"),
         (("eval", "--metrics", "fit"), "did you mean 'fid'"),
         (("eval", "--ckpt", "x"), "add -c FILE"),
+        (("eval", "-c", "builtin-gandance.yaml", "--ckpt", "x"), "add -c FILE"),
+        (("eval", "--seed", "9223372036854775807"), "seed must be a whole number"),
+        (("eval", "-o", "subset=inf"), "gandance.subset must be int"),
+        (("sample", "-o", "scale=1e30"), "images are not finite"),
         (("eval", "-c", "no.yaml"), "no configuration no.yaml"),
         (("eval", "--reference", "tests"), "did you mean 'test'"),
         (("sample", "--classes", "3,10"), "class 10 is out of range: this generator has classes 0 to 9"),
@@ -146,6 +159,10 @@ def test_mistakes_are_one_line_and_exit_2(
 
 
 def test_an_unwritable_output_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "results.jsonl").mkdir(parents=True)
+    result = run("eval", "--out", tmp_path / "taken")
+    assert result.exit_code == 2
+    assert "cannot add lines to" in result.stderr
     (tmp_path / "file").write_text("")
     result = run("eval", "--out", tmp_path / "file" / "runs")
     assert result.exit_code == 2

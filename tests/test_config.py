@@ -47,6 +47,8 @@ def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
         ("seed: true", "seed must be of type int, found True"),
         ("num: many", "num must be of type int"),
         ("out: 3", "out must be of type str"),
+        ("classes: '3,5'", "classes must be a list of whole numbers"),
+        ("compare_plain: 'no'", "compare_plain must be of type bool"),
         ("sampler: 3", "must be a name or a mapping"),
         ("- a\n- b", "must be a mapping"),
         ("a: [", "cannot read the configuration"),
@@ -57,6 +59,11 @@ def test_mistakes_name_themselves_in_one_line(tmp_path: Path, text: str, message
     with pytest.raises(UserError, match=message.replace("[", r"\[")) as error:
         config.load(write(tmp_path / "a.yaml", text), {})
     assert "\n" not in str(error.value)
+
+
+def test_null_means_not_given(tmp_path: Path) -> None:
+    cfg = config.load(write(tmp_path / "a.yaml", "seed: null\nclasses: null\nout: null\nclasses: 3"), {})
+    assert (cfg.seed, cfg.classes, cfg.out) == (0, (3,), "runs")
 
 
 def test_a_missing_file_lists_the_packaged_ones() -> None:

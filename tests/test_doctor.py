@@ -7,10 +7,11 @@ def test_everything_that_can_be_missing_is_checked_with_a_fix(monkeypatch: pytes
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setenv("STUDIOGAN_ROOT", str(tmp_path))
-    monkeypatch.setattr(doctor, "HOST_PACKAGES", ("torch", "no_such_package"))
+    requires = ['torch ; extra == "studiogan"', 'no-such-package>=2 ; extra == "studiogan"', 'pytest ; extra == "dev"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: requires)
     checks = {check.name: check for check in doctor.run()}
     assert checks["python"].status == checks["built-in GAN"].status == "ok"
     assert checks["cache folder"].status == "fail"
     assert checks["host checkout"].status == "warn"
-    assert checks["host packages"].found == "missing: no_such_package"
+    assert checks["host packages"].found == "missing: no-such-package"
     assert all(check.fix for check in checks.values() if check.status != "ok")

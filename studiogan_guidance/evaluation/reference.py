@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,18 @@ def cache_path(key: Mapping[str, Any]) -> Path:
 def load(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> FeatureStats:
     """The cached statistics of ``key``, or those that ``compute`` returns, cached from now on."""
     path = cache_path(key)
-    if not path.exists():
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged: compute it
+        return _read(path)
+    with replacing(path) as beside:
+        beside.touch()  # an unwritable cache is found before minutes are spent
         stats = compute()
-        with replacing(path) as beside:
-            kept: dict[str, Any] = {"mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
-            if stats.features is not None:
-                kept["features"] = stats.features
-            np.savez(beside, **kept)
-        return stats
+        kept: dict[str, Any] = {"mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
+        if stats.features is not None:
+            kept["features"] = stats.features
+        np.savez(beside, **kept)
+    return stats
+
+
+def _read(path: Path) -> FeatureStats:
     with np.load(path) as file:
         return FeatureStats(len(file["labels"]), file["mean"], file["cov"], file.get("features"), None, file["labels"])

@@ -29,6 +29,12 @@ def writable(folder: Path) -> Path:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another --out") from error
 
 
+def appendable(path: Path) -> None:
+    """Raise UserError, before any work is done, if ``path`` exists and lines cannot be added to it."""
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise UserError(f"cannot add lines to {path}: it is not a writable file; choose another --out")
+
+
 def plain_data(value: Any) -> Any:
     """``value`` with everything that JSON cannot hold replaced: nan and infinities become null, tuples lists."""
     if isinstance(value, Mapping):
@@ -90,9 +96,3 @@ def save_png(path: Path, image: NDArray[np.uint8]) -> None:
 
     with replacing(path) as beside:
         Image.fromarray(image).save(beside)
-
-
-def save_npz(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write named arrays, whole or not at all."""
-    with replacing(path) as beside:
-        np.savez(beside, **arrays)  # type: ignore[arg-type]

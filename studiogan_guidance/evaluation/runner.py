@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance import __version__, samplers
-from studiogan_guidance.common import UserError, progress
+from studiogan_guidance.common import UserError, progress, replacing
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import reference, report
 from studiogan_guidance.evaluation.features import (
@@ -165,25 +165,21 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     plan = label_plan(cfg, view.num_classes, open_real(cfg, view.networks) if cfg.labels == "data" else None)
     folder = report.writable(Path(cfg.out))
     num = cfg.num or 64
-    batches = [
-        batch
-        for sampler in chosen
-        for batch in progress(
-            sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode),
-            cfg.sampler,
-            total=math.ceil(num / cfg.batch_size),
-        )
-    ]
-    images = torch.cat([to_uint8(batch.images).permute(0, 2, 3, 1).cpu() for batch in batches]).numpy()
-    labels = torch.cat([batch.labels.cpu() for batch in batches]).numpy()
-    seeds = torch.cat([batch.seeds for batch in batches]).numpy()
+    parts: list[tuple[Array, Array, Array]] = []
+    for sampler in chosen:
+        stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
+        for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
+            pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
+            parts.append((pixels, batch.labels.cpu().numpy(), batch.seeds.numpy()))
+    images, labels, seeds = (np.concatenate(arrays) for arrays in zip(*parts))
     columns = len(scales) or min(num, 8)
     sheet = (
         images.reshape(len(chosen), num, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape) if scales else images
     )
-    report.save_png(folder / "grid.png", report.grid(sheet, columns))
-    column = {"scales": np.repeat(np.asarray(scales, np.float64), num)} if scales else {}
-    report.save_npz(folder / "samples.npz", images=images, labels=labels, seeds=seeds, **column)
+    column: dict[str, Any] = {"scales": np.repeat(np.asarray(scales, np.float64), num)} if scales else {}
+    with replacing(folder / "samples.npz") as beside:
+        np.savez(beside, images=images, labels=labels, seeds=seeds, **column)
+        report.save_png(folder / "grid.png", report.grid(sheet, columns))
     if png:
         for i, image in enumerate(images):
             tail = f"-{column['scales'][i]:g}" if scales else ""

@@ -83,8 +83,11 @@ def setup(source: str | None = None) -> Checkout:
     target = cache_dir() / NAME
     if target.exists():
         return locate(str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"cannot write into {target.parent}: {error.strerror}; set STUDIOGAN_GUIDANCE_CACHE") from error
     try:
         _git("clone", "--quiet", "--no-checkout", source or SOURCE, str(beside / NAME))
         _git("-c", "advice.detachedHead=false", "checkout", "--quiet", COMMIT, cwd=beside / NAME)

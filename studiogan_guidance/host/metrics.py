@@ -94,6 +94,9 @@ class RealImages:
                 "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
             )
         self.root, self.size, self.split = Path(cfg.data), image_size, cfg.reference or "train"
+        splits = ("train", "test") if name.startswith("CIFAR") else ("train", "valid")
+        if self.split not in splits:
+            raise UserError(f"{name} has no {self.split} split in the host: use --reference {' or '.join(splits)}")
         processed = name not in UNPROCESSED
         if not self.root.is_dir():
             raise UserError(
@@ -146,9 +149,9 @@ class RealImages:
                         f"{self.size}x{self.size}: set --pre-resizer (such as lanczos)"
                     )
                 yield images, labels
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except Exception as error:  # PIL raises SyntaxError and worse on broken files
             last = str(error).strip().splitlines()[-1][:200]
             raise UserError(f"cannot read the images in {self.root}: {last}") from error
 

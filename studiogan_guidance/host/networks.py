@@ -58,6 +58,8 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
         host = configurations(sections)
         model = host.MODEL
         known = [entry.name for entry in VIEWS if entry.name != "builtin"]
+        if model.z_prior not in ("gaussian", "uniform"):
+            raise UserError(f"MODEL.z_prior is {model.z_prior!r}: the host knows gaussian and uniform")
         if model.backbone not in known:
             raise UserError(f"no view of backbone '{model.backbone}': {nearest(model.backbone, known)}")
         try:
@@ -71,6 +73,7 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
         if device.type == "cuda" and CUDA_HOME is None:  # no nvcc: the host's plugins cannot be compiled
             for name in ("bias_act", "upfirdn2d", "filtered_lrelu"):
                 module(f"utils.style_ops.{name}")._init = lambda: False  # its own slower reference code
+        module("utils.custom_ops").verbosity = "none"  # compiling is announced on stdout, which is for results
     discrete, continuous = (model.info_type in (kind, "both") for kind in ("discrete", "continuous"))
     return Networks(
         generator=generator.eval().requires_grad_(False),
@@ -110,7 +113,9 @@ def configurations(sections: Mapping[str, Any]) -> Any:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yaml.safe_dump(dict(sections), file)
         host = module("config").Configurations(path)
-    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"the host rejects the configuration: {_line(error)}") from error
     finally:
         os.unlink(path)
@@ -156,11 +161,12 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"refused the checkpoint {path}: it holds more than weights, or is no checkpoint ({_reason(error)})"
         ) from error
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise UserError(f"cannot read the checkpoint {path}: damaged or truncated ({_line(error)})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
-    return content
+    return dict(content)
 
 
 def _sha256(path: Path) -> str:

@@ -114,7 +114,9 @@ class LatentView(ABC):
 
     def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
         """Mean of ``encode(z, c)`` for the same z over each image's classes ``labels`` [B, K]; [B, ...]."""
-        return self.class_means()[labels].mean(1)
+        weights = torch.zeros(len(labels), self.num_classes, device=self.device)
+        ones = torch.ones((), device=self.device).expand_as(labels)
+        return weights.scatter_add_(1, labels, ones) @ self.class_means() / labels.shape[1]
 
     def draw(self, seeds: Sequence[int], first: int, plan: LabelPlan, noise_mode: str = "random") -> Inputs:
         """Draw a batch. Each image's generator gives, in this order: z, label, InfoGAN numbers, layer noise.

@@ -74,13 +74,13 @@ class WView(LatentView):
         if self._class_means is None:
             prior = f"{self.networks.z_prior}{self.networks.z_dim}"
             path = cache_dir() / "tables" / f"{self.networks.digest[:32]}-{prior}-class-means-{TABLE_DRAWS}.npy"
-            if not path.exists():
-                with self.frozen(), torch.no_grad():
+            try:
+                table = np.load(path)
+            except (OSError, ValueError, EOFError):  # missing or damaged
+                with replacing(path) as beside, self.frozen(), torch.no_grad():
                     table = self._class_table()
-                with replacing(path) as beside:
                     np.save(beside, table)
-            means = torch.from_numpy(np.load(path)).to(self.device)
-            self._class_means = means[:, None].expand(-1, self.rows, -1)
+            self._class_means = torch.from_numpy(table).to(self.device)[:, None].expand(-1, self.rows, -1)
         return self._class_means
 
     def _class_table(self) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -56,7 +56,8 @@ class Sampler(ABC):
         """Sample one image a seed, in batches, with the networks frozen and left as they were found.
 
         Image i depends on ``seeds[i]``, its position ``first + i`` in the run (where classes are chosen) and the
-        options alone. Networks round differently at other batch sizes, which moves pixels by less than 1e-5.
+        options alone. Networks round differently at other batch sizes: on a CPU pixels move by less than 1e-5, on GPUs
+        whose convolutions use TF32 (PyTorch's default) by about 1e-3.
         """
         self.check(view)
         with view.frozen():
@@ -65,6 +66,8 @@ class Sampler(ABC):
                 with torch.no_grad():
                     inputs = view.draw(seeds[start : start + batch_size], first + start, plan, noise_mode)
                     images = self.images(view, inputs)
+                if not torch.isfinite(images).all():
+                    raise UserError(f"images are not finite with {self}: damaged weights, or options too extreme")
                 yield Samples(images, inputs.labels, inputs.seeds, dict(view.cost - before))
 
 
@@ -114,6 +117,6 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         word = "two whole numbers such as 0-4" if typing.get_origin(kind) is tuple else kind.__name__
         raise UserError(f"{name} must be {word}, found {value!r}") from None

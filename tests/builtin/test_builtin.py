@@ -3,10 +3,13 @@ from __future__ import annotations
 from importlib.resources import files
 
 import numpy as np
+import pytest
 import torch
 
-from studiogan_guidance import builtin
+from studiogan_guidance import builtin, config, samplers
 from studiogan_guidance.builtin import data, network
+from studiogan_guidance.evaluation import runner
+from studiogan_guidance.latents import LabelPlan, view_for
 
 
 def test_splits_are_disjoint_balanced_and_scaled() -> None:
@@ -48,3 +51,33 @@ def test_demodulated_convolutions_keep_unit_variance() -> None:
     with torch.no_grad():  # before the activation: undo sqrt(2) leaky ReLU by keeping the positive half
         y = conv(x, w)[:, :, 2:-2, 2:-2]
     assert abs(y[y > 0].square().mean() / 2 - 1) < 0.05
+
+
+def test_the_generator_is_healthy() -> None:
+    """Every class is made and nearly always right; neither precision nor diversity has collapsed (validation split)."""
+    rows = runner.evaluate(config.load(None, {"sampler": "plain", "reference": "valid", "num": 1000}))
+    metrics = rows[0]["metrics"]
+    assert metrics["accuracy"] > 0.9
+    assert metrics["is"] > 8
+    assert metrics["precision"] > 0.5
+    assert metrics["recall"] > 0.1
+    assert metrics["coverage"] > 0.3
+    net, _ = builtin.load(network.FeatureNet, "features")
+    gen, _ = builtin.load(network.Generator, "generator")
+    labels = torch.arange(10).repeat_interleave(20)
+    z = torch.randn(200, network.Z_DIM, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        images = gen(z, torch.nn.functional.one_hot(labels, 10).float())
+        right = (net(images)[1].argmax(1) == labels).view(10, 20).float().mean(1)
+    assert right.min() > 0.6
+    spread = images.view(10, 20, -1).std(1).mean(1)  # over each class's samples
+    assert spread.min() > 0.05
+
+
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_images() -> None:
+    images = []
+    for device in ("cpu", "cuda"):
+        view = view_for(builtin.networks(device))
+        images.append(next(samplers.create("gandance").stream(view, range(8), 8, LabelPlan())).images.cpu())
+    torch.testing.assert_close(images[0], images[1], atol=1e-2, rtol=0)

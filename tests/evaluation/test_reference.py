@@ -24,6 +24,14 @@ def test_a_key_is_computed_once_and_any_change_is_another_key(features: bool) ->
     assert other.mean[0] == 2.0
 
 
+def test_a_damaged_file_is_computed_again() -> None:
+    key = {"data": "damaged"}
+    reference.load(key, lambda: stats(1.0, True))
+    reference.cache_path(key).write_bytes(b"junk")
+    assert reference.load(key, lambda: stats(3.0, True)).mean[0] == 3.0
+    assert reference.load(key, lambda: pytest.fail("computed again")).mean[0] == 3.0
+
+
 def test_a_failed_computation_leaves_no_file() -> None:
     key = {"data": "broken"}
     with pytest.raises(RuntimeError):

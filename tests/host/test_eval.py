@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,8 @@ def test_fid_is_the_hosts_own_end_to_end(
 def test_real_statistics_are_computed_once_per_data(small: list[str], data: Path, hub: None, tmp_path: Path) -> None:
     from studiogan_guidance.common import cache_dir
 
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+
     def stored() -> set[Path]:
         return set((cache_dir() / "reference").glob("*"))
 
@@ -162,9 +165,12 @@ def test_real_statistics_are_computed_once_per_data(small: list[str], data: Path
     image.write_bytes(image.read_bytes() + b"\0")  # another size: another fingerprint
     ok(*args, "--no-compare-plain")
     assert len(stored() - before) == 2
+    ok(*args, "--no-compare-plain", "--resizer", "clean")
+    assert len(stored() - before) == 3
 
 
 def test_labels_as_in_the_data(small: list[str], data: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(data, tmp_path / "data"))
     for path in (data / "train" / "0").iterdir():
         if path.stem != "0":
             path.rename(data / "train" / "1" / f"moved{path.stem}.png")
@@ -186,6 +192,7 @@ def test_bad_data_is_one_line_and_exit_2(small: list[str], tmp_path: Path, hub: 
 
     folder = tmp_path / "data" / "train" / "a"
     assert "is not a folder" in message(tmp_path / "data")
+    assert "has no test split" in message(tmp_path, "--reference", "test")
     (tmp_path / "data").mkdir()
     assert "cannot read the train images" in message(tmp_path / "data")
     folder.mkdir(parents=True)

@@ -50,6 +50,12 @@ def test_the_error_lists_all_that_was_tried(nowhere: Path, monkeypatch: pytest.M
         locate()
 
 
+def test_setup_into_an_unwritable_cache_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", "/dev/null/x")
+    with pytest.raises(UserError, match="cannot write into"):
+        module.setup()
+
+
 def test_setup_clones_whole_or_not_at_all(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkout_at(nowhere / "source")
     git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path: Path) -> No
     torch.save({"weights": 1}, bad)
     with pytest.raises(UserError, match="it has no state_dict"):
         networks.read(bad)
+    torch.save({"state_dict": {1: torch.zeros(1)}}, bad)
+    with pytest.raises(UserError, match="it has no state_dict"):
+        networks.read(bad)
+    generator = np.random.default_rng(0)
+    for _ in range(300):  # flipped bytes anywhere: read or refused, never a traceback
+        content = bytearray(good.read_bytes())
+        for place in generator.integers(0, len(content), 8):
+            content[place] = generator.integers(0, 256)
+        bad.write_bytes(content)
+        with contextlib.suppress(UserError):
+            networks.read(bad)
     torch.save([1], bad)
     with pytest.raises(UserError, match="it has no state_dict"):
         networks.read(bad)
@@ -120,6 +132,9 @@ def test_configurations_that_the_host_rejects_are_one_line(tmp_path: Path, check
         ("MODEL: {backbon: resnet}", "MODEL.backbon"),
         ("MODL: {}\nMODEL: {}\nDATA: {a: 1}", "the host rejects"),
         ("DATA: {img_size: 33}\nMODEL: {backbone: resnet, g_cond_mtd: cBN}", "the host cannot build"),
+        ("DATA: {num_classes: 0}\nMODEL: {backbone: resnet, g_cond_mtd: cBN, z_dim: -1}", "the host cannot build"),
+        ("MODEL: {backbone: null}", "no view of backbone"),
+        ("MODEL: {backbone: resnet, g_cond_mtd: cBN, z_prior: foo}", "z_prior"),
     ):
         yaml.write_text(text)
         with pytest.raises(UserError, match=message) as error:
