@@ -111,7 +111,7 @@ class BuiltinImages:
 
     def __init__(self, split: str) -> None:
         self._images, self._labels = builtin.data.digits(split)
-        self.fingerprint = {"data": "MNIST-5k", "reference": split}
+        self.fingerprint = {"data": "MNIST-5k", "image_size": 32, "reference": split}
 
     def __len__(self) -> int:
         return len(self._images)

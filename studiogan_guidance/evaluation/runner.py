@@ -133,7 +133,7 @@ class OwnMetrics:
 def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> LabelPlan:
     """Where labels come from; UserError for a class out of range, or data labels without data."""
     for label in cfg.classes:
-        if not isinstance(label, int) or not 0 <= label < num_classes:
+        if not 0 <= label < num_classes:
             raise UserError(f"class {label} is out of range: this generator has classes 0 to {num_classes - 1}")
     if cfg.classes or cfg.labels == "uniform":
         return LabelPlan(tuple(cfg.classes))
@@ -215,7 +215,7 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
         "noise_mode": cfg.noise_mode,
         "k": cfg.k,
         "splits": cfg.splits,
-        **{key: value for key, value in bench.real.fingerprint.items() if key != "image_size"},
+        **bench.real.fingerprint,
         **bench.backbone.protocol,
         "metric_functions": bench.metrics.name,
         **bench.protocol,
@@ -251,7 +251,7 @@ def _default_count(real: Real) -> int:
 
 
 def _enough(cfg: RunConfig, num: int, num_real: int) -> None:
-    least = max(2 if "fid" in cfg.metrics else 1, cfg.k + 2 if "prdc" in cfg.metrics else 1, cfg.splits)
+    least = max(2, cfg.k + 2 if "prdc" in cfg.metrics else 2, cfg.splits)
     if min(num, num_real) < least:
         raise UserError(
             f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {least} images, found {num} generated and "

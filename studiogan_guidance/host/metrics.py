@@ -69,7 +69,10 @@ class HostMetrics:
     ) -> float:
         """The host's FID by a general matrix square root."""
         with inside(self._checkout):
-            return float(module("metrics.fid").frechet_inception_distance(mu1, sigma1, mu2, sigma2))
+            try:
+                return float(module("metrics.fid").frechet_inception_distance(mu1, sigma1, mu2, sigma2))
+            except ValueError as error:
+                raise UserError(f"the host's FID failed ({error}): use more images") from error
 
     def prdc(self, real: NDArray[Any], fake: NDArray[Any], k: int) -> dict[str, float]:
         """The host's compute_prdc; it holds some 3.7 matrices of 8 N^2 bytes."""

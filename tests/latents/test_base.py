@@ -1,0 +1,69 @@
+"""Random inputs and the built-in's view of w."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import ToyGAN, toy_networks
+
+from studiogan_guidance.common import UserError, cache_dir
+from studiogan_guidance.latents import LabelPlan, LatentView, stylegan, view_for
+
+
+def test_info_numbers_come_after_the_label_and_before_anything_else(toy: ToyGAN) -> None:
+    nets = dataclasses.replace(toy_networks(toy), info_discrete=2, info_discrete_dim=3, info_continuous=2)
+    inputs = view_for(nets).draw([5], 0, LabelPlan())
+    g = torch.Generator().manual_seed(5)
+    z, label = torch.randn(4, generator=g), torch.randint(5, (), generator=g)
+    picks, numbers = torch.randint(3, (2,), generator=g), torch.rand(2, generator=g) * 2 - 1
+    one_hot = torch.eye(3)[picks].flatten()
+    assert torch.equal(inputs.z[0], torch.cat([z, one_hot, numbers]))
+    assert inputs.labels.tolist() == [label]
+    assert torch.equal(torch.rand(3, generator=g), torch.rand(3, generator=inputs.generators[0]))  # what is left
+
+
+def test_a_uniform_prior_is_mapped_to_minus_one_to_one(toy: ToyGAN) -> None:
+    nets = dataclasses.replace(toy_networks(toy), z_prior="uniform")
+    inputs = view_for(nets).draw([9], 0, LabelPlan(classes=(1,)))
+    assert torch.equal(inputs.z[0], torch.rand(4, generator=torch.Generator().manual_seed(9)) * 2 - 1)
+
+
+def test_the_mean_over_classes_is_the_same_in_any_chunks(
+    toy: ToyGAN, toy_view: LatentView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = torch.randn(11, 4)
+    labels = torch.arange(5).expand(11, -1)
+    whole = toy_view.mean_over_classes(z, labels)
+    assert torch.allclose(whole[:, 0], toy.mean + z @ toy.A, atol=1e-5)
+    seen = []
+    original = toy.mapping
+    monkeypatch.setattr(toy_view, "mapping", lambda z, c: (seen.append(len(z)), original(z, c))[1])
+    for rows in (5, 12, 1):
+        monkeypatch.setattr(stylegan, "MAX_ROWS", rows)
+        seen.clear()
+        assert torch.allclose(toy_view.mean_over_classes(z, labels), whole, atol=1e-6)
+        assert max(seen) <= max(rows, 5)
+
+
+def test_class_means_are_kept_by_the_hash_of_the_weights(toy: ToyGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = view_for(toy_networks(toy, "a" * 64)).class_means()
+    calls = []
+    monkeypatch.setattr(stylegan.WView, "_class_table", lambda self: calls.append(1) or torch.zeros(5, 12).numpy())
+    assert torch.equal(view_for(toy_networks(toy, "a" * 64)).class_means(), first)
+    assert calls == []
+    assert not view_for(toy_networks(toy, "b" * 64)).class_means().any()
+    assert calls == [1]
+    (file,) = (cache_dir() / "tables").glob("a" * 32 + "*")
+    file.write_bytes(b"junk")  # damaged: computed again
+    assert not view_for(toy_networks(toy, "a" * 64)).class_means().any()
+    assert not list((cache_dir() / "tables").glob(".*"))
+    file.unlink()
+
+
+def test_views_refuse_what_they_do_not_know(toy: ToyGAN) -> None:
+    with pytest.raises(UserError, match="no view of backbone 'stylegan4': did you mean 'stylegan"):
+        view_for(dataclasses.replace(toy_networks(toy), backbone="stylegan4"))
+    with pytest.raises(UserError, match="is unconditional"):
+        view_for(dataclasses.replace(toy_networks(toy), g_cond_mtd="W/O"))
