@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
+from studiogan_guidance.cli import main
 from studiogan_guidance.common import UserError
 from studiogan_guidance.doctor import missing_host_packages
 from studiogan_guidance.host.locate import Checkout, locate
@@ -46,6 +50,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def checkout() -> Checkout:
     assert CHECKOUT is not None
     return CHECKOUT
+
+
+def run(*args: object) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def ok(*args: object) -> Any:
+    """What the command line prints as JSON; it must succeed."""
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
 
 
 class ToyGAN(nn.Module):

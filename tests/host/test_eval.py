@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,27 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from conftest import ok, run
 from host_models import BACKBONES, save
 from PIL import Image
 
 from studiogan_guidance.builtin import data as digits
-from studiogan_guidance.cli import main
 from studiogan_guidance.doctor import INCEPTION
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 
 pytestmark = pytest.mark.studiogan
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def ok(*args: object) -> Any:
-    result = run(*args, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def images(split: str, per_class: int) -> Iterator[tuple[int, int, Any]]:
