@@ -61,7 +61,7 @@ def test_the_generator_is_healthy() -> None:
         images = gen(z, torch.nn.functional.one_hot(labels, 10).float())
         right = (net(images)[1].argmax(1) == labels).view(10, 20).float().mean(1)
     assert right.min() > 0.6
-    spread = images.view(10, 20, -1).std(1).mean(1)  # over each class's samples
+    spread = images.reshape(10, 20, -1).std(1).mean(1)  # over each class's samples
     assert spread.min() > 0.05
 
 
