@@ -57,7 +57,7 @@ class Sampler(ABC):
 
         Image i depends on ``seeds[i]``, its position ``first + i`` in the run (where classes are chosen) and the
         options alone. Networks round differently at other batch sizes: on a CPU pixels move by less than 1e-5, on GPUs
-        whose convolutions use TF32 (PyTorch's default) by about 1e-3.
+        whose convolutions use TF32 (the default of PyTorch) by more.
         """
         self.check(view)
         with view.frozen():
