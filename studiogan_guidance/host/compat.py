@@ -27,6 +27,10 @@ class Shim:
     apply: Callable[[], AbstractContextManager[None]]
 
 
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None  # what is missing, the host's import reports by name
+
+
 @contextmanager
 def _pkg_resources() -> Iterator[None]:
     from packaging.version import parse
@@ -58,6 +62,8 @@ def _sqrtm_disp() -> Iterator[None]:
 
 
 def _sqrtm_lost_disp() -> bool:
+    if not _installed("scipy"):
+        return False
     import scipy.linalg
 
     return "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters
@@ -75,7 +81,7 @@ SHIMS = (
         "pkg_resources",
         "ModuleNotFoundError: No module named 'pkg_resources' on importing the host's style_ops",
         "setuptools 82",
-        lambda: "pkg_resources" not in sys.modules and importlib.util.find_spec("pkg_resources") is None,
+        lambda: "pkg_resources" not in sys.modules and not _installed("pkg_resources") and _installed("packaging"),
         _pkg_resources,
     ),
     Shim(

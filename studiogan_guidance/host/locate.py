@@ -36,7 +36,7 @@ def locate(option: str | None = None) -> Checkout:
     Raises:
         UserError: a folder named on purpose (the first two) is no checkout, or none is found; all places are listed.
     """
-    tried = []
+    tried: dict[str, list[str]] = {}
     for place, path, on_purpose in _places(option):
         if all((path / mark).is_file() for mark in LANDMARKS):
             return Checkout(path.resolve(), _commit(path))
@@ -44,9 +44,10 @@ def locate(option: str | None = None) -> Checkout:
             raise UserError(
                 f"{place} is {path}, but no PyTorch-StudioGAN checkout is there ({LANDMARKS[0]} is missing)"
             )
-        tried.append(f"{place} ({path})")
+        tried.setdefault(place, []).append(str(path))
+    places = "; ".join(f"{place}: {', '.join(paths)}" for place, paths in tried.items())
     raise UserError(
-        f"no PyTorch-StudioGAN checkout found; tried --studiogan and $STUDIOGAN_ROOT (not set), {', '.join(tried)}: "
+        f"no PyTorch-StudioGAN checkout found: --studiogan and $STUDIOGAN_ROOT are not set; {places}; "
         "run 'studiogan-guidance setup'"
     )
 

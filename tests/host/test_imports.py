@@ -4,9 +4,11 @@ import importlib.util
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 
+from studiogan_guidance.common import UserError
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
@@ -68,6 +70,19 @@ def test_the_sqrtm_shim_returns_what_old_scipy_did() -> None:
         np.testing.assert_allclose(root, np.diag([2.0, 3.0]))
         np.testing.assert_allclose(scipy.linalg.sqrtm(np.eye(2)), np.eye(2))
     assert scipy.linalg.sqrtm is original
+
+
+def test_without_the_extra_shims_stay_off_and_the_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compat, "_installed", lambda package: False)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "needy.py").write_text("import no_such_package")
+    with (
+        inside(Checkout(tmp_path, None)),
+        pytest.raises(UserError, match=r"the host needs the package 'no_such_package'.*\[studiogan\]"),
+    ):
+        module("needy")
 
 
 def test_warnings_are_back_afterwards() -> None:
