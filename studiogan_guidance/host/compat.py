@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import sys
 import types
 import warnings
@@ -71,9 +72,15 @@ def _sqrtm_lost_disp() -> bool:
 
 @contextmanager
 def _warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("torch.utils.cpp_extension")  # "No CUDA runtime is found" on machines without a GPU
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 SHIMS = (

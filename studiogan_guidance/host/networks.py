@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.cpp_extension import CUDA_HOME
 
 from studiogan_guidance.common import UserError, nearest
 from studiogan_guidance.config import RunConfig, read_yaml
@@ -70,7 +69,9 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
             raise
         except Exception as error:  # the host checks nothing here: whatever it raises is about the configuration
             raise UserError(f"the host cannot build this configuration: {_line(error)}") from error
-        if device.type == "cuda" and CUDA_HOME is None:  # no nvcc: the host's plugins cannot be compiled
+        if (
+            device.type == "cuda" and module("torch.utils.cpp_extension").CUDA_HOME is None
+        ):  # no nvcc to compile plugins
             for name in ("bias_act", "upfirdn2d", "filtered_lrelu"):
                 module(f"utils.style_ops.{name}")._init = lambda: False  # its own slower reference code
         module("utils.custom_ops").verbosity = "none"  # compiling is announced on stdout, which is for results
@@ -158,6 +159,8 @@ def read(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if path.read_bytes()[:64].lstrip().startswith(b"<"):
+            raise UserError(f"{path} is a web page, not a checkpoint: download it again") from error
         raise UserError(
             f"refused the checkpoint {path}: it holds more than weights, or is no checkpoint ({_reason(error)})"
         ) from error
@@ -182,5 +185,5 @@ def _line(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).splitlines() or [""]
-    return next((line for line in lines if "global" in line.lower()), lines[0])[:160]
+    said = (line for line in str(error).splitlines() if "GLOBAL" in line or line.startswith("Unsupported"))
+    return next(said, "not a PyTorch file")[:160]

@@ -98,6 +98,9 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path: Path) -> No
         with pytest.raises(UserError, match="checkpoint") as error:
             networks.read(bad)
         assert "\n" not in str(error.value)
+    bad.write_bytes(b"\n<!DOCTYPE html><html>404</html>")
+    with pytest.raises(UserError, match="is a web page"):
+        networks.read(bad)
     torch.save({"weights": 1}, bad)
     with pytest.raises(UserError, match="it has no state_dict"):
         networks.read(bad)
