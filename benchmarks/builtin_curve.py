@@ -3,7 +3,7 @@
     python benchmarks/builtin_curve.py --out runs/curve
 
 Validation uses seeds 10000.., 20000.., 30000..; the report uses 40000.., 50000.., 60000.. and the other real images.
-Takes about ten minutes on one CPU core. Prints Markdown; every evaluation is a line of DIR/results.jsonl.
+Takes about four minutes on two CPU cores. Prints Markdown; every evaluation is a line of DIR/results.jsonl.
 """
 
 from __future__ import annotations
