@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ SHARED = (
     click.option("--classes", callback=_numbers(int, "whole numbers"), metavar="3,5", help="Labels, in turn. [drawn]"),
     click.option("--labels", metavar="HOW", help="Draw labels uniform or as in the data. [uniform]"),
     click.option("--noise-mode", metavar="MODE", help="StyleGAN2's layer noise: random or const. [random]"),
+    click.option("--restat", type=int, metavar="N", help="Redo batch-norm statistics on N batches of samples. [0: no]"),
     click.option("--sampler", metavar="NAME", help="Overrides the sampler of the YAML; see 'list'."),
     click.option(
         "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the sampler; repeatable."
@@ -136,6 +138,7 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
     studiogan-guidance eval
     studiogan-guidance eval --reference valid -o scale=1.5
     studiogan-guidance eval -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --data DIR -o scale=1.4
+    torchrun --nproc-per-node 8 -m studiogan_guidance eval -c my.yaml --ckpt DIR --data DIR
     """
     cfg = _load(config, options, **given)
     from studiogan_guidance.evaluation import report, runner
@@ -143,8 +146,38 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
     folder = report.writable(Path(cfg.out))
     report.appendable(folder / "results.jsonl")
     rows = runner.evaluate(cfg)
+    if not rows:
+        return  # a process of torchrun above rank 0
     report.append(folder / "results.jsonl", rows)
     click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))
+
+
+@main.command()
+@click.option("--studiogan", metavar="DIR", help="Checkout of PyTorch-StudioGAN. [looked for, see doctor]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu hides the GPUs.")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="CPU only: processes that -DDP starts. [1]")
+@click.option("--script", type=click.Choice(["main", "evaluate"]), default="main", help="Which program of the host.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- HOST_ARGUMENTS")
+def run(studiogan: str | None, device: str, processes: int | None, script: str, arguments: tuple[str, ...]) -> None:
+    """Run PyTorch-StudioGAN itself, unpatched, on today's libraries, with or without a GPU.
+
+    A sampler in its YAML makes all images of its evaluations and analyses; training is untouched.
+
+    \b
+    studiogan-guidance run -- -t -cfg my.yaml -data DIR -save DIR -metrics is fid prdc
+    studiogan-guidance run -- -cfg my.yaml -ckpt DIR -data DIR -save DIR -metrics fid -v -sf
+    studiogan-guidance run --device cpu --processes 2 -- -DDP --backend gloo -cfg my.yaml ...
+    """
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if processes:
+        os.environ["STUDIOGAN_GUIDANCE_PROCESSES"] = str(processes)
+    from studiogan_guidance.evaluation.runner import device_of
+    from studiogan_guidance.host.hooks import start
+    from studiogan_guidance.host.locate import locate
+
+    device_of(device)
+    start(locate(studiogan), script, arguments)
 
 
 @main.command("list")
@@ -155,8 +188,9 @@ def list_(as_json: bool) -> None:
     from studiogan_guidance.latents import VIEWS
     from studiogan_guidance.latents.joint import JOINTS
     from studiogan_guidance.samplers import SAMPLERS
+    from studiogan_guidance.training.base import STAGES
 
-    kinds: dict[str, Any] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": ()}
+    kinds: dict[str, Any] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": STAGES}
     listed = {
         kind: [{"name": e.name, "description": e.description, "paper": e.paper} for e in entries]
         for kind, entries in kinds.items()

@@ -50,9 +50,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def progress(items: Iterable[T], what: str, total: float | None = None) -> Iterable[T]:
-    """Pass ``items`` through with a progress bar on stderr; nothing is shown where stderr is not a terminal."""
+    """Pass ``items`` through with a progress bar on stderr, if that is a terminal and this process is rank 0."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)
+    quiet = not console.is_terminal or os.environ.get("RANK", "0") != "0"
+    return track(items, what, total=total, console=console, transient=True, disable=quiet)

@@ -53,6 +53,9 @@ class RunConfig:
         pre_resizer: how real images are brought to the configured size: wo_resize, nearest, ..., lanczos.
         k: nearest neighbour of precision, recall, density and coverage.
         splits: parts of the Inception Score (host 1, literature 10).
+        restat: batches over which the statistics of batch norms are accumulated anew with the sampler on; 0 keeps
+            those of the checkpoint.
+        stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
         compare_plain: also measure plain sampling on the same seeds and labels.
         host: sections in capitals of the host's YAML (DATA, MODEL, ...), where the file has them.
     """
@@ -79,6 +82,8 @@ class RunConfig:
     pre_resizer: str = "wo_resize"
     k: int = 5
     splits: int = 1
+    restat: int = 0
+    stages: tuple[Any, ...] = ()
     compare_plain: bool = True
     host: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,7 +101,7 @@ class RunConfig:
             for word in getattr(self, key):
                 if word not in words:
                     raise UserError(f"{key} has '{word}': {nearest(str(word), words)}")
-        for key, least in (("num", 1), ("batch_size", 1), ("k", 1), ("splits", 1), ("seed", 0)):
+        for key, least in (("num", 1), ("batch_size", 1), ("k", 1), ("splits", 1), ("seed", 0), ("restat", 0)):
             value = getattr(self, key)
             if value is not None and not least <= value < 2**62:
                 raise UserError(f"{key} must be a whole number from {least} up, found {value!r}")
@@ -119,7 +124,10 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
 
     Options of the file's sampler are kept when the command line names the same sampler or none.
     """
-    values = _read(Path(path) if path else packaged()["builtin-gandance.yaml"])
+    values = read(Path(path) if path else packaged()["builtin-gandance.yaml"])
+    values.setdefault("sampler", {"name": RunConfig.sampler})
+    values["options"] = {key: value for key, value in values["sampler"].items() if key != "name"}
+    values["sampler"] = values["sampler"]["name"]
     given = {key: value for key, value in overrides.items() if value not in (None, ())}
     if given.get("sampler", values["sampler"]) != values["sampler"]:
         values["options"] = {}
@@ -153,12 +161,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path) -> dict[str, Any]:
+def named(spec: Any, what: str, path: Path) -> dict[str, Any]:
+    """``name`` or ``{name: ..., option: value}`` as the latter; UserError for anything else."""
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise UserError(f"{what} in {path} must be a name or a mapping with a name, found {spec!r}")
+    return spec
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The keys of a file, or of a packaged one, with ``sampler`` and ``stages`` as mappings; the host's under ``host``.
+
+    ``sampler``, ``stages`` and ``restat`` may also stand in the host's RUN section.
+    """
     if not path.exists():
         if str(path) not in packaged():
             raise UserError(f"no configuration {path} here or in the package: {nearest(str(path), packaged())}")
         path = packaged()[str(path)]
     content = read_yaml(path)
+    for key in ("sampler", "stages", "restat"):
+        if isinstance(run := content.get("RUN"), dict) and key in run:
+            if key in content:
+                raise UserError(f"{path} has {key} twice, at the top and in RUN: keep one of them")
+            content = {**content, key: run[key], "RUN": {k: v for k, v in run.items() if k != key}}
+    if not content.get("RUN", True):
+        del content["RUN"]
     known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("host", "options")]
     values: dict[str, Any] = {"host": {key: value for key, value in content.items() if str(key).isupper()}}
     for key, value in content.items():
@@ -168,16 +195,14 @@ def _read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
         if value is not None:
             values[key] = tuple(value) if isinstance(value, list) else value
-    for key in ("metrics", "which", "classes"):
+    for key in ("metrics", "which", "classes", "stages"):
         if key in values and not isinstance(values[key], tuple):
             values[key] = (values[key],)
     if values["host"] and values.get("host_config"):
         raise UserError(f"{path} has both host_config and the host's own sections: keep one of them")
     if values.get("host_config") and (path.parent / values["host_config"]).exists():
         values["host_config"] = str(path.parent / values["host_config"])
-    spec = values.get("sampler", RunConfig.sampler)
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise UserError(f"sampler in {path} must be a name or a mapping with a name, found {spec!r}")
-    return {**values, "sampler": spec["name"], "options": {k: v for k, v in spec.items() if k != "name"}}
+    if "sampler" in values:
+        values["sampler"] = named(values["sampler"], "sampler", path)
+    values["stages"] = tuple(named(stage, "a stage", path) for stage in values.get("stages", ()))
+    return values

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from studiogan_guidance.common import UserError, nearest
 
@@ -54,6 +56,20 @@ class Registry(Generic[T]):
             raise UserError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}")
         return self._entries[name]
 
+    def create(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
+        """An instance of the dataclass called ``name``; strings (from a command line) become the type of the field.
+
+        Raises:
+            UserError: unknown name or option (the nearest known one is named), a value of the wrong type or range.
+        """
+        cls: Any = self[name].target
+        fields = typing.get_type_hints(cls)
+        for key in options or {}:
+            if key not in fields:
+                known = nearest(key, fields) if fields else "it takes none"
+                raise UserError(f"{self.kind} '{name}' has no option '{key}': {known}")
+        return cls(**{key: _convert(f"{name}.{key}", value, fields[key]) for key, value in (options or {}).items()})
+
     def __iter__(self) -> Iterator[Entry[T]]:
         self._load_plugins()
         return iter(self._entries.values())
@@ -62,3 +78,24 @@ class Registry(Generic[T]):
         group, self._group = self._group, None
         for point in entry_points(group=group) if group else ():
             point.load()
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(kind) if union else (kind,)
+    if types.NoneType in kinds and (value is None or value in ("none", "null")):
+        return None
+    (kind,) = (k for k in kinds if k is not types.NoneType)
+    try:
+        if kind is bool:
+            return {True: True, False: False, "true": True, "false": False}[value]
+        if typing.get_origin(kind) is tuple:
+            parts = value.replace(":", "-").replace(",", "-").split("-") if isinstance(value, str) else list(value)
+            low, high = (int(part) for part in parts)
+            return low, high
+        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
+            raise ValueError
+        return kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        word = "two whole numbers such as 0-4" if typing.get_origin(kind) is tuple else kind.__name__
+        raise UserError(f"{name} must be {word}, found {value!r}") from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +92,34 @@ def accumulate(
     )
 
 
+def merge(parts: Sequence[FeatureStats], batch_size: int) -> FeatureStats:
+    """The statistics of all images from those of processes that took every ``len(parts)``-th batch, in turn.
+
+    Moments agree with those of one process to rounding; arrays are put back into the order of the images.
+    """
+    count = sum(part.count for part in parts)
+    mean = sum(part.count * part.mean for part in parts) / count
+    scatter = sum(
+        (part.count - 1) * part.cov + part.count * np.outer(part.mean - mean, part.mean - mean) for part in parts
+    )
+
+    def together(arrays: Sequence[Array | None]) -> Array | None:
+        whole = [array for array in arrays if array is not None]
+        if not whole:
+            return None
+        batches = [[array[i : i + batch_size] for i in range(0, len(array), batch_size)] for array in whole]
+        return np.concatenate([batch for turn in zip_longest(*batches) for batch in turn if batch is not None])
+
+    return FeatureStats(
+        count=count,
+        mean=np.asarray(mean),
+        cov=scatter / (count - 1),
+        features=together([part.features for part in parts]),
+        probabilities=together([part.probabilities for part in parts]),
+        labels=np.asarray(together([part.labels for part in parts])),
+    )
+
+
 class BuiltinBackbone:
     """The built-in feature net, a digit classifier, as a Backbone."""
 
@@ -120,6 +149,7 @@ class BuiltinImages:
         """Label of every image."""
         return [int(label) for label in self._labels]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, 3, 32, 32] in [-1, 1] and labels [B]."""
-        yield from zip(self._images.split(batch_size), self._labels.split(batch_size))
+    def batches(self, batch_size: int, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, 32, 32] in [-1, 1] and labels [B]: batch ``first``, then every ``step``-th."""
+        batches = zip(self._images.split(batch_size), self._labels.split(batch_size))
+        yield from islice(batches, first, None, step)

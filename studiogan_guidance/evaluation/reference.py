@@ -24,12 +24,18 @@ def cache_path(key: Mapping[str, Any]) -> Path:
     return cache_dir() / "reference" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
+def find(key: Mapping[str, Any]) -> FeatureStats | None:
+    """The cached statistics of ``key``, or None if there are none, or none that can be read."""
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return _read(cache_path(key))
+    return None
+
+
 def load(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> FeatureStats:
     """The cached statistics of ``key``, or those that ``compute`` returns, cached from now on."""
-    path = cache_path(key)
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged: compute it
-        return _read(path)
-    with replacing(path) as beside:
+    if found := find(key):
+        return found
+    with replacing(cache_path(key)) as beside:
         beside.touch()  # an unwritable cache is found before minutes are spent
         stats = compute()
         kept: dict[str, Any] = {"mean": stats.mean, "cov": stats.cov, "labels": stats.labels}

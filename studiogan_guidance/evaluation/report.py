@@ -6,13 +6,16 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from studiogan_guidance import __version__
 from studiogan_guidance.common import UserError, replacing
 
 HEADINGS = {"fid": "FID", "is": "IS", "precision": "precision", "recall": "recall", "density": "density"}
@@ -55,6 +58,32 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             os.close(handle)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def row(
+    sampler: str,
+    options: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    protocol: Mapping[str, Any],
+    cost: Mapping[str, float],
+    seconds: float,
+    generator: Mapping[str, Any],
+    config: Mapping[str, Any],
+    device: str,
+) -> dict[str, Any]:
+    """One self-describing result: a line of results.jsonl."""
+    return {
+        "sampler": sampler,
+        "options": options,
+        "metrics": metrics,
+        "protocol": protocol,
+        "cost": cost,
+        "seconds": round(seconds, 3),
+        "generator": generator,
+        "config": config,
+        "environment": {"studiogan_guidance": __version__, "torch": torch.__version__, "device": device},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,23 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from studiogan_guidance import __version__, samplers
+from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError, progress, replacing
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import reference, report
+from studiogan_guidance.evaluation import distributed, reference, report
 from studiogan_guidance.evaluation.features import (
     Backbone,
     BuiltinBackbone,
     BuiltinImages,
     FeatureStats,
     accumulate,
+    merge,
     to_uint8,
 )
 from studiogan_guidance.evaluation.fid import frechet_distance
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
-from studiogan_guidance.samplers import Sampler, Samples
+from studiogan_guidance.samplers import Sampler, Samples, restat
 
 Array = NDArray[Any]
 HOST_PRDC_PAIRS = 10**8  # the host's prdc holds some 30 bytes a pair; beyond this ours gives the same values in blocks
@@ -54,7 +56,7 @@ class Real(Protocol):
 
     def __len__(self) -> int: ...
     def labels(self) -> list[int]: ...
-    def batches(self, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]: ...
+    def batches(self, batch_size: int, first: int = 0, step: int = 1) -> Iterable[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ class Bench:
 
 
 def device_of(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:N as a device that exists here; UserError otherwise."""
+    """auto, cpu, cuda (under torchrun: this process's) or cuda:N as a device that exists here; UserError otherwise."""
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    name = {"auto": own if torch.cuda.is_available() else "cpu", "cuda": own}.get(name, name)
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device is '{name}': give auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
@@ -157,6 +161,8 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     Returns:
         The files written, the sampler with its options, and the number of images.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("sample runs in one process, found WORLD_SIZE > 1: start it without torchrun")
     variants = [{**cfg.options, "scale": scale} for scale in scales] or [dict(cfg.options)]
     chosen = [samplers.create(cfg.sampler, options) for options in variants]
     view = view_for(open_networks(cfg))
@@ -167,10 +173,11 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     num = cfg.num or 64
     parts: list[tuple[Array, Array, Array]] = []
     for sampler in chosen:
-        stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
-        for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
-            pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
-            parts.append((pixels, batch.labels.cpu().numpy(), batch.seeds.numpy()))
+        with restat.applied(_statistics(cfg, view, sampler)):
+            stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
+            for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
+                pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
+                parts.append((pixels, batch.labels.cpu().numpy(), batch.seeds.numpy()))
     images, labels, seeds = (np.concatenate(arrays) for arrays in zip(*parts))
     columns = len(scales) or min(num, 8)
     sheet = (
@@ -192,8 +199,16 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
 def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     """Measure the configured sampler and, unless told otherwise, plain sampling on the same seeds and labels.
 
-    Returns one row a sampler: sampler, options, metrics, protocol, cost (per image), seconds, and where they came from.
+    Under torchrun the processes take the batches in turn, so that values agree with those of one process to rounding.
+
+    Returns one row a sampler: sampler, options, metrics, protocol, cost (per image), seconds, and where they came from;
+    in processes above rank 0, nothing.
     """
+    with distributed.group() as group:
+        return _evaluate(cfg, group)
+
+
+def _evaluate(cfg: RunConfig, group: distributed.Group) -> list[dict[str, Any]]:
     chosen = [samplers.create(cfg.sampler, cfg.options)]
     names = [cfg.sampler]
     if cfg.compare_plain and cfg.sampler != "plain":
@@ -205,14 +220,15 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     bench = open_bench(cfg, networks)
     plan = label_plan(cfg, networks.num_classes, bench.real)
     num = cfg.num or _default_count(bench.real)
-    _enough(cfg, num, len(bench.real))
-    real = _real_stats(cfg, bench)
+    _enough(cfg, num, len(bench.real), group.size)
+    real = _real_stats(cfg, bench, group)
     protocol = {
         "num": num,
-        "num_real": real.count,
+        "num_real": len(bench.real),
         "seed": cfg.seed,
         "labels": list(cfg.classes) or cfg.labels,
         "noise_mode": cfg.noise_mode,
+        "statistics": f"restat {cfg.restat}x{cfg.batch_size}" if cfg.restat else "checkpoint",
         "k": cfg.k,
         "splits": cfg.splits,
         **bench.real.fingerprint,
@@ -223,26 +239,28 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     rows = []
     for name, sampler in zip(names, chosen):
         started = time.perf_counter()
-        values, cost = _measure(cfg, view, sampler, name, plan, num, bench, real)
+        fake, cost = _features(cfg, view, sampler, name, plan, num, bench, group)
+        if fake is None or real is None:
+            continue  # rank 0 has them all
+        values = _values(cfg, bench, real, fake)
         rows.append(
-            {
-                "sampler": name,
-                "options": samplers.options(sampler),
-                "metrics": values,
-                "protocol": protocol,
-                "cost": cost,
-                "seconds": round(time.perf_counter() - started, 3),
-                "generator": {"backbone": networks.backbone, "source": networks.source, "sha256": networks.digest},
-                "config": cfg.to_dict(),
-                "environment": {
-                    "studiogan_guidance": __version__,
-                    "torch": torch.__version__,
-                    "device": str(networks.device),
-                },
-                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            }
+            report.row(
+                sampler=name,
+                options=samplers.options(sampler),
+                metrics=values,
+                protocol=protocol,
+                cost=cost,
+                seconds=time.perf_counter() - started,
+                generator={"backbone": networks.backbone, "source": networks.source, "sha256": networks.digest},
+                config=cfg.to_dict(),
+                device=f"{networks.device}" + (f", {group.size} processes" if group.size > 1 else ""),
+            )
         )
     return rows
+
+
+def _statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:
+    return restat.accumulate(view, sampler, cfg.restat, cfg.batch_size) if cfg.restat else {}
 
 
 def _default_count(real: Real) -> int:
@@ -250,28 +268,45 @@ def _default_count(real: Real) -> int:
     return 50_000 if big and real.fingerprint["reference"] == "train" else len(real)  # as in the host's evaluation
 
 
-def _enough(cfg: RunConfig, num: int, num_real: int) -> None:
+def _enough(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
     least = max(2, cfg.k + 2 if "prdc" in cfg.metrics else 2, cfg.splits)
     if min(num, num_real) < least:
         raise UserError(
             f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {least} images, found {num} generated and "
             f"{num_real} real: raise --num, or give more data"
         )
+    for count in (num, num_real):
+        whole, rest = divmod(count, cfg.batch_size)
+        if processes > 1 and whole + (rest > 1) < processes:
+            raise UserError(
+                f"{count} images in batches of {cfg.batch_size} are too few for {processes} processes: start fewer, or "
+                "lower --batch-size"
+            )
 
 
-def _real_stats(cfg: RunConfig, bench: Bench) -> FeatureStats:
+def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> FeatureStats | None:
     with_features = "prdc" in cfg.metrics
     key = {**bench.real.fingerprint, **bench.backbone.protocol, **bench.protocol, "features": with_features}
-    batches = math.ceil(len(bench.real) / cfg.batch_size)
+    batches = math.ceil(len(bench.real) / cfg.batch_size / group.size)
+
+    def share() -> FeatureStats:
+        images = bench.real.batches(cfg.batch_size, group.rank, group.size)
+        steps = progress(images, "real images", total=batches)
+        return accumulate(steps, bench.backbone, features=with_features, probabilities=False)
 
     def compute() -> FeatureStats:
-        images = progress(bench.real.batches(cfg.batch_size), "real images", total=batches)
-        return accumulate(images, bench.backbone, features=with_features, probabilities=False)
+        return merge(group.gather(share()), cfg.batch_size) if group.size > 1 else share()
 
-    return reference.load(key, compute)
+    cached = reference.find(key) if group.rank == 0 else None
+    if group.agree(cached is not None):
+        return cached
+    if group.rank == 0:
+        return reference.load(key, compute)
+    group.gather(share())
+    return None
 
 
-def _measure(
+def _features(
     cfg: RunConfig,
     view: LatentView,
     sampler: Sampler,
@@ -279,17 +314,23 @@ def _measure(
     plan: LabelPlan,
     num: int,
     bench: Bench,
-    real: FeatureStats,
-) -> tuple[dict[str, float], dict[str, float]]:
+    group: distributed.Group,
+) -> tuple[FeatureStats | None, dict[str, float]]:
     cost: Counter[str] = Counter()
     sampling = 0.0
+    size = cfg.batch_size
+
+    def stream() -> Iterator[Samples]:
+        for first in range(group.rank * size, num, group.size * size):
+            seeds = range(cfg.seed + first, cfg.seed + min(first + size, num))
+            yield from sampler.stream(view, seeds, size, plan, cfg.noise_mode, first)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal sampling
-        stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
+        samples = stream()
         while True:
             started = time.perf_counter()
-            batch: Samples | None = next(stream, None)
+            batch: Samples | None = next(samples, None)
             if view.device.type == "cuda":
                 torch.cuda.synchronize(view.device)
             sampling += time.perf_counter() - started
@@ -298,8 +339,19 @@ def _measure(
             cost.update(batch.cost)
             yield batch.images, batch.labels
 
-    steps = progress(batches(), name, total=math.ceil(num / cfg.batch_size))
-    fake = accumulate(steps, bench.backbone, features="prdc" in cfg.metrics, probabilities="is" in cfg.metrics)
+    with restat.applied(_statistics(cfg, view, sampler)):
+        steps = progress(batches(), name, total=math.ceil(num / size / group.size))
+        fake = accumulate(steps, bench.backbone, features="prdc" in cfg.metrics, probabilities="is" in cfg.metrics)
+    parts = group.gather((fake, cost, sampling))
+    if not parts:
+        return None, {}
+    total = sum((part[1] for part in parts), Counter[str]())
+    per_image = {key: count / num for key, count in sorted(total.items())}
+    whole = merge([part[0] for part in parts], size) if len(parts) > 1 else fake
+    return whole, {**per_image, "sampling_seconds": round(max(part[2] for part in parts), 3)}
+
+
+def _values(cfg: RunConfig, bench: Bench, real: FeatureStats, fake: FeatureStats) -> dict[str, float]:
     values: dict[str, float] = {}
     if "fid" in cfg.metrics:
         values["fid"] = bench.metrics.frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
@@ -310,5 +362,4 @@ def _measure(
     if real.features is not None and fake.features is not None:
         small = len(real.features) * len(fake.features) <= HOST_PRDC_PAIRS
         values.update((bench.metrics.prdc if small else prdc)(real.features, fake.features, cfg.k))
-    per_image = {key: count / num for key, count in sorted(cost.items())}
-    return values, {**per_image, "sampling_seconds": round(sampling, 3)}
+    return values

@@ -19,11 +19,15 @@ _INSIDE: list[str] = []
 
 
 @contextmanager
-def inside(checkout: Checkout) -> Iterator[None]:
+def inside(checkout: Checkout, quiet: bool = True) -> Iterator[None]:
     """Make the host importable, with the shims on, and put everything back at the end.
 
     Modules of the same names that were imported before (your own ``utils``, say) are out of sight meanwhile and back
-    afterwards. What the host prints goes to stderr. Entering twice is fine.
+    afterwards. Entering twice is fine.
+
+    Args:
+        checkout: the host.
+        quiet: what the host prints goes to stderr.
     """
     src = str(checkout.path / "src")
     if _INSIDE and _INSIDE[-1] == src:
@@ -35,7 +39,7 @@ def inside(checkout: Checkout) -> Iterator[None]:
     sys.path.insert(0, src)
     _INSIDE.append(src)
     try:
-        with compat.active(), contextlib.redirect_stdout(sys.stderr):
+        with compat.active(), contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
             yield
     finally:
         _INSIDE.pop()

@@ -39,7 +39,7 @@ def locate(option: str | None = None) -> Checkout:
     tried: dict[str, list[str]] = {}
     for place, path, on_purpose in _places(option):
         if all((path / mark).is_file() for mark in LANDMARKS):
-            return Checkout(path.resolve(), _commit(path))
+            return Checkout(path.resolve(), commit_of(path))
         if on_purpose:
             raise UserError(
                 f"{place} is {path}, but no PyTorch-StudioGAN checkout is there ({LANDMARKS[0]} is missing)"
@@ -70,7 +70,8 @@ def _git(*args: str, cwd: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-def _commit(path: Path) -> str | None:
+def commit_of(path: Path) -> str | None:
+    """The commit that a folder's own git repository is at, or None if it is none."""
     if not (path / ".git").exists():  # do not report the commit of a repository around it
         return None
     try:

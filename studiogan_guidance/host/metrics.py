@@ -21,6 +21,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.networks import weights_digest
 
 UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host neither crops nor resizes
 
@@ -44,10 +45,7 @@ class HostBackbone:
                     f"download them on a machine with a network and copy them into {folder}"
                 ) from error
         self._model.eval()
-        digest = hashlib.sha256()
-        for name, value in self._model.model.state_dict().items():
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
-        self.protocol = {"backbone": cfg.backbone, "backbone_sha256": digest.hexdigest()[:16], "resizer": cfg.resizer}
+        self.protocol = backbone_protocol(cfg.backbone, self._model.model, cfg.resizer)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with warnings.catch_warnings():
@@ -120,16 +118,7 @@ class RealImages:
             except (OSError, RuntimeError, urllib.error.URLError) as error:
                 reason = " ".join(str(error).split())[:160]
                 raise UserError(f"cannot read the {self.split} images of {name} in {self.root}: {reason}") from error
-        self.fingerprint = {
-            "data": name,
-            "files": _listing(self.root if name.startswith("CIFAR") else self.root / self._folder()),
-            "image_size": image_size,
-            "pre_resizer": cfg.pre_resizer,
-            "reference": self.split,
-        }
-
-    def _folder(self) -> str:
-        return "train" if self.split == "train" else "valid"
+        self.fingerprint = fingerprint(self.root, name, image_size, cfg.pre_resizer, self.split)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -138,11 +127,18 @@ class RealImages:
         """Label of every image."""
         return [int(label) for label in self._dataset.data.targets]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, 3, H, W] in [-1, 1] and labels [B]; UserError names an unreadable or wrongly sized image."""
+    def batches(self, batch_size: int, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, H, W] in [-1, 1] and labels [B]; UserError names an unreadable or wrongly sized image.
+
+        ``first`` and ``step`` choose among the batches: batch ``first``, then every ``step``-th.
+        """
         workers = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
+        batches = list(torch.utils.data.BatchSampler(range(len(self)), batch_size, drop_last=False))[first::step]
         loader: Any = torch.utils.data.DataLoader(
-            self._dataset, batch_size, num_workers=workers, multiprocessing_context="fork" if workers else None
+            self._dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
         )
         try:
             for images, labels in loader:
@@ -157,6 +153,23 @@ class RealImages:
         except Exception as error:  # PIL raises SyntaxError and worse on broken files
             last = str(error).strip().splitlines()[-1][:200]
             raise UserError(f"cannot read the images in {self.root}: {last}") from error
+
+
+def backbone_protocol(name: str, model: torch.nn.Module, resizer: str) -> dict[str, Any]:
+    """Everything about a feature network that changes a metric."""
+    return {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer}
+
+
+def fingerprint(root: Path, name: str, image_size: int, pre_resizer: str, split: str) -> dict[str, Any]:
+    """Everything about real images that changes a metric; file names, sizes and times stand for their content."""
+    folder = root if name.startswith("CIFAR") else root / ("train" if split == "train" else "valid")
+    return {
+        "data": name,
+        "files": _listing(folder),
+        "image_size": image_size,
+        "pre_resizer": pre_resizer,
+        "reference": split,
+    }
 
 
 def _listing(root: Path) -> str:

@@ -12,19 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from studiogan_guidance.common import UserError, nearest
 from studiogan_guidance.config import RunConfig, read_yaml
+from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import VIEWS
 from studiogan_guidance.latents.base import Networks
-
-# What real host checkpoints hold besides tensors and plain Python: the best FID is a numpy scalar. Nothing else passes.
-_SCALAR = np.float64(0).__reduce__()[0]
-ALLOWED: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
 
 
 def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
@@ -69,22 +65,28 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
             raise
         except Exception as error:  # the host checks nothing here: whatever it raises is about the configuration
             raise UserError(f"the host cannot build this configuration: {_line(error)}") from error
-        if (
-            device.type == "cuda" and module("torch.utils.cpp_extension").CUDA_HOME is None
-        ):  # no nvcc to compile plugins
-            for name in ("bias_act", "upfirdn2d", "filtered_lrelu"):
+        if compat.no_compiler():
+            for name in compat.PLUGINS:
                 module(f"utils.style_ops.{name}")._init = lambda: False  # its own slower reference code
         module("utils.custom_ops").verbosity = "none"  # compiling is announced on stdout, which is for results
+    generator.eval().requires_grad_(False)
+    return describe(generator, model, host.DATA.num_classes, host.DATA.img_size, device, "a freshly initialised one")
+
+
+def describe(
+    generator: torch.nn.Module, model: Any, num_classes: int, image_size: int, device: torch.device, source: str
+) -> Networks:
+    """A generator of the host as Networks; ``model`` is the MODEL section of its configuration. The digest is empty."""
     discrete, continuous = (model.info_type in (kind, "both") for kind in ("discrete", "continuous"))
     return Networks(
-        generator=generator.eval().requires_grad_(False),
+        generator=generator,
         backbone=model.backbone,
-        num_classes=host.DATA.num_classes,
+        num_classes=num_classes,
         z_dim=model.z_dim,
-        image_size=host.DATA.img_size,
+        image_size=image_size,
         device=device,
         digest="",
-        source="a freshly initialised generator",
+        source=source,
         z_prior=model.z_prior,
         g_cond_mtd=model.g_cond_mtd,
         info_discrete=model.info_num_discrete_c if discrete else 0,
@@ -94,15 +96,20 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
 
 
 def host_yaml(cfg: RunConfig, checkout: Checkout) -> Mapping[str, Any]:
-    """The host's own sections: those in our file, or the file that ``host_config`` names."""
-    if not cfg.host_config:
-        return cfg.host
-    configs = checkout.path / "src" / "configs"
-    for path in (Path(cfg.host_config), configs / cfg.host_config):
+    """The host's own sections of a configuration."""
+    return host_sections(cfg.host, cfg.host_config, checkout.path)
+
+
+def host_sections(sections: Mapping[str, Any], host_config: str | None, root: Path) -> Mapping[str, Any]:
+    """The host's own sections: those in our file, or those of the file that ``host_config`` names."""
+    if not host_config:
+        return sections
+    configs = root / "src" / "configs"
+    for path in (Path(host_config), configs / host_config):
         if path.is_file():
             return {key: value for key, value in read_yaml(path).items() if str(key).isupper()}
     known = [str(file.relative_to(configs)) for file in configs.rglob("*.yaml")]
-    raise UserError(f"no host_config {cfg.host_config} here or in {configs}: {nearest(cfg.host_config, known)[:200]}")
+    raise UserError(f"no host_config {host_config} here or in {configs}: {nearest(host_config, known)[:200]}")
 
 
 def configurations(sections: Mapping[str, Any]) -> Any:
@@ -153,9 +160,9 @@ def _step(path: Path) -> int:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, by the weights-only unpickler and the short list ``ALLOWED``: no code runs."""
+    """A checkpoint's content on the CPU, by the weights-only unpickler and the list ``compat.ALLOWED``: no code runs."""
     try:
-        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+        with torch.serialization.safe_globals(compat.ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -170,6 +177,14 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
     return dict(content)
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

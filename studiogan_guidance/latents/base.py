@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import rng
 
@@ -24,7 +25,9 @@ class Networks:
     """A loaded conditional GAN and the few facts about it that views need.
 
     ``z_dim`` is the width of the prior noise; InfoGAN generators take ``info_discrete`` one-hot vectors of
-    ``info_discrete_dim`` and ``info_continuous`` numbers in [-1, 1] behind it. ``digest`` is the hash of the weights.
+    ``info_discrete_dim`` and ``info_continuous`` numbers in [-1, 1] behind it. ``digest`` is the hash of the weights;
+    without one, nothing about them is cached on disk. With ``batch_statistics``, batch norms keep the mode that they
+    are found in, so that a host that wants the statistics of each batch gets them.
     """
 
     generator: nn.Module
@@ -40,6 +43,7 @@ class Networks:
     info_discrete: int = 0
     info_discrete_dim: int = 0
     info_continuous: int = 0
+    batch_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Inputs:
     Attributes:
         seeds: int64 [B].
         z: prior noise, InfoGAN numbers included, [B, Z].
-        labels: int64 [B].
+        labels: int64 [B], or float [B, C] with a weight for every class.
         noise: StyleGAN2's per-layer noise, one [B, 1, r, r] tensor a layer; None for its constant noise.
         generators: each image's own generator, for whatever a sampler still needs.
     """
@@ -151,7 +155,9 @@ class LatentView(ABC):
     def frozen(self) -> Iterator[None]:
         """Evaluation mode everywhere, so spectral norms and batch norms stand still; left as it was found."""
         training = {module: module.training for module in self.generator.modules()}
-        self.generator.eval()
+        for module in training:
+            if not (self.networks.batch_statistics and isinstance(module, _BatchNorm)):
+                module.training = False
         try:
             yield
         finally:

@@ -45,8 +45,8 @@ def global_mean(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> 
 @JOINTS.register("class_shift", "code minus the offset of its class mean from the mean of all (free)", GANDANCE)
 def class_shift(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
     """f(z, c) - (m_c - m), with the class means m_c and their mean m."""
-    means = view.class_means()
-    return code - (means[inputs.labels] - means.mean(0))
+    means, labels = view.class_means(), inputs.labels
+    return code - ((means[labels] if labels.dim() == 1 else labels @ means) - means.mean(0))
 
 
 @JOINTS.register("mean_embedding", "f(z, mean one-hot label) (one mapping pass)", GANDANCE)

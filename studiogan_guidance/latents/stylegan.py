@@ -13,6 +13,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.common import UserError, cache_dir, progress, replacing
 from studiogan_guidance.latents.base import LatentView, Networks
 
+Table = np.ndarray[Any, np.dtype[np.float32]]
 MAX_ROWS = 4096  # rows of one mapping call while codes are averaged: what bounds the memory
 TABLE_DRAWS = 10_000  # prior draws behind each class mean (as in Dobler et al. 2022, arXiv:2202.11777)
 TABLE_SEED = 2**40  # far from the seeds of images
@@ -69,21 +70,28 @@ class WView(LatentView):
     def class_means(self) -> Tensor:
         """Mean w of each class over ``TABLE_DRAWS`` fixed prior draws, the same for all classes; [C, rows, w_dim].
 
-        Computed once for a checkpoint: the table lives in the cache folder under the hash of the weights.
+        Computed once for a checkpoint: the table lives in the cache folder under the hash of the weights, if they have
+        one.
         """
         if self._class_means is None:
-            prior = f"{self.networks.z_prior}{self.networks.z_dim}"
-            path = cache_dir() / "tables" / f"{self.networks.digest[:32]}-{prior}-class-means-{TABLE_DRAWS}.npy"
-            try:
-                table = np.load(path)
-            except (OSError, ValueError, EOFError):  # missing or damaged
-                with replacing(path) as beside, self.frozen(), torch.no_grad():
-                    table = self._class_table()
-                    np.save(beside, table)
+            with self.frozen(), torch.no_grad():
+                table = self._cached_table() if self.networks.digest else self._class_table()
             self._class_means = torch.from_numpy(table).to(self.device)[:, None].expand(-1, self.rows, -1)
         return self._class_means
 
-    def _class_table(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _cached_table(self) -> Table:
+        prior = f"{self.networks.z_prior}{self.networks.z_dim}"
+        path = cache_dir() / "tables" / f"{self.networks.digest[:32]}-{prior}-class-means-{TABLE_DRAWS}.npy"
+        try:
+            found: Table = np.load(path)
+            return found
+        except (OSError, ValueError, EOFError):  # missing or damaged
+            with replacing(path) as beside:
+                table = self._class_table()
+                np.save(beside, table)
+            return table
+
+    def _class_table(self) -> Table:
         gens = rng.generators(range(TABLE_SEED, TABLE_SEED + TABLE_DRAWS))
         z = torch.cat([self.prior(gens), self.info(gens)], 1).to(self.device)
         eye = torch.eye(self.num_classes, device=self.device)

@@ -5,7 +5,7 @@ from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.samplers.plain import Plain
 from studiogan_guidance.samplers.truncation import Truncation
 
-__all__ = ["SAMPLERS", "Sampler", "Samples", "create", "options"]
+__all__ = ["SAMPLERS", "GANdance", "Plain", "Sampler", "Samples", "Truncation", "create", "options"]
 
 SAMPLERS.register("plain", "the generator as it is", "each backbone's own")(Plain)
 SAMPLERS.register(

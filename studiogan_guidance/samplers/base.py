@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studiogan_guidance.common import UserError, nearest
+from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.registry import Registry
 
@@ -40,6 +38,11 @@ class Sampler(ABC):
     @abstractmethod
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         """Images [B, 3, H, W] for the random inputs of one batch."""
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the options are such that images are those of the generator itself, bit for bit."""
+        return False
 
     def check(self, view: LatentView) -> None:  # noqa: B027
         """Raise UserError where an option has no meaning on this view."""
@@ -80,14 +83,8 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Sampler:
     Raises:
         UserError: unknown sampler or option (the nearest known one is named), a value of the wrong type or range.
     """
-    cls = SAMPLERS[name].target
-    fields = typing.get_type_hints(cls)
-    for key in options or {}:
-        if key not in fields:
-            raise UserError(
-                f"sampler '{name}' has no option '{key}': {nearest(key, fields) if fields else 'it takes none'}"
-            )
-    return cls(**{key: _convert(f"{name}.{key}", value, fields[key]) for key, value in (options or {}).items()})
+    sampler: Sampler = SAMPLERS.create(name, options)
+    return sampler
 
 
 def options(sampler: Sampler) -> dict[str, Any]:
@@ -99,24 +96,3 @@ def finite(name: str, value: float) -> None:
     """Raise UserError unless ``value`` is a finite number."""
     if not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, found {value}: give a number such as 1.2")
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(kind) if union else (kind,)
-    if types.NoneType in kinds and (value is None or value in ("none", "null")):
-        return None
-    (kind,) = (k for k in kinds if k is not types.NoneType)
-    try:
-        if kind is bool:
-            return {True: True, False: False, "true": True, "false": False}[value]
-        if typing.get_origin(kind) is tuple:
-            parts = value.replace(":", "-").replace(",", "-").split("-") if isinstance(value, str) else list(value)
-            low, high = (int(part) for part in parts)
-            return low, high
-        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
-            raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        word = "two whole numbers such as 0-4" if typing.get_origin(kind) is tuple else kind.__name__
-        raise UserError(f"{name} must be {word}, found {value!r}") from None

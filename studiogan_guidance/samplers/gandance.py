@@ -63,6 +63,10 @@ class GANdance(Sampler):
         if self.subset < 1:
             raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
 
+    @property
+    def neutral(self) -> bool:
+        return self.scale == 1
+
     def check(self, view: LatentView) -> None:
         if self.layers is None:
             return
@@ -80,7 +84,7 @@ class GANdance(Sampler):
 
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The guided codes, of the shape of ``code`` (for samplers that build on guidance)."""
-        if self.scale == 1:
+        if self.neutral:
             return code
         joint = JOINTS[self.joint].target(view, inputs, code, self.subset)
         guided = guide(code, joint, self.scale)

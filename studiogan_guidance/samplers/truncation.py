@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,6 +70,10 @@ class Truncation(Sampler):
         if self.center not in CENTRES:
             raise UserError(f"truncation.center must be one of {', '.join(CENTRES)}, found '{self.center}'")
 
+    @property
+    def neutral(self) -> bool:
+        return self.psi == 1 and self.threshold is None
+
     def check(self, view: LatentView) -> None:
         backbone = view.networks.backbone
         if view.rows is None and (self.psi != 1 or self.cutoff is not None):
@@ -78,12 +84,40 @@ class Truncation(Sampler):
             raise UserError(f"truncation.threshold needs a gaussian prior, this {backbone} has {view.networks.z_prior}")
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
-        if self.threshold is not None:
-            prior, info = inputs.z.split([view.networks.z_dim, inputs.z.shape[1] - view.networks.z_dim], 1)
-            inputs = dataclasses.replace(inputs, z=torch.cat([truncated_normal(prior, self.threshold), info], 1))
-        code = view.encode(inputs.z, inputs.labels)
+        z = self.truncated_z(view, inputs.z)
+        code = view.encode(z, inputs.labels)
         if self.psi != 1:
             mean = view.global_mean() if self.center == "global" else view.class_means()[inputs.labels]
-            pulled = mean.lerp(code, self.psi)
-            code = pulled if self.cutoff is None else torch.cat([pulled[:, : self.cutoff], code[:, self.cutoff :]], 1)
-        return view.decode(code, inputs.z, inputs.noise)
+            code = self.truncated_code(code, mean)
+        return view.decode(code, z, inputs.noise)
+
+    def truncated_z(self, view: LatentView, z: Tensor) -> Tensor:
+        """Prior noise with its Gaussian part truncated to the threshold, [B, Z]."""
+        if self.threshold is None:
+            return z
+        prior, info = z.split([view.networks.z_dim, z.shape[1] - view.networks.z_dim], 1)
+        return torch.cat([truncated_normal(prior, self.threshold), info], 1)
+
+    def truncated_code(self, code: Tensor, mean: Tensor) -> Tensor:
+        """``mean + psi * (code - mean)`` in the leading ``cutoff`` rows, [B, rows, w_dim]."""
+        pulled = mean.lerp(code, self.psi)
+        return pulled if self.cutoff is None else torch.cat([pulled[:, : self.cutoff], code[:, self.cutoff :]], 1)
+
+    def of(self, view: LatentView) -> LatentView:
+        """``view`` as that of a generator with this truncation built in, for other samplers to work on.
+
+        Noise is truncated as it is drawn, and codes towards the global mean as they are decoded.
+        """
+        if self.neutral:
+            return view
+        truncated: Any = copy.copy(view)
+
+        def draw(*args: Any, **kwargs: Any) -> Inputs:
+            inputs = view.draw(*args, **kwargs)
+            return dataclasses.replace(inputs, z=self.truncated_z(view, inputs.z))
+
+        def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+            return view.decode(code if self.psi == 1 else self.truncated_code(code, view.global_mean()), z, noise)
+
+        truncated.draw, truncated.decode = draw, decode
+        return cast(LatentView, truncated)

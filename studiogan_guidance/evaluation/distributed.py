@@ -1,0 +1,55 @@
+"""The processes that torchrun started, as one group: who am I, and what have the others found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """``rank`` of ``size`` processes; a process by itself is rank 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes in the order of their ranks, on rank 0; an empty list elsewhere."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed
+
+        found: list[T] | None = [value] * self.size if self.rank == 0 else None
+        torch.distributed.gather_object(value, found)
+        return found or []
+
+    def agree(self, answer: bool) -> bool:
+        """Rank 0's answer, in every process."""
+        if self.size == 1:
+            return answer
+        import torch.distributed
+
+        said = [answer]
+        torch.distributed.broadcast_object_list(said)
+        return said[0]
+
+
+@contextmanager
+def group() -> Iterator[Group]:
+    """Join the processes of torchrun for the time of a with-block; objects travel through the CPU (gloo)."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Group()
+        return
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield Group(torch.distributed.get_rank(), size)
+    finally:
+        torch.distributed.destroy_process_group()

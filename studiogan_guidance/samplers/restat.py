@@ -1,0 +1,63 @@
+"""Batch-norm statistics of the images that a sampler makes, instead of those that training left in the checkpoint.
+
+Guided codes move activations away from what the running averages have seen. The host answers a like question for
+evaluation with standing statistics (Brock et al. 2019, arXiv:1809.11096, appendix D): a few passes over fresh samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import LabelPlan, LatentView
+from studiogan_guidance.samplers.base import Sampler
+
+SEED = 2**41  # far from the seeds of images and of class means
+Statistics = Mapping[nn.Module, tuple[Tensor, Tensor]]
+
+
+def accumulate(view: LatentView, sampler: Sampler, batches: int, batch_size: int) -> Statistics:
+    """Mean and variance [channels] of every batch norm, averaged over ``batches`` batches of ``sampler``.
+
+    Labels are uniform; seeds are fixed, so every process gets the same. The generator is left as it was found.
+
+    Raises:
+        UserError: a generator without batch norms.
+    """
+    norms = [module for module in view.generator.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        raise UserError(f"restat needs batch norms, but {view.networks.backbone} has none: set restat to 0")
+    kept = [(norm, dict(norm.__dict__), dict(norm._buffers)) for norm in norms]
+    in_training = copy.copy(view)
+    in_training.networks = dataclasses.replace(view.networks, batch_statistics=True)
+    try:
+        for norm in norms:
+            norm._buffers.update({key: value.clone() for key, value in norm._buffers.items() if value is not None})
+            norm.reset_running_stats()
+            norm.training, norm.track_running_stats, norm.momentum = True, True, None  # None: the mean of all batches
+        for _ in sampler.stream(in_training, range(SEED, SEED + batches * batch_size), batch_size, LabelPlan()):
+            pass
+        return {norm: (norm.running_mean, norm.running_var) for norm in norms}
+    finally:
+        for norm, attributes, buffers in kept:
+            norm.__dict__.update({key: attributes[key] for key in ("training", "track_running_stats", "momentum")})
+            norm._buffers.update(buffers)
+
+
+@contextmanager
+def applied(statistics: Statistics) -> Iterator[None]:
+    """The batch norms use ``statistics`` inside the with-block; an empty mapping changes nothing."""
+    kept = {norm: dict(norm._buffers) for norm in statistics}
+    try:
+        for norm, (mean, var) in statistics.items():
+            norm._buffers.update(running_mean=mean, running_var=var)
+        yield
+    finally:
+        for norm, buffers in kept.items():
+            norm._buffers.update(buffers)
