@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import Tensor, nn
 
+from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.cli import main
 from studiogan_guidance.common import UserError
-from studiogan_guidance.doctor import missing_host_packages
+from studiogan_guidance.doctor import INCEPTION, missing_host_packages
+from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import Networks, view_for
 
@@ -62,6 +66,52 @@ def ok(*args: object) -> Any:
     result = run(*args, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def digit_images(split: str, per_class: int) -> Iterator[tuple[int, int, Any]]:
+    """(class, number, digit uint8 [32, 32, 3]) of the first four classes."""
+    pixels, labels = digits.digits(split)
+    for label in range(4):
+        for i, x in enumerate(pixels[labels == label][:per_class]):
+            yield label, i, ((x + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of real digits, 4 classes: 4 images of each to train, 3 to validate."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 4), ("valid", 3)):
+        for label, i, image in digit_images(split, count):
+            path = folder / split / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[None]:
+    """The host's Inception with random weights, where torch's hub would have put the trained ones."""
+    nets: list[torch.nn.Module] = []
+    with inside(checkout), torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        inception = module("metrics.inception_net")
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, *_, **__: nets.append(self))
+        inception.fid_inception_v3()
+        nets[-1].train()  # one pass, so that batch norms fit the data and features do not vanish
+        for norm in nets[-1].modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.momentum = None
+        batch = torch.stack([torch.from_numpy(image) for _, _, image in digit_images("train", 4)]).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            nets[-1](torch.nn.functional.interpolate(batch.float() / 127.5 - 1, size=(299, 299)))
+    nets[-1].fc.weight.data *= 0.05  # type: ignore[union-attr, operator]  # class probabilities that do not underflow
+    home = tmp_path_factory.mktemp("torch")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(nets[-1].state_dict(), home / "hub" / "checkpoints" / INCEPTION)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(home))  # for other processes, too
+        yield
 
 
 class ToyGAN(nn.Module):

@@ -11,10 +11,26 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("text", ["sampler: truncation", "sampler: {name: truncation}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sampler: truncation",
+        "sampler: {name: truncation}",
+        "RUN: {sampler: truncation}\nDATA: {}",
+        "RUN: {sampler: {name: truncation}}",
+    ],
+)
 def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path, text: str) -> None:
     cfg = config.load(write(tmp_path / "a.yaml", text), {})
     assert (cfg.sampler, dict(cfg.options)) == ("truncation", {})
+    assert "RUN" not in cfg.host
+
+
+def test_stages_and_restat_are_read_and_the_hosts_run_section_is_left_alone(tmp_path: Path) -> None:
+    text = "stages: [a, {name: b, steps: 3}]\nRUN: {restat: 4, seed: 3}"
+    cfg = config.load(write(tmp_path / "a.yaml", text), {})
+    assert (cfg.stages, cfg.restat) == (({"name": "a"}, {"name": "b", "steps": 3}), 4)
+    assert dict(cfg.host) == {"RUN": {"seed": 3}}
 
 
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
@@ -43,6 +59,9 @@ def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
         ("resizer: cleen", "did you mean 'clean'"),
         ("metrics: [fit]", "did you mean 'fid'"),
         ("which: newest", "which has 'newest'"),
+        ("sampler: plain\nRUN: {sampler: plain}", "has sampler twice"),
+        ("stages: [3]", "a stage in .* must be a name or a mapping"),
+        ("restat: -1", "restat must be a whole number from 0 up"),
         ("num: 0", "num must be a whole number from 1 up"),
         ("seed: true", "seed must be of type int, found True"),
         ("num: many", "num must be of type int"),

@@ -97,7 +97,7 @@ def _pkg_resources() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules["pkg_resources"]
+        sys.modules.pop("pkg_resources", None)
 
 
 def _sqrtm_disp() -> AbstractContextManager[None]:
@@ -112,7 +112,7 @@ def _sqrtm_disp() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _warnings() -> Iterator[None]:
+def _filters() -> Iterator[None]:
     logger = logging.getLogger("torch.utils.cpp_extension")  # "No CUDA runtime is found" on machines without a GPU
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -378,12 +378,12 @@ SHIMS = (
         _sqrtm_disp,
     ),
     Shim(
-        "warnings",
+        "filters",
         "the legacy resizer switches off all warnings of the process; old calls print deprecation warnings",
         "upstream",
         "the host leaves the warning filters alone",
         _always,
-        _warnings,
+        _filters,
     ),
 )
 

@@ -12,6 +12,7 @@ A sampler at its neutral value (scale 1) leaves all of it to the host's own code
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import inspect
 import math
@@ -97,6 +98,7 @@ def register() -> None:
         ):
             stack.enter_context(swapped(owner, name, value))
         _registered = stack.pop_all()
+        atexit.register(unregister)
 
 
 def unregister() -> None:
@@ -105,6 +107,7 @@ def unregister() -> None:
     stack, _registered = _registered, None
     if stack:
         stack.close()
+        atexit.unregister(unregister)
 
 
 # ---------------------------------------------------------------------------- the configuration
@@ -116,8 +119,8 @@ def _overwrite_cfgs(original: Any) -> Any:
         foreign = sorted(set(values) - {"host", "host_config", *KEYS})
         if foreign:
             raise UserError(
-                f"{cfg_file} has {', '.join(foreign)}, which only 'studiogan-guidance sample' and 'eval' read: in a host "
-                "run the host's own options decide; take the keys out"
+                f"{cfg_file} has {', '.join(foreign)}, which only 'studiogan-guidance sample' and 'eval' read: in a "
+                "host run the host's own options decide; take the keys out"
             )
         import yaml
 
@@ -570,6 +573,32 @@ def _one_line(original: Any) -> Any:
     return excepthook
 
 
+def execute(path: Path, arguments: tuple[str, ...]) -> None:
+    """Run a program of the host, which has been entered, as ``python path arguments`` would.
+
+    Unlike with runpy, ``__main__`` stays this process's own program, which the processes that the host starts import.
+    The host's log files are closed at the end.
+    """
+    log, loggers = module("utils.log"), []
+    make = log.make_logger
+
+    def make_logger(*args: Any, **kwargs: Any) -> Any:
+        loggers.append(make(*args, **kwargs))
+        return loggers[-1]
+
+    main = ModuleType("__main__")
+    main.__file__ = str(path)
+    try:
+        with swapped(sys, "argv", [str(path), *arguments]), swapped(log, "make_logger", make_logger):
+            exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), main.__dict__)
+    finally:
+        for logger in loggers:
+            logger.propagate = True
+            for handler in list(logger.handlers):
+                handler.close()
+                logger.removeHandler(handler)
+
+
 def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
     """Run the host's ``src/<script>.py`` with ``arguments`` in this process, with shims and hooks, nothing patched.
 
@@ -577,19 +606,16 @@ def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
         UserError: the host refuses the run, or a process of its -DDP met a user's mistake.
         SystemExit: as the host's own argument parser does.
     """
-    path = checkout.path / "src" / f"{script}.py"
-    with inside(checkout, quiet=False), swapped(sys, "argv", [str(path), *arguments]):
+    with inside(checkout, quiet=False):
         register()
-        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
-        # Not runpy: __main__ stays this program's, which is what the processes that the host starts import again.
-        main = ModuleType("__main__")
-        main.__file__ = str(path)
         try:
-            exec(code, main.__dict__)
+            execute(checkout.path / "src" / f"{script}.py", arguments)
         except torch.multiprocessing.ProcessRaisedException as error:
             last = str(error).strip().rpartition("\n")[2]
             if (mark := f"{UserError.__name__}: ") in last:
                 raise UserError(last.partition(mark)[2]) from error
             raise
+        except module("wandb").errors.UsageError as error:
+            raise UserError(f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)") from error
         finally:
             unregister()

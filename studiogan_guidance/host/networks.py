@@ -160,7 +160,7 @@ def _step(path: Path) -> int:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, by the weights-only unpickler and the list ``compat.ALLOWED``: no code runs."""
+    """A checkpoint's content on the CPU, by the weights-only unpickler and ``compat.ALLOWED``: no code runs."""
     try:
         with torch.serialization.safe_globals(compat.ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal

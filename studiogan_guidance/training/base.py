@@ -53,7 +53,7 @@ class DiscriminatorStep:
 class Stage:
     """Base of all stages; subclasses add options as fields and override what they need."""
 
-    def after_training(self, run: Trained) -> None:  # noqa: B027
+    def after_training(self, run: Trained) -> None:
         """Called once in every process after the training loop. The run's own networks must be left as they are."""
 
     def discriminator_loss(self, step: DiscriminatorStep) -> Tensor | None:

@@ -23,8 +23,23 @@ CBN = {
     "d_conv_dim": 8,
 }
 SHARED = {**CBN, "z_dim": 16, "g_shared_dim": 8}
-STYLE = {"g_cond_mtd": "cAdaIN", "d_cond_mtd": "SPD", "g_act_fn": "Auto", "d_act_fn": "Auto", "z_dim": 16, "w_dim": 16}
-STYLE_RUN = {"mapping_network": 2, "d_epilogue_mbstd_group_size": 2, "d_architecture": "orig"}
+STYLE = {
+    "g_conv_dim": "N/A",
+    "d_conv_dim": "N/A",
+    "g_cond_mtd": "cAdaIN",
+    "d_cond_mtd": "SPD",
+    "g_act_fn": "Auto",
+    "d_act_fn": "Auto",
+    "z_dim": 16,
+    "w_dim": 16,
+}
+STYLE_RUN = {
+    "g_reg_interval": 1,
+    "d_reg_interval": 1,
+    "mapping_network": 2,
+    "d_epilogue_mbstd_group_size": 2,
+    "d_architecture": "orig",
+}
 INFO = {"info_type": "both", "info_num_discrete_c": 2, "info_dim_discrete_c": 3, "info_num_conti_c": 2}
 INFO_LOSS = {"infoGAN_loss_discrete_lambda": 0.1, "infoGAN_loss_conti_lambda": 1.0}
 
@@ -93,3 +108,10 @@ def save(name: str, checkout: Checkout, folder: Path) -> tuple[Path, Path]:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections(name)))
     return path, folder
+
+
+def write_yaml(path: Path, name: str, extra: str = "", **optimization: Any) -> Path:
+    """A YAML of the host for a short run, with lines of ours below."""
+    chosen = {"batch_size": 8, "total_steps": 3, "beta1": 0.0, "d_updates_per_step": 1, **optimization}
+    path.write_text(yaml.safe_dump({**sections(name), "OPTIMIZATION": chosen}) + extra)
+    return path

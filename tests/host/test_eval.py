@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ok, run
+from conftest import digit_images, ok, run
 from host_models import BACKBONES, save
 from PIL import Image
 
-from studiogan_guidance.builtin import data as digits
-from studiogan_guidance.doctor import INCEPTION
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 
 pytestmark = pytest.mark.studiogan
-
-
-def images(split: str, per_class: int) -> Iterator[tuple[int, int, Any]]:
-    """(class, number, digit uint8 [32, 32, 3]) of the first four classes."""
-    pixels, labels = digits.digits(split)
-    for label in range(4):
-        for i, x in enumerate(pixels[labels == label][:per_class]):
-            yield label, i, ((x + 1) * 127.5).byte().permute(1, 2, 0).numpy()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageFolder of real digits, 4 classes: 4 images of each to train, 3 to validate."""
-    folder = tmp_path_factory.mktemp("data")
-    for split, count in (("train", 4), ("valid", 3)):
-        for label, i, image in images(split, count):
-            path = folder / split / str(label) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[None]:
-    """The host's Inception with random weights, where torch's hub would have put the trained ones."""
-    nets: list[torch.nn.Module] = []
-    with inside(checkout), torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
-        torch.manual_seed(0)
-        inception = module("metrics.inception_net")
-        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, *_, **__: nets.append(self))
-        inception.fid_inception_v3()
-        nets[-1].train()  # one pass, so that batch norms fit the data and features do not vanish
-        for norm in nets[-1].modules():
-            if isinstance(norm, torch.nn.BatchNorm2d):
-                norm.momentum = None
-        batch = torch.stack([torch.from_numpy(image) for _, _, image in images("train", 4)]).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            nets[-1](torch.nn.functional.interpolate(batch.float() / 127.5 - 1, size=(299, 299)))
-    home, old = tmp_path_factory.mktemp("hub"), torch.hub.get_dir()
-    (home / "checkpoints").mkdir()
-    torch.save(nets[-1].state_dict(), home / "checkpoints" / INCEPTION)
-    torch.hub.set_dir(str(home))
-    yield
-    torch.hub.set_dir(old)
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
@@ -113,7 +65,9 @@ def test_fid_is_the_hosts_own_end_to_end(
             fake = model.get_outputs(torch.from_numpy(np.load(tmp_path / "samples.npz")["images"]).permute(0, 3, 1, 2))[
                 0
             ]
-            stack = torch.stack([torch.from_numpy(image) for _, _, image in images("valid", 3)]).permute(0, 3, 1, 2)
+            stack = torch.stack([torch.from_numpy(image) for _, _, image in digit_images("valid", 3)]).permute(
+                0, 3, 1, 2
+            )
             real = model.get_outputs(stack)[0]
         moments = [
             fid.calculate_moments(None, model, len(x), 4, True, 1, False, True, x.double()) for x in (real, fake)
@@ -192,16 +146,14 @@ def test_bad_data_is_one_line_and_exit_2(small: list[str], tmp_path: Path, hub: 
     assert "cannot identify image file" in message(tmp_path / "data", "--pre-resizer", "lanczos")
 
 
-def test_missing_inception_weights_name_the_folder(small: list[str], data: Path, tmp_path: Path) -> None:
-    old = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    try:
-        result = run("eval", *small, "--data", data, "--num", "8", "--out", tmp_path / "o")
-    finally:
-        torch.hub.set_dir(old)
+def test_missing_inception_weights_name_the_folder(
+    small: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    result = run("eval", *small, "--data", data, "--num", "8", "--out", tmp_path / "o")
     assert result.exit_code == 2
     assert "cannot load the weights of InceptionV3_tf" in result.stderr
-    assert str(tmp_path / "checkpoints") in result.stderr
+    assert str(tmp_path / "hub" / "checkpoints") in result.stderr
 
 
 def test_a_malicious_checkpoint_is_refused_by_the_command(small: list[str], tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_without_the_extra_shims_stay_off_and_the_missing_package_is_named(
         module("needy")
 
 
-def test_warnings_are_back_afterwards() -> None:
+def test_filters_of_warnings_are_back_afterwards() -> None:
+    assert "filters" in {shim.name for shim in compat.SHIMS}
     before = list(warnings.filters)
     with compat.active():
         warnings.filterwarnings("ignore")

@@ -60,6 +60,8 @@ def test_neutral_options_are_plain_sampling_bit_for_bit(toy_view: LatentView, na
     neutral, variants = CASES[name]
     plain = draw(toy_view, "plain", {}, range(6), 6)
     assert torch.equal(draw(toy_view, name, neutral, range(6), 6), plain)
+    assert samplers.create(name, neutral).neutral == (name != "plain")  # plain is asked for to be measured by itself
+    assert not any(samplers.create(name, options).neutral for options in variants)
     for options in variants if name != "plain" else []:
         assert not torch.allclose(draw(toy_view, name, options, range(6), 6), plain, atol=1e-3)
 

@@ -1,0 +1,69 @@
+"""torchrun: the processes share the batches of one run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ok, run
+
+from studiogan_guidance.evaluation.features import FeatureStats, accumulate, merge
+
+
+def test_merged_shares_are_the_whole() -> None:
+    images = torch.rand(53, 3, 2, 2)
+    labels = torch.arange(53)
+
+    def flat(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.flatten(1) + 100, x.flatten(1)
+
+    def share(rank: int, size: int) -> FeatureStats:
+        batches = list(zip(images.split(8), labels.split(8)))
+        return accumulate(batches[rank::size], flat)  # type: ignore[arg-type]
+
+    whole = share(0, 1)
+    for size in (2, 3):
+        merged = merge([share(rank, size) for rank in range(size)], 8)
+        assert merged.count == 53
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-13)
+        np.testing.assert_allclose(merged.cov, whole.cov, rtol=1e-9, atol=1e-12)
+        assert np.array_equal(merged.labels, np.arange(53))
+        for name in ("features", "probabilities"):
+            assert np.array_equal(getattr(merged, name), getattr(whole, name))
+
+
+def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = ["eval", "--num", 300, "--batch-size", 32, "-o", "scale=1.3", "-o", "joint=class_subset", "--restat", 2]
+    one = ok(*common, "--out", tmp_path / "one")["rows"]
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))  # so that real images are shared out, too
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "studiogan_guidance",
+               *common, "--out", tmp_path / "two", "--json"]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads(done.stdout)["rows"]  # one process speaks
+    assert len((tmp_path / "two" / "results.jsonl").read_text().splitlines()) == 2
+    for first, second in zip(one, two):
+        assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
+        assert second["protocol"] == first["protocol"]
+        assert {**second["cost"], "sampling_seconds": 0} == {**first["cost"], "sampling_seconds": 0}
+        assert second["environment"]["device"] == "cpu, 2 processes"
+
+
+def test_too_many_processes_and_sample_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from studiogan_guidance.common import UserError
+    from studiogan_guidance.config import RunConfig
+    from studiogan_guidance.evaluation.runner import _enough
+
+    _enough(RunConfig(batch_size=64), 66, 1000, 2)
+    with pytest.raises(UserError, match="65 images in batches of 64 are too few for 2 processes"):
+        _enough(RunConfig(batch_size=64), 65, 1000, 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run("sample", "--out", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "start it without torchrun" in result.stderr
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,303 @@
+"""Every shim fails without itself, where this machine can show it, and none changes a number."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from host_models import networks, sections
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.host import compat
+from studiogan_guidance.host.compat import RUN_SHIMS, SHIMS, CpuRank, Shim
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what breaks without a GPU")
+
+
+def shim(name: str) -> Shim:
+    return next(shim for shim in RUN_SHIMS if shim.name == name)
+
+
+@pytest.fixture
+def host(checkout: Checkout) -> Iterator[None]:
+    with inside(checkout):
+        yield
+
+
+def breaks_without(name: str, call: Callable[[], Any], error: type[BaseException], match: str) -> Any:
+    """The call fails as the table says; with the shim it gives what is returned; afterwards it fails again."""
+    found = shim(name)
+    assert found.needed()
+    with pytest.raises(error, match=match):
+        call()
+    with found.apply():
+        result = call()
+    with pytest.raises(error, match=match):
+        call()
+    return result
+
+
+def test_every_shim_is_described_and_tested() -> None:
+    here = Path(__file__).read_text() + Path(__file__).with_name("test_imports.py").read_text()
+    here += Path(__file__).with_name("test_run.py").read_text()
+    for one in (*SHIMS, *RUN_SHIMS):
+        assert all((one.symptom, one.since, one.until)), one.name
+        assert f'"{one.name}"' in here, f"no test names the shim {one.name}"
+
+
+@pytest.mark.studiogan
+def test_numpy_scalars(host: None, tmp_path: Path) -> None:
+    net = torch.nn.Linear(2, 2)
+    path = tmp_path / "model=D-best-weights-step=1.pth"
+    kept = {"state_dict": net.state_dict(), "seed": 1, "run_name": "r", "step": 1, "aa_p": "N/A", "best_step": 1}
+    torch.save({**kept, "best_fid": np.float64(3.5), "best_fid_ckpt": "d"}, path)
+    load = module("utils.ckpt").load_ckpt
+
+    def call() -> Any:
+        return load(net, None, str(path), load_model=True, load_misc=True)
+
+    assert 3.5 in breaks_without("numpy_scalars", call, pickle.UnpicklingError, "Weights only load failed")
+
+
+@pytest.mark.studiogan
+def test_float_betas(host: None, tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**sections("stylegan3"), "OPTIMIZATION": {"beta1": 0}}))
+
+    def call() -> Any:
+        cfgs = module("config").Configurations(str(tmp_path / "a.yaml"))
+        cfgs.OPTIMIZATION.beta2 = 0.99
+        cfgs.define_optimizer(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        return cfgs.OPTIMIZATION.g_optimizer.defaults["betas"]
+
+    assert list(breaks_without("float_betas", call, ValueError, "betas must be")) == [0.0, 0.99]
+
+
+@pytest.mark.studiogan
+def test_wandb_image(host: None) -> None:
+    def call() -> Any:
+        return module("wandb").Image(torch.rand(8, 3, 4, 4, requires_grad=True))
+
+    image = breaks_without("wandb_image", call, ValueError, "Un-supported shape")
+    assert image.image.size == (8 * 4 + 9 * 2, 4 + 2 * 2)  # torchvision's grid with its 2-pixel frames
+
+
+@pytest.mark.studiogan
+def test_tsne_n_iter(host: None) -> None:
+    def call() -> Any:
+        return module("worker").TSNE(n_components=2, verbose=1, perplexity=40, n_iter=300)
+
+    assert breaks_without("tsne_n_iter", call, TypeError, "n_iter").max_iter == 300
+
+
+@pytest.mark.studiogan
+def test_workers_0(host: None) -> None:
+    def call() -> Any:
+        return module("loader").DataLoader([1, 2], num_workers=0, persistent_workers=True)
+
+    assert list(breaks_without("workers_0", call, ValueError, "persistent_workers")) == [1, 2]
+
+
+@pytest.mark.studiogan
+def test_current_when_no_best(host: None, tmp_path: Path) -> None:
+    nets = {name: torch.nn.Linear(2, 2) for name in ("G", "D")}
+    kept = {"seed": 1, "run_name": "r", "step": 9, "aa_p": "N/A", "best_step": 4, "best_fid": None, "best_fid_ckpt": ""}
+
+    def save(when: str, value: float) -> None:
+        for name, net in nets.items():
+            states = {"state_dict": {key: torch.full_like(t, value) for key, t in net.state_dict().items()}}
+            torch.save({**kept, **states}, tmp_path / f"model={name}-{when}-weights-step=9.pth")
+
+    def call() -> Any:
+        step = module("utils.ckpt").load_best_model(
+            ckpt_dir=str(tmp_path), Gen=nets["G"], Dis=nets["D"], apply_g_ema=False, Gen_ema=None, ema=None
+        )
+        return step, nets["G"].weight.mean().item()
+
+    save("current", 1.0)
+    assert breaks_without("current_when_no_best", call, IndexError, "out of range") == (4, 1.0)
+    save("best", 2.0)
+    with shim("current_when_no_best").apply():
+        assert call() == (4, 2.0)
+
+
+@pytest.mark.studiogan
+def test_resnet50_key(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    hub = tmp_path / "hub" / "pytorch_vision_v0.10.0"
+    hub.mkdir(parents=True)
+    (hub / "hubconf.py").write_text(
+        "import torchvision\ndef resnet50(pretrained):\n    return torchvision.models.resnet50()\n"
+    )
+
+    def call() -> Any:
+        model = module("metrics.preparation").LoadEvalModel("ResNet50_torch", "clean", 1, False, torch.device("cpu"))
+        return model.get_outputs(torch.zeros(2, 3, 32, 32), quantize=True)[0].shape
+
+    assert breaks_without("resnet50_key", call, KeyError, "ResNet50_torch") == (2, 2048)
+
+
+@pytest.mark.studiogan
+def test_whole_cutoff(host: None, checkout: Checkout, tmp_path: Path) -> None:
+    import yaml
+
+    mapping: Any = networks("stylegan2", checkout).generator.mapping
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(sections("stylegan2")))
+
+    def call(asked: float = 2.0) -> Any:
+        cfgs = module("config").Configurations(str(tmp_path / "a.yaml"))
+        cfgs.update_cfgs({"truncation_cutoff": asked}, super="RUN")
+        label = torch.eye(4)[:1]
+        ws = mapping(torch.ones(1, 16), label, truncation_psi=0.5, truncation_cutoff=cfgs.RUN.truncation_cutoff)
+        return [torch.equal(a, b) for a, b in zip(ws[0], mapping(torch.ones(1, 16), label)[0])]
+
+    kept = breaks_without("whole_cutoff", call, TypeError, "slice indices must be integers")
+    assert not any(kept[:2])
+    assert all(kept[2:])
+    with shim("whole_cutoff").apply(), pytest.raises(UserError, match="truncation_cutoff is 2.5"):
+        call(2.5)
+
+
+@pytest.mark.studiogan
+def test_tables_from_anywhere(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def call() -> Any:
+        return module("utils.misc").load_ImageNet_label_dict("ImageNet", False)
+
+    assert len(breaks_without("tables_from_anywhere", call, FileNotFoundError, "tf_imagenet")) >= 1000
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.studiogan
+def test_empty_classes(host: None, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "012":
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "1" / "0.png")
+
+    def call() -> Any:
+        return module("torchvision.datasets").ImageFolder(root=str(tmp_path)).targets
+
+    assert breaks_without("empty_classes", call, FileNotFoundError, "no valid file for the classes") == [1]
+
+
+@pytest.mark.studiogan
+def test_no_nvcc_turns_the_plugins_off_and_on(host: None) -> None:
+    """That they cannot be compiled needs a GPU to be seen; here: who is asked, and that it is put back."""
+    modules = [module(f"utils.style_ops.{name}") for name in compat.PLUGINS]
+    before = [one._init for one in modules]
+    with shim("no_nvcc").apply():
+        assert not any(one._init() for one in modules)
+    assert [one._init for one in modules] == before
+
+
+@no_gpu
+def test_cpu_rank() -> None:
+    rank = breaks_without("cpu_rank", lambda: torch.cuda.current_device(), Exception, "NVIDIA|CUDA")
+    assert rank == 0
+    assert torch.zeros(1, device=rank).device.type == "cpu"
+
+
+def test_a_cpu_rank_is_a_device_and_a_number() -> None:
+    one: Any = CpuRank(1)
+    assert torch.device(one) == torch.device("cpu")
+    assert (one == 1, one != 1, one == 0, one == "cpu", one > 0, one >= 1, one < 2, one <= 1) == (
+        True,
+        False,
+        False,
+    ) + (True,) * 5
+    assert (3 + one, one + 3, int(one), [5, 6][one], list(range(4))[one:]) == (4, 4, 1, 6, [1, 2, 3])
+    copied = pickle.loads(pickle.dumps(one))
+    assert isinstance(copied, CpuRank)
+    assert copied == 1
+    assert torch.nn.Linear(1, 1).to(one).weight.device.type == "cpu"
+
+
+@no_gpu
+@pytest.mark.studiogan
+def test_cuda_means_cpu(host: None) -> None:
+    images = torch.utils.data.TensorDataset(torch.rand(6, 3), torch.arange(6))
+    model = SimpleNamespace(eval=lambda: None, get_outputs=lambda x, quantize: (x, x))
+
+    def call() -> Any:
+        loader = torch.utils.data.DataLoader(images, 2)
+        return module("metrics.fid").calculate_moments(loader, model, "N/A", 2, True, 1, False, True)
+
+    mean, cov = breaks_without("cuda_means_cpu", call, Exception, "NVIDIA|CUDA")
+    x = images.tensors[0].double().numpy()
+    np.testing.assert_allclose(mean, x.mean(0), atol=1e-7)
+    np.testing.assert_allclose(cov, np.cov(x, rowvar=False), atol=1e-7)
+    with shim("cuda_means_cpu").apply():
+        assert torch.ones(1).cuda().to("cuda:0").device.type == "cpu"
+        assert torch.nn.Linear(1, 1).to("cuda").weight.device.type == "cpu"
+        assert torch.linspace(0, 1, 3, device="cuda").tolist() == [0.0, 0.5, 1.0]
+
+
+@no_gpu
+@pytest.mark.studiogan
+def test_ddp_device_ids(host: None, tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+
+        def call() -> Any:
+            return module("models.model").DDP(torch.nn.Linear(2, 2), device_ids=[CpuRank(0)], broadcast_buffers=False)
+
+        assert breaks_without("ddp_device_ids", call, ValueError, "device_ids").module.in_features == 2
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.studiogan
+def test_no_shim_changes_a_number(host: None, checkout: Checkout, tmp_path: Path) -> None:
+    """The host's own functions on the same inputs, with the run shims on and off."""
+    import yaml
+
+    made = {name: networks(name, checkout) for name in ("big_resnet", "stylegan2")}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(sections("big_resnet")))
+
+    def numbers() -> list[Any]:
+        torch.manual_seed(3)
+        found: list[Any] = []
+        for name, one in made.items():
+            is_stylegan, generator = name == "stylegan2", one.generator
+            found.append(
+                module("utils.sample").generate_images(
+                    "gaussian", 0.7, 4, 16, 4, "totally_random", "N/A", generator, None, False,
+                    SimpleNamespace(lo_steps4eval=0, apply_lo=False),
+                    SimpleNamespace(langevin_sampling=False, truncation_cutoff=None),
+                    SimpleNamespace(info_type="N/A"), torch.device("cpu"), is_stylegan,
+                    getattr(generator, "mapping", None), getattr(generator, "synthesis", None), 0.0, False, False,
+                )[0]
+            )  # fmt: skip
+        x, y = torch.randn(2, 60, 4).double().numpy()
+        found.append(module("metrics.fid").frechet_inception_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T)))
+        found += module("metrics.prdc").compute_prdc(x, y, 3).values()
+        found.append(module("metrics.ins").calculate_kl_div(torch.rand(9, 4).softmax(1), 1)[0])
+        losses = module("utils.losses")
+        found.append(losses.d_hinge(torch.randn(8), torch.randn(8), DDP=False))
+        cfgs, net = module("config").Configurations(str(tmp_path / "a.yaml")), torch.nn.Linear(3, 1)
+        cfgs.define_optimizer(net, torch.nn.Linear(3, 1))
+        for _ in range(3):
+            cfgs.OPTIMIZATION.g_optimizer.zero_grad()
+            net(torch.randn(5, 3)).square().mean().backward()
+            cfgs.OPTIMIZATION.g_optimizer.step()
+        found.append(net.weight.detach().clone())
+        return [value.tolist() if hasattr(value, "tolist") else value for value in found]
+
+    np.random.seed(0)
+    off = numbers()
+    np.random.seed(0)
+    with compat.active(RUN_SHIMS):
+        on = numbers()
+    assert on == off
