@@ -65,7 +65,14 @@ SHARED = (
     click.option("--out", metavar="DIR", help="Folder for results. [runs]"),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N. [auto]"),
     click.option("--seed", type=int, metavar="K", help="Seed of the first image; image i has seed K + i. [0]"),
-    click.option("--num", type=int, metavar="N", help="Number of images. [eval: as many as real ones; sample: 64]"),
+    click.option(
+        "--num",
+        "--num-images",  # torchrun takes --num for one of its own
+        "num",
+        type=int,
+        metavar="N",
+        help="Number of images. [eval: as many as real ones; sample: 64]",
+    ),
     click.option("--batch-size", type=int, metavar="B", help="Images per forward pass. [64]"),
     click.option("--classes", callback=_numbers(int, "whole numbers"), metavar="3,5", help="Labels, in turn. [drawn]"),
     click.option("--labels", metavar="HOW", help="Draw labels uniform or as in the data. [uniform]"),

@@ -113,7 +113,7 @@ def merge(parts: Sequence[FeatureStats], batch_size: int) -> FeatureStats:
     return FeatureStats(
         count=count,
         mean=np.asarray(mean),
-        cov=scatter / (count - 1),
+        cov=np.asarray(scatter / (count - 1)),
         features=together([part.features for part in parts]),
         probabilities=together([part.probabilities for part in parts]),
         labels=np.asarray(together([part.labels for part in parts])),

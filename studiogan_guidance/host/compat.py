@@ -301,16 +301,16 @@ class CpuRank(str):
     __radd__ = __add__
 
     def __lt__(self, other: Any) -> bool:
-        return self.number < other
+        return bool(self.number < other)
 
     def __le__(self, other: Any) -> bool:
-        return self.number <= other
+        return bool(self.number <= other)
 
     def __gt__(self, other: Any) -> bool:
-        return self.number > other
+        return bool(self.number > other)
 
     def __ge__(self, other: Any) -> bool:
-        return self.number >= other
+        return bool(self.number >= other)
 
 
 @contextmanager

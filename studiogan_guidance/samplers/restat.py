@@ -19,7 +19,7 @@ from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers.base import Sampler
 
 SEED = 2**41  # far from the seeds of images and of class means
-Statistics = Mapping[nn.Module, tuple[Tensor, Tensor]]
+Statistics = Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]
 
 
 def accumulate(view: LatentView, sampler: Sampler, batches: int, batch_size: int) -> Statistics:
@@ -43,7 +43,7 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int, batch_size: int
             norm.training, norm.track_running_stats, norm.momentum = True, True, None  # None: the mean of all batches
         for _ in sampler.stream(in_training, range(SEED, SEED + batches * batch_size), batch_size, LabelPlan()):
             pass
-        return {norm: (norm.running_mean, norm.running_var) for norm in norms}
+        return {norm: (norm._buffers["running_mean"], norm._buffers["running_var"]) for norm in norms}
     finally:
         for norm, attributes, buffers in kept:
             norm.__dict__.update({key: attributes[key] for key in ("training", "track_running_stats", "momentum")})

@@ -38,7 +38,19 @@ def test_merged_shares_are_the_whole() -> None:
 
 
 def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    common = ["eval", "--num", 300, "--batch-size", 32, "-o", "scale=1.3", "-o", "joint=class_subset", "--restat", 2]
+    common = [
+        "eval",
+        "--num-images",
+        300,
+        "--batch-size",
+        32,
+        "-o",
+        "scale=1.3",
+        "-o",
+        "joint=class_subset",
+        "--restat",
+        2,
+    ]
     one = ok(*common, "--out", tmp_path / "one")["rows"]
     monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))  # so that real images are shared out, too
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "studiogan_guidance",

@@ -15,7 +15,7 @@ from host_models import networks, write_yaml
 from studiogan_guidance import host as host_package
 from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError
-from studiogan_guidance.host import hooks
+from studiogan_guidance.host import seam
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
@@ -29,7 +29,7 @@ def host(checkout: Checkout) -> Iterator[None]:
     """The host with hooks registered, as a user's own script would."""
     with inside(checkout):
         host_package.register()
-        hooks._now.__init__()  # type: ignore[misc]
+        seam.now.__init__()  # type: ignore[misc]
         try:
             yield
         finally:
@@ -250,7 +250,7 @@ def test_truncation_factor_keeps_its_meaning_for_w(host: None, checkout: Checkou
     found = generate(made, spec({"name": "plain"}, truncation_factor=0.6, truncation_cutoff=2))
     ours = stream(made, "truncation", {"psi": 0.6, "cutoff": 2}, range(5, 11))
     assert torch.equal(found[0], ours.images)
-    hooks._now.__init__()  # type: ignore[misc]
+    seam.now.__init__()  # type: ignore[misc]
     guided = generate(made, spec({"name": "gandance", "scale": 1.5}, truncation_factor=0.6))
     view, sampler = view_for(made), samplers.create("gandance", {"scale": 1.5})
     with view.frozen(), torch.no_grad():  # truncation and guidance are both affine: pulling the guided code is the same
@@ -264,7 +264,7 @@ def test_truncation_factor_keeps_its_meaning_for_z(host: None, checkout: Checkou
     made = networks("big_resnet", checkout)
     found = generate(made, spec({"name": "plain"}, truncation_factor=0.5))
     assert torch.equal(found[0], stream(made, "truncation", {"threshold": 0.5}, range(5, 11)).images)
-    hooks._now.__init__()  # type: ignore[misc]
+    seam.now.__init__()  # type: ignore[misc]
     uniform = networks("resnet", checkout)  # the host ignores the factor for a uniform prior
     found = generate(uniform, spec({"name": "plain"}, truncation_factor=0.5))
     assert torch.equal(found[0], stream(uniform, "plain", {}, range(5, 11)).images)
@@ -296,7 +296,7 @@ def test_restat_uses_the_statistics_of_guided_images(host: None, checkout: Check
     made = networks("big_resnet", checkout)
     images = generate(made, spec({"name": "gandance", "scale": 1.5}, restat=3))[0]
     sampler = samplers.create("gandance", {"scale": 1.5})
-    with restat.applied(restat.accumulate(view_for(made), sampler, 3, hooks._now.batch_size)):
+    with restat.applied(restat.accumulate(view_for(made), sampler, 3, seam.now.batch_size)):
         ours = stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images
     assert torch.equal(images, ours)
     assert not torch.allclose(images, stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images, atol=1e-2)
@@ -311,13 +311,13 @@ def test_processes_take_consecutive_blocks_of_images(
     blocks = []
     for rank in range(3):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        hooks._now.__init__()  # type: ignore[misc]
-        stacked = hooks._stack(
+        seam.now.__init__()  # type: ignore[misc]
+        stacked = seam.stack(
             lambda num_generate, batch_size, world_size, DDP: [
                 generate(made, run, batch_size)[0] for _ in range(-(-num_generate // batch_size) // world_size + 1)
             ]
         )
         blocks += stacked(num_generate=20, batch_size=4, world_size=3, DDP=True)
-        assert hooks._now.position == 24
+        assert seam.now.position == 24
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 25)).images
     torch.testing.assert_close(torch.cat(blocks)[:20], ours, atol=1e-5, rtol=0)

@@ -18,7 +18,7 @@ from conftest import ok, run
 from host_models import write_yaml
 
 from studiogan_guidance import host as host_package
-from studiogan_guidance.host import compat, hooks
+from studiogan_guidance.host import compat, hooks, seam
 from studiogan_guidance.host.compat import RUN_SHIMS, swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
@@ -182,8 +182,8 @@ def test_interpolated_classes_are_guided(
 ) -> None:
     seen: list[tuple[Any, Any]] = []
     drawn: list[Any] = []
-    decode = hooks._Session.decode
-    monkeypatch.setattr(hooks._Session, "decode", lambda self, z, y: seen.append((z, y)) or decode(self, z, y))
+    decode = seam.Session.decode
+    monkeypatch.setattr(seam.Session, "decode", lambda self, z, y: seen.append((z, y)) or decode(self, z, y))
     monkeypatch.setattr(module("utils.misc"), "plot_img_canvas", lambda images, **_: drawn.append(images))
     worker.run_linear_interpolation(num_rows=2, num_cols=5, fix_z=fix_z, fix_y=fix_y, num_saves=1)
     ((z, weights),), (images,) = seen, drawn
@@ -207,14 +207,14 @@ def test_sefa_moves_the_noise_of_guided_images(worker: Any, monkeypatch: pytest.
     assert canvas.shape == (6, 3, 32, 32)
     assert torch.allclose(canvas[0], canvas[3], atol=1e-5)  # both rows start at the image itself
     assert not torch.allclose(canvas[0], canvas[2], atol=1e-3)
-    assert len(seeds) == hooks._now.position
+    assert len(seeds) == seam.now.position
 
 
 def test_classifier_scores_run_on_guided_images(worker: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The shim "classifier_mode": without it the host fails after its first epoch."""
     misc, accuracy, calls = module("utils.misc"), module("utils.misc").accuracy, []
-    session = hooks._Session.images
-    monkeypatch.setattr(hooks._Session, "images", lambda self, n, plan: calls.append(n) or session(self, n, plan))
+    session = seam.Session.images
+    monkeypatch.setattr(seam.Session, "images", lambda self, n, plan: calls.append(n) or session(self, n, plan))
     monkeypatch.setattr(misc, "accuracy", lambda output, target, topk: accuracy(output, target, (1, 4)))  # 4 classes
     monkeypatch.setattr(worker.DATA, "name", "CIFAR10")
     monkeypatch.setattr(worker.RUN, "ckpt_dir", str(tmp_path))

@@ -1,0 +1,273 @@
+"""What our keys in the host's YAML mean, and the one place where the host's evaluations get their images.
+
+``generate_images`` is intercepted where ``is_train`` is false; training calls pass straight through. A sampler at its
+neutral value (scale 1) leaves everything to the host's own code, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from studiogan_guidance import rng, samplers
+from studiogan_guidance.common import UserError
+from studiogan_guidance.config import RunConfig, read
+from studiogan_guidance.evaluation import report
+from studiogan_guidance.host.imports import module
+from studiogan_guidance.host.networks import describe, host_sections, weights_digest
+from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.latents.base import Inputs
+from studiogan_guidance.samplers import Sampler, Truncation, restat
+from studiogan_guidance.training.base import STAGES, Stage
+
+KEYS = ("sampler", "stages", "restat")  # of the YAML, kept in the host's RUN
+
+
+def overwrite_cfgs(original: Any) -> Any:
+    """``Configurations._overwrite_cfgs`` that keeps our keys in RUN and gives the host the rest of the file."""
+
+    def overwrite(self: Any, cfg_file: str) -> None:
+        values = read(Path(cfg_file))
+        foreign = sorted(set(values) - {"host", "host_config", *KEYS})
+        if foreign:
+            raise UserError(
+                f"{cfg_file} has {', '.join(foreign)}, which only 'studiogan-guidance sample' and 'eval' read: in a "
+                "host run the host's own options decide; take the keys out"
+            )
+        import yaml
+
+        sections = host_sections(values["host"], values.get("host_config"), Path(module("config").__file__).parents[1])
+        handle, path = tempfile.mkstemp(suffix=".yaml")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                yaml.safe_dump(dict(sections), file)
+            original(self, path)
+        except (AttributeError, KeyError) as error:
+            raise UserError(f"the host rejects {cfg_file}: {' '.join(str(error).split())}") from error
+        finally:
+            os.unlink(path)
+        RunConfig(restat=values.get("restat", 0), stages=values["stages"])  # checks their types
+        for key in KEYS:
+            setattr(self.RUN, key, values.get(key))
+
+    return overwrite
+
+
+def check_compatability(original: Any) -> Any:
+    """The host's own check, then ours: unknown names and senseless combinations fail before any work is done."""
+
+    def check(self: Any) -> None:
+        try:
+            original(self)
+        except AssertionError as error:
+            raise UserError(f"the host refuses this run: {' '.join(str(error).split())}") from error
+        run, steps = self.RUN, self.OPTIMIZATION.total_steps
+        if run.train and run.ckpt_dir is None and run.save_freq > steps + 1:
+            raise UserError(f"--save_freq {run.save_freq} is more than the {steps} steps of the run: nothing is saved")
+        stages_of(run)
+        sampler = sampler_of(run)
+        if sampler is None:
+            if run.restat:
+                raise UserError(
+                    "restat needs a sampler: add sampler to the YAML (plain, for statistics of plain images)"
+                )
+            return
+        run.sampler = {"name": run.sampler["name"], **report.plain_data(samplers.options(sampler))}  # defaults included
+        if not guides(run):
+            return
+        if self.MODEL.g_cond_mtd == "W/O":
+            raise UserError("guidance needs a conditional generator, but MODEL.g_cond_mtd is 'W/O': drop the sampler")
+        name = run.sampler["name"]
+        for asked, flag in (
+            (run.langevin_sampling, "-lgv (Langevin sampling)"),
+            (self.LOSS.apply_lo and self.LOSS.lo_steps4eval, "LOSS.apply_lo (latent optimisation)"),
+            (run.truncation_factor != -1 and isinstance(sampler, Truncation), "--truncation_factor"),
+            (run.restat and run.standing_statistics, "-std_stat, when restat is on,"),
+            (run.restat and run.batch_statistics, "-batch_stat, when restat is on,"),
+        ):
+            if asked:
+                raise UserError(f"{flag} cannot be combined with sampler '{name}': drop one of the two")
+        truncation_of(self.MODEL, run.truncation_factor, run.truncation_cutoff)
+
+    return check
+
+
+def sampler_of(run: Any) -> Sampler | None:
+    """The sampler that the YAML names, None if it names none."""
+    spec = getattr(run, "sampler", None)
+    return samplers.create(spec["name"], {k: v for k, v in spec.items() if k != "name"}) if spec else None
+
+
+def guides(run: Any) -> bool:
+    """Whether the images of an evaluation come from us: there is a sampler, and it is not the host's own sampling."""
+    sampler = sampler_of(run)
+    return sampler is not None and (not sampler.neutral or bool(run.restat))
+
+
+def stages_of(run: Any) -> list[Stage]:
+    """The stages that the YAML names."""
+    specs = getattr(run, "stages", None) or ()
+    return [STAGES.create(spec["name"], {k: v for k, v in spec.items() if k != "name"}) for spec in specs]
+
+
+def truncation_of(model: Any, factor: float, cutoff: int | None) -> Truncation:
+    """What --truncation_factor means for a generator: psi of w, or a truncated-normal z; none for a uniform prior."""
+    if factor == -1 or (model.backbone not in ("stylegan2", "stylegan3") and model.z_prior != "gaussian"):
+        return Truncation()
+    if model.backbone not in ("stylegan2", "stylegan3"):
+        return Truncation(threshold=factor)
+    if not 0 <= factor <= 1:
+        raise UserError(f"--truncation_factor is {factor}: for {model.backbone} it lies between 0 and 1 (none)")
+    return Truncation(psi=factor, cutoff=cutoff)
+
+
+class Session:
+    """One analysis of the host: its generator as a view, its sampler, and what batch norms use."""
+
+    def __init__(self, generator: Any, run: Any, model: Any, num_classes: int, device: Any) -> None:
+        network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
+        networks = describe(network, model, num_classes, 0, torch.device(device), "the host's generator")
+        digest = "" if now.training or model.backbone not in ("stylegan2", "stylegan3") else weights_digest(network)
+        self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
+        self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).of(self.bare)
+        sampler = sampler_of(run)
+        assert sampler is not None
+        sampler.check(self.view)
+        self.generator, self.sampler, self.restat = generator, sampler, run.restat
+        self.seed = run.seed if now.seed is None else now.seed
+        self._statistics: restat.Statistics | None = None
+
+    def statistics(self) -> restat.Statistics:
+        """What batch norms use instead of the checkpoint's; accumulated once."""
+        if self._statistics is None:
+            size = now.batch_size
+            self._statistics = restat.accumulate(self.view, self.sampler, self.restat, size) if self.restat else {}
+        return self._statistics
+
+    def images(self, count: int, plan: LabelPlan) -> tuple[Tensor, Tensor]:
+        """The next ``count`` images [count, 3, H, W] and their labels; chosen labels go round from the first image."""
+        seeds = range(self.seed + now.position, self.seed + now.position + count)
+        now.position += count
+        with restat.applied(self.statistics()):
+            (batch,) = self.sampler.stream(self.view, seeds, count, plan)
+        now.cost.append((count, batch.cost))
+        return batch.images, batch.labels
+
+    def decode(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Images of given noise [B, Z] and labels [B] or class weights [B, C]."""
+        seeds = range(self.seed + now.position, self.seed + now.position + len(z))
+        now.position += len(z)
+        inputs = Inputs(torch.tensor(seeds), z, labels, None, rng.generators(seeds))
+        with torch.no_grad(), self.bare.frozen(), restat.applied(self.statistics()):
+            return self.sampler.images(self.bare, inputs)
+
+
+@dataclasses.dataclass
+class Now:
+    """What the analysis that is going on has reached."""
+
+    session: Session | None = None
+    position: int = 0
+    training: bool = False
+    direct: bool = False
+    seed: int | None = None
+    batch_size: int = 64
+    cost: list[tuple[int, dict[str, int]]] = dataclasses.field(default_factory=list)
+
+    def per_image(self) -> dict[str, float]:
+        """Passes through each network for an image made so far."""
+        names = sorted({name for _, cost in self.cost for name in cost})
+        total = sum(count for count, _ in self.cost) or 1
+        return {name: sum(cost.get(name, 0) for _, cost in self.cost) / total for name in names}
+
+
+now = Now()
+
+
+def generate_images(original: Any) -> Any:
+    """``generate_images`` whose evaluation calls are answered by the sampler: images, labels and five times None."""
+    signature = inspect.signature(original)
+
+    def generate_images(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        run = given["RUN"]
+        if given["is_train"] or not guides(run):
+            return original(*args, **kwargs)
+        count, classes, wish = given["batch_size"], given["num_classes"], given["y_sampler"]
+        if now.session is None or now.session.generator is not given["generator"]:
+            now.session = Session(given["generator"], run, given["MODEL"], classes, given["device"])
+        plan = LabelPlan()
+        if wish != "totally_random":
+            labels = module("utils.sample").sample_y(wish, count, classes, given["device"]).tolist()
+            plan, count = LabelPlan(tuple(labels)), len(labels)
+        images, labels = now.session.images(count, plan)
+        return images, labels, None, None, None, None, None
+
+    return generate_images
+
+
+def stack(original: Any) -> Any:
+    """``generate_images_and_stack_features`` in which processes take consecutive blocks of the run of seeds.
+
+    The host joins their features by rank and cuts off the end, so it sees exactly the images of one process.
+    """
+    signature = inspect.signature(original)
+
+    def stack(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        start, block, ranks = now.position, 0, 1
+        if given["DDP"]:
+            batches = math.ceil(given["num_generate"] / given["batch_size"]) // given["world_size"] + 1
+            block, ranks = batches * given["batch_size"], given["world_size"]
+            now.position = start + block * torch.distributed.get_rank()
+        found = original(*args, **kwargs)
+        if given["DDP"]:
+            now.position = start + block * ranks
+        return found
+
+    return stack
+
+
+def prepare(original: Any) -> Any:
+    """``prepare_generator``, with which every analysis of the host begins: so does the run of seeds."""
+
+    def prepare_generator(self: Any) -> Any:
+        now.session, now.position, now.cost = None, 0, []
+        generator, mapping, synthesis = original(self)
+        if now.direct:
+            cfgs = self.cfgs
+            session = Session(generator, cfgs.RUN, cfgs.MODEL, cfgs.DATA.num_classes, self.device)
+            return Guided(generator, session), mapping, synthesis
+        return generator, mapping, synthesis
+
+    return prepare_generator
+
+
+class Guided:
+    """A generator as the host's interpolation and SeFa call it, with guided codes; all else is the generator's own.
+
+    ``shared`` gives class weights instead of embeddings, so that interpolated classes reach the view as weights.
+    """
+
+    def __init__(self, generator: Any, session: Session) -> None:
+        self._generator, self._session = getattr(generator, "module", generator), session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def shared(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self._session.view.num_classes).float()
+
+    def __call__(self, z: Tensor, labels: Tensor | None, shared_label: Tensor | None = None, eval: bool = False) -> Any:
+        chosen = labels if shared_label is None else shared_label
+        assert chosen is not None
+        return self._session.decode(z, chosen)
