@@ -33,6 +33,7 @@ LOOK = ("-metrics", "none", "-v", "-sf", "-sf_num", 10, "-sefa", "-sefa_axis", 2
 def _no_wandb() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # put back afterwards, whatever --device cpu did to it
         yield
 
 
