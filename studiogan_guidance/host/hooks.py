@@ -30,7 +30,7 @@ from studiogan_guidance.host import compat, seam
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import COMMIT, Checkout, commit_of
-from studiogan_guidance.host.worker import guided_worker
+from studiogan_guidance.host.worker import GuidedWorker
 
 EXPECTED = {"y_sampler", "truncation_factor", "batch_size", "is_train", "generator", "RUN", "MODEL", "LOSS", "device"}
 
@@ -70,7 +70,7 @@ def register() -> None:
             (sample, "generate_images", seam.generate_images(sample.generate_images)),
             (features, "generate_images_and_stack_features", seam.stack(features.generate_images_and_stack_features)),
             (misc.GeneratorController, "prepare_generator", seam.prepare(misc.GeneratorController.prepare_generator)),
-            (loader, "WORKER", guided_worker(loader.WORKER)),
+            (loader, "WORKER", type("WORKER", (GuidedWorker, loader.WORKER), {})),
             (multiprocessing, "spawn", _spawn(multiprocessing.spawn)),
             (sys, "excepthook", _one_line(sys.excepthook)),
         ):

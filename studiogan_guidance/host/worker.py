@@ -32,172 +32,190 @@ NAMES = {
 }
 
 
-def guided_worker(original: Any) -> Any:
-    """The subclass of the host's WORKER that takes its place."""
+class GuidedWorker:
+    """What comes in front of the host's WORKER, by inheritance: its images are those of the sampler of the YAML."""
 
-    class Worker(original):  # type: ignore[misc]
-        """The host's worker; its images come from the sampler of the YAML."""
+    cfgs: Any
+    RUN: Any
+    DATA: Any
+    MODEL: Any
+    LOSS: Any
+    OPTIMIZATION: Any
+    Gen: Any
+    Gen_ema: Any
+    Dis: Any
+    ema: Any
+    DDP: bool
+    gen_ctlr: Any
+    eval_model: Any
+    num_eval: Any
+    train_dataloader: Any
+    eval_dataloader: Any
+    global_rank: Any
+    local_rank: Any
+    logger: Any
+    run_name: str
+    _in_training = False
 
-        _in_training = False
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._extra = stages_of(self.RUN)
+        now.seed, now.training = _shared(self.RUN.seed, self.DDP), False
+        now.batch_size = self.OPTIMIZATION.batch_size * (self.OPTIMIZATION.world_size if self.DDP else 1)
+        if guides(self.RUN):  # what cannot work fails before the training
+            now.training = True
+            Session(self.gen_ctlr.generator, self.RUN, self.MODEL, self.DATA.num_classes, self.local_rank)
+            now.training = False
+        if self.RUN.sampler and self.global_rank == 0:
+            self.logger.info(f"Sampler: {_said(self.RUN)}")
+            module("wandb").config.update({key: getattr(self.RUN, key) for key in KEYS}, allow_val_change=True)
+        if any(type(stage).discriminator_loss is not Stage.discriminator_loss for stage in self._extra):
+            self._add_losses()
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._extra = stages_of(self.RUN)
-            now.seed, now.training = _shared(self.RUN.seed, self.DDP), False
-            now.batch_size = self.OPTIMIZATION.batch_size * (self.OPTIMIZATION.world_size if self.DDP else 1)
-            if guides(self.RUN):  # what cannot work fails before the training
-                now.training = True
-                Session(self.gen_ctlr.generator, self.RUN, self.MODEL, self.DATA.num_classes, self.local_rank)
-                now.training = False
-            if self.RUN.sampler and self.global_rank == 0:
-                self.logger.info(f"Sampler: {_said(self.RUN)}")
-                module("wandb").config.update({key: getattr(self.RUN, key) for key in KEYS}, allow_val_change=True)
-            if any(type(stage).discriminator_loss is not Stage.discriminator_loss for stage in self._extra):
-                self._add_losses()
+    def _add_losses(self) -> None:
+        if self.LOSS.adv_loss == "MH":
+            raise UserError("stages with a discriminator loss do not work with the multi-hinge loss (adv_loss MH)")
+        seen: list[tuple[Tensor, Tensor, Any]] = []
+        loss = self.LOSS.d_loss
 
-        def _add_losses(self) -> None:
-            if self.LOSS.adv_loss == "MH":
-                raise UserError("stages with a discriminator loss do not work with the multi-hinge loss (adv_loss MH)")
-            seen: list[tuple[Tensor, Tensor, Any]] = []
-            loss = self.LOSS.d_loss
+        def remember(network: Any, args: Any, outputs: Any) -> None:
+            if self._in_training:
+                seen[:] = [*seen[-1:], (args[0], args[1], outputs)]
 
-            def remember(network: Any, args: Any, outputs: Any) -> None:
-                if self._in_training:
-                    seen[:] = [*seen[-1:], (args[0], args[1], outputs)]
+        def d_loss(*args: Any, **kwargs: Any) -> Any:
+            total = loss(*args, **kwargs)
+            for stage in self._extra:
+                extra = stage.discriminator_loss(DiscriminatorStep(*seen[0], *seen[1]))
+                total = total if extra is None else total + extra
+            seen.clear()
+            return total
 
-            def d_loss(*args: Any, **kwargs: Any) -> Any:
-                total = loss(*args, **kwargs)
-                for stage in self._extra:
-                    extra = stage.discriminator_loss(DiscriminatorStep(*seen[0], *seen[1]))
-                    total = total if extra is None else total + extra
-                seen.clear()
-                return total
+        module("utils.misc").peel_model(self.Dis).register_forward_hook(remember)
+        self.LOSS.d_loss = d_loss
 
-            module("utils.misc").peel_model(self.Dis).register_forward_hook(remember)
-            self.LOSS.d_loss = d_loss
+    @property
+    def training(self) -> bool:
+        return self._in_training
 
-        @property
-        def training(self) -> bool:
-            return self._in_training
+    @training.setter
+    def training(self, value: bool) -> None:
+        """The host sets this to true before its training loop, and to false once after it, in every process."""
+        was, self._in_training = self._in_training, value
+        now.training = value
+        if value or not (self.DDP or (was and self._extra)):
+            return
+        self._load_best()
+        if was and self._extra:
+            run = self._trained()
+            for stage in self._extra:
+                stage.after_training(run)
 
-        @training.setter
-        def training(self, value: bool) -> None:
-            """The host sets this to true before its training loop, and to false once after it, in every process."""
-            was, self._in_training = self._in_training, value
-            now.training = value
-            if value or not (self.DDP or (was and self._extra)):
-                return
-            self._load_best()
-            if was and self._extra:
-                run = self._trained()
-                for stage in self._extra:
-                    stage.after_training(run)
-
-        def _load_best(self) -> None:
-            """The weights that will be evaluated, in every process (the host itself loads them in the first only)."""
-            if self.global_rank == 0:
-                module("utils.ckpt").load_best_model(
-                    ckpt_dir=self.RUN.ckpt_dir,
-                    Gen=self.Gen,
-                    Dis=self.Dis,
-                    apply_g_ema=self.MODEL.apply_g_ema,
-                    Gen_ema=self.Gen_ema,
-                    ema=self.ema,
-                )
-            if self.DDP:
-                for network in (self.Gen, self.Dis, self.Gen_ema):
-                    for value in network.state_dict().values() if network is not None else ():
-                        whole = value.contiguous()
-                        torch.distributed.broadcast(whole, 0)
-                        value.copy_(whole)
-
-        def _trained(self) -> Trained:
-            generator = module("utils.misc").peel_model(self.gen_ctlr.generator)
-            device, folder = torch.device(self.local_rank), _shared(self.RUN.ckpt_dir, self.DDP)
-            networks = describe(generator, self.MODEL, self.DATA.num_classes, self.DATA.img_size, device, folder)
-            return Trained(
-                networks=dataclasses.replace(networks, digest=weights_digest(generator)),
-                discriminator=module("utils.misc").peel_model(self.Dis),
-                real=lambda: iter(self.train_dataloader),
-                folder=Path(folder),
-                seed=now.seed or 0,
-                rank=int(self.global_rank),
-                world_size=self.OPTIMIZATION.world_size,
-                log=self.logger.info if self.logger else lambda line: None,
+    def _load_best(self) -> None:
+        """The weights that will be evaluated, in every process (the host itself loads them in the first only)."""
+        if self.global_rank == 0:
+            module("utils.ckpt").load_best_model(
+                ckpt_dir=self.RUN.ckpt_dir,
+                Gen=self.Gen,
+                Dis=self.Dis,
+                apply_g_ema=self.MODEL.apply_g_ema,
+                Gen_ema=self.Gen_ema,
+                ema=self.ema,
             )
+        if self.DDP:
+            for network in (self.Gen, self.Dis, self.Gen_ema):
+                for value in network.state_dict().values() if network is not None else ():
+                    whole = value.contiguous()
+                    torch.distributed.broadcast(whole, 0)
+                    value.copy_(whole)
 
-        def evaluate(self, step: Any, metrics: Any, writing: bool = True, training: bool = False) -> Any:
-            misc, found, started = module("utils.misc"), {}, time.perf_counter()
-            keep = misc.accm_values_convert_dict
+    def _trained(self) -> Trained:
+        generator = module("utils.misc").peel_model(self.gen_ctlr.generator)
+        device, folder = torch.device(self.local_rank), _shared(self.RUN.ckpt_dir, self.DDP)
+        networks = describe(generator, self.MODEL, self.DATA.num_classes, self.DATA.img_size, device, folder)
+        return Trained(
+            networks=dataclasses.replace(networks, digest=weights_digest(generator)),
+            discriminator=module("utils.misc").peel_model(self.Dis),
+            real=lambda: iter(self.train_dataloader),
+            folder=Path(folder),
+            seed=now.seed or 0,
+            rank=int(self.global_rank),
+            world_size=self.OPTIMIZATION.world_size,
+            log=self.logger.info if self.logger else lambda line: None,
+        )
 
-            def catch(*args: Any, **kwargs: Any) -> Any:
-                found.update(kwargs["value_dict"])
-                return keep(*args, **kwargs)
+    def evaluate(self, step: Any, metrics: Any, writing: bool = True, training: bool = False) -> Any:
+        misc, found, started = module("utils.misc"), {}, time.perf_counter()
+        keep = misc.accm_values_convert_dict
 
-            with swapped(misc, "accm_values_convert_dict", catch):
-                is_best = super().evaluate(step=step, metrics=metrics, writing=writing, training=training)
-            if self.RUN.sampler and self.global_rank == 0:
-                self._write_down(step, found, time.perf_counter() - started)
-            return is_best
+        def catch(*args: Any, **kwargs: Any) -> Any:
+            found.update(kwargs["value_dict"])
+            return keep(*args, **kwargs)
 
-        def _write_down(self, step: Any, found: Mapping[str, Any], seconds: float) -> None:
-            path = Path(self.RUN.save_dir) / "results.jsonl"
-            cost = now.per_image()
-            row = report.row(
-                sampler=self.RUN.sampler["name"],
-                options={key: value for key, value in self.RUN.sampler.items() if key != "name"},
-                metrics={NAMES[name]: float(value) for name, value in found.items() if name in NAMES},
-                protocol=self._protocol(),
-                cost=cost,
-                seconds=seconds,
-                generator={"backbone": self.MODEL.backbone, "source": self.RUN.ckpt_dir, "step": step},
-                config={"run_name": self.run_name, **{k: dict(vars(v)) for k, v in self._sections()}},
-                device=f"{self.local_rank}" + (f", {self.OPTIMIZATION.world_size} processes" if self.DDP else ""),
-            )
-            report.append(path, [row])
-            passes = ", ".join(f"{name} {count:g}" for name, count in cost.items()) or "the host's own"
-            self.logger.info(f"Sampler: {_said(self.RUN)}; passes per image: {passes}; added to {path}")
-            module("wandb").run.summary.update({f"sampler/{name} per image": count for name, count in cost.items()})
+        with swapped(misc, "accm_values_convert_dict", catch):
+            host: Any = super()
+            is_best = host.evaluate(step=step, metrics=metrics, writing=writing, training=training)
+        if self.RUN.sampler and self.global_rank == 0:
+            self._write_down(step, found, time.perf_counter() - started)
+        return is_best
 
-        def _sections(self) -> Iterator[tuple[str, Any]]:
-            for name in ("DATA", "MODEL", "RUN"):
-                yield name, getattr(self.cfgs, name)
+    def _write_down(self, step: Any, found: Mapping[str, Any], seconds: float) -> None:
+        path = Path(self.RUN.save_dir) / "results.jsonl"
+        cost = now.per_image()
+        row = report.row(
+            sampler=self.RUN.sampler["name"],
+            options={key: value for key, value in self.RUN.sampler.items() if key != "name"},
+            metrics={NAMES[name]: float(value) for name, value in found.items() if name in NAMES},
+            protocol=self._protocol(),
+            cost=cost,
+            seconds=seconds,
+            generator={"backbone": self.MODEL.backbone, "source": self.RUN.ckpt_dir, "step": step},
+            config={"run_name": self.run_name, **{k: dict(vars(v)) for k, v in self._sections()}},
+            device=f"{self.local_rank}" + (f", {self.OPTIMIZATION.world_size} processes" if self.DDP else ""),
+        )
+        report.append(path, [row])
+        passes = ", ".join(f"{name} {count:g}" for name, count in cost.items()) or "the host's own"
+        self.logger.info(f"Sampler: {_said(self.RUN)}; passes per image: {passes}; added to {path}")
+        module("wandb").run.summary.update({f"sampler/{name} per image": count for name, count in cost.items()})
 
-        def _protocol(self) -> dict[str, Any]:
-            run, data = self.RUN, self.DATA
-            truncation = {"truncation": run.truncation_factor} if run.truncation_factor != -1 else {}
-            backbone = getattr(self.eval_model.model, "module", self.eval_model.model)
-            root = Path(module("config").__file__).parents[1]
-            return {
-                "num": self.num_eval[run.ref_dataset],
-                "num_real": len(self.eval_dataloader.dataset),
-                "seed": now.seed if guides(run) else f"the host's {run.seed}",
-                "labels": "uniform",
-                "noise_mode": "random",
-                "statistics": _statistics(self),
-                **truncation,
-                "k": 5,
-                "splits": 1,
-                **fingerprint(Path(run.data_dir), data.name, data.img_size, run.pre_resizer, run.ref_dataset),
-                **backbone_protocol(run.eval_backbone, backbone, run.post_resizer),
-                "metric_functions": "host",
-                "host_commit": commit_of(root) or "unknown",
-            }
+    def _sections(self) -> Iterator[tuple[str, Any]]:
+        for name in ("DATA", "MODEL", "RUN"):
+            yield name, getattr(self.cfgs, name)
 
-        def run_linear_interpolation(self, *args: Any, **kwargs: Any) -> None:
-            with self._guided():
-                super().run_linear_interpolation(*args, **kwargs)
+    def _protocol(self) -> dict[str, Any]:
+        run, data = self.RUN, self.DATA
+        truncation = {"truncation": run.truncation_factor} if run.truncation_factor != -1 else {}
+        backbone = getattr(self.eval_model.model, "module", self.eval_model.model)
+        root = Path(module("config").__file__).parents[1]
+        return {
+            "num": self.num_eval[run.ref_dataset],
+            "num_real": len(self.eval_dataloader.dataset),
+            "seed": now.seed if guides(run) else f"the host's {run.seed}",
+            "labels": "uniform",
+            "noise_mode": "random",
+            "statistics": _statistics(self),
+            **truncation,
+            "k": 5,
+            "splits": 1,
+            **fingerprint(Path(run.data_dir), data.name, data.img_size, run.pre_resizer, run.ref_dataset),
+            **backbone_protocol(run.eval_backbone, backbone, run.post_resizer),
+            "metric_functions": "host",
+            "host_commit": commit_of(root) or "unknown",
+        }
 
-        def run_semantic_factorization(self, *args: Any, **kwargs: Any) -> None:
-            with self._guided():
-                super().run_semantic_factorization(*args, **kwargs)
+    def run_linear_interpolation(self, *args: Any, **kwargs: Any) -> None:
+        host: Any = super()
+        with self._guided():
+            host.run_linear_interpolation(*args, **kwargs)
 
-        @contextmanager
-        def _guided(self) -> Iterator[None]:
-            with swapped(now, "direct", guides(self.RUN)):
-                yield
+    def run_semantic_factorization(self, *args: Any, **kwargs: Any) -> None:
+        host: Any = super()
+        with self._guided():
+            host.run_semantic_factorization(*args, **kwargs)
 
-    return Worker
+    @contextmanager
+    def _guided(self) -> Iterator[None]:
+        with swapped(now, "direct", guides(self.RUN)):
+            yield
 
 
 def _said(run: Any) -> str:
