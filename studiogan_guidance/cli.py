@@ -77,7 +77,7 @@ SHARED = (
     click.option("--classes", callback=_numbers(int, "whole numbers"), metavar="3,5", help="Labels, in turn. [drawn]"),
     click.option("--labels", metavar="HOW", help="Draw labels uniform or as in the data. [uniform]"),
     click.option("--noise-mode", metavar="MODE", help="StyleGAN2's layer noise: random or const. [random]"),
-    click.option("--restat", type=int, metavar="N", help="Redo batch-norm statistics on N batches of samples. [0: no]"),
+    click.option("--restat", type=int, metavar="N", help="Redo batch-norm statistics on N x 64 samples. [0: no]"),
     click.option("--sampler", metavar="NAME", help="Overrides the sampler of the YAML; see 'list'."),
     click.option(
         "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the sampler; repeatable."
@@ -179,11 +179,15 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if processes:
         os.environ["STUDIOGAN_GUIDANCE_PROCESSES"] = str(processes)
+    import torch
+
     from studiogan_guidance.evaluation.runner import device_of
     from studiogan_guidance.host.hooks import start
     from studiogan_guidance.host.locate import locate
 
     device_of(device)
+    if processes and torch.cuda.is_available():
+        raise UserError("--processes is for runs without a GPU, and one is visible: add --device cpu")
     start(locate(studiogan), script, arguments)
 
 

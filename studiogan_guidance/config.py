@@ -53,8 +53,8 @@ class RunConfig:
         pre_resizer: how real images are brought to the configured size: wo_resize, nearest, ..., lanczos.
         k: nearest neighbour of precision, recall, density and coverage.
         splits: parts of the Inception Score (host 1, literature 10).
-        restat: batches over which the statistics of batch norms are accumulated anew with the sampler on; 0 keeps
-            those of the checkpoint.
+        restat: batches of 64 images over which the statistics of batch norms are accumulated anew with the sampler on;
+            0 keeps those of the checkpoint.
         stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
         compare_plain: also measure plain sampling on the same seeds and labels.
         host: sections in capitals of the host's YAML (DATA, MODEL, ...), where the file has them.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def group() -> Iterator[Group]:
         return
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))  # rank 0 may take long over its metrics
     try:
         yield Group(torch.distributed.get_rank(), size)
     finally:

@@ -228,7 +228,7 @@ def _evaluate(cfg: RunConfig, group: distributed.Group) -> list[dict[str, Any]]:
         "seed": cfg.seed,
         "labels": list(cfg.classes) or cfg.labels,
         "noise_mode": cfg.noise_mode,
-        "statistics": f"restat {cfg.restat}x{cfg.batch_size}" if cfg.restat else "checkpoint",
+        "statistics": f"restat {cfg.restat}x{restat.BATCH_SIZE}" if cfg.restat else "checkpoint",
         "k": cfg.k,
         "splits": cfg.splits,
         **bench.real.fingerprint,
@@ -260,7 +260,7 @@ def _evaluate(cfg: RunConfig, group: distributed.Group) -> list[dict[str, Any]]:
 
 
 def _statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:
-    return restat.accumulate(view, sampler, cfg.restat, cfg.batch_size) if cfg.restat else {}
+    return restat.accumulate(view, sampler, cfg.restat) if cfg.restat else {}
 
 
 def _default_count(real: Real) -> int:

@@ -7,6 +7,7 @@ whenever the host is entered; ``RUN_SHIMS``, which reach into the host's own tra
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import logging
@@ -246,13 +247,7 @@ def _tables_from_anywhere() -> AbstractContextManager[None]:
 
 def _empty_classes() -> AbstractContextManager[None]:
     datasets = _module("torchvision.datasets")
-    original = datasets.ImageFolder
-
-    class ImageFolder(original):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{"allow_empty": True, **kwargs})
-
-    return swapped(datasets, "ImageFolder", ImageFolder)
+    return swapped(datasets, "ImageFolder", functools.partial(datasets.ImageFolder, allow_empty=True))
 
 
 @contextmanager

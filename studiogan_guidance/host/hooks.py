@@ -63,12 +63,13 @@ def register() -> None:
                 f"git -C {root} checkout {COMMIT}"
             )
         stack.enter_context(compat.active(compat.RUN_SHIMS))
-        host = config.Configurations
+        host, stack_name = config.Configurations, "generate_images_and_stack_features"
         for owner, name, value in (
             (host, "_overwrite_cfgs", seam.overwrite_cfgs(host._overwrite_cfgs)),
             (host, "check_compatability", seam.check_compatability(host.check_compatability)),
             (sample, "generate_images", seam.generate_images(sample.generate_images)),
-            (features, "generate_images_and_stack_features", seam.stack(features.generate_images_and_stack_features)),
+            (features, stack_name, seam.in_blocks(getattr(features, stack_name), "num_generate")),
+            (misc, "save_images_png", seam.in_blocks(misc.save_images_png, "num_images")),
             (misc.GeneratorController, "prepare_generator", seam.prepare(misc.GeneratorController.prepare_generator)),
             (loader, "WORKER", type("WORKER", (GuidedWorker, loader.WORKER), {})),
             (multiprocessing, "spawn", _spawn(multiprocessing.spawn)),
@@ -94,32 +95,56 @@ def unregister() -> None:
 def _spawn(original: Any) -> Any:
     def spawn(fn: Any, args: Any = (), nprocs: int = 1, join: bool = True, daemon: bool = False, **more: Any) -> Any:
         """The host's -DDP, with hooks and shims in the children, and a local meeting point if none is named."""
-        if "MASTER_ADDR" not in os.environ:
+        nodes = getattr(getattr(args[0], "RUN", args[0]), "total_nodes", 1)
+        if nodes == 1 and "MASTER_ADDR" not in os.environ:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
         src = str(Path(module("config").__file__).parent)
-        return original(_child, (src, pickle.dumps((fn, args))), nprocs, join, daemon, **more)
+        home = Path(sys.argv[0]).stem if fn.__module__ == "__main__" else fn.__module__
+        context = original(_child, (src, home, fn.__name__, pickle.dumps(args)), nprocs, join, daemon, **more)
+        if not join:
+            once = context.join
+
+            def join_all(*args: Any, **kwargs: Any) -> bool:  # the host joins once and kills whoever is not the first
+                while not once(*args, **kwargs):
+                    pass
+                return True
+
+            context.join = join_all
+        return context
 
     return spawn
 
 
-def _child(rank: int, src: str, call: bytes) -> None:
+def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
     with ExitStack() as stack:
         if not _registered:
             stack.enter_context(inside(Checkout(Path(src).parent, None), quiet=False))
             register()
             stack.callback(unregister)
-        fn, args = pickle.loads(call)
-        fn(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)
+        function, args = getattr(module(home), name), pickle.loads(arguments)
+        function(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)
+
+
+def _mistake(error: BaseException) -> str | None:
+    """The message of a user's mistake, in this process or in one of the host's -DDP; None if it is anything else."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, multiprocessing.ProcessRaisedException):
+        _, mark, message = str(error).strip().rpartition("\n")[2].partition(f"{UserError.__name__}: ")
+        return message if mark else None
+    if type(error).__module__.startswith("wandb") and type(error).__name__ == "UsageError":
+        return f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)"
+    return None
 
 
 def _one_line(original: Any) -> Any:
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, UserError):
+        if (message := _mistake(error)) is None:
             original(kind, error, trace)
             return
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"Error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
     return excepthook
@@ -155,19 +180,16 @@ def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
     """Run the host's ``src/<script>.py`` with ``arguments`` in this process, with shims and hooks, nothing patched.
 
     Raises:
-        UserError: the host refuses the run, or a process of its -DDP met a user's mistake.
+        UserError: the host refuses the run, a process of its -DDP met a user's mistake, or W&B has no key.
         SystemExit: as the host's own argument parser does.
     """
     with inside(checkout, quiet=False):
         register()
         try:
             execute(checkout.path / "src" / f"{script}.py", arguments)
-        except multiprocessing.ProcessRaisedException as error:
-            last = str(error).strip().rpartition("\n")[2]
-            if (mark := f"{UserError.__name__}: ") in last:
-                raise UserError(last.partition(mark)[2]) from error
-            raise
-        except module("wandb").errors.UsageError as error:
-            raise UserError(f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)") from error
+        except Exception as error:
+            if (message := _mistake(error)) is None:
+                raise
+            raise UserError(message) from error
         finally:
             unregister()

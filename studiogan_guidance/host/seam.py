@@ -29,6 +29,7 @@ from studiogan_guidance.latents.base import Inputs
 from studiogan_guidance.samplers import Sampler, Truncation, restat
 from studiogan_guidance.training.base import STAGES, Stage
 
+STYLE = ("stylegan2", "stylegan3")
 KEYS = ("sampler", "stages", "restat")  # of the YAML, kept in the host's RUN
 
 
@@ -71,9 +72,12 @@ def check_compatability(original: Any) -> Any:
         except AssertionError as error:
             raise UserError(f"the host refuses this run: {' '.join(str(error).split())}") from error
         run, steps = self.RUN, self.OPTIMIZATION.total_steps
-        if run.train and run.ckpt_dir is None and run.save_freq > steps + 1:
+        starts_anew = run.ckpt_dir is None or run.freezeD > -1
+        if run.train and starts_anew and run.save_freq > steps + 1:
             raise UserError(f"--save_freq {run.save_freq} is more than the {steps} steps of the run: nothing is saved")
-        stages_of(run)
+        adds_loss = any(type(stage).discriminator_loss is not Stage.discriminator_loss for stage in stages_of(run))
+        if adds_loss and self.LOSS.adv_loss == "MH":
+            raise UserError("stages with a discriminator loss do not work with the multi-hinge loss (adv_loss MH)")
         sampler = sampler_of(run)
         if sampler is None:
             if run.restat:
@@ -93,6 +97,8 @@ def check_compatability(original: Any) -> Any:
             (run.truncation_factor != -1 and isinstance(sampler, Truncation), "--truncation_factor"),
             (run.restat and run.standing_statistics, "-std_stat, when restat is on,"),
             (run.restat and run.batch_statistics, "-batch_stat, when restat is on,"),
+            (run.restat and run.synchronized_bn, "-sync_bn, when restat is on,"),
+            (run.restat and self.MODEL.backbone in STYLE, f"restat ({self.MODEL.backbone} has no batch norms)"),
         ):
             if asked:
                 raise UserError(f"{flag} cannot be combined with sampler '{name}': drop one of the two")
@@ -121,9 +127,9 @@ def stages_of(run: Any) -> list[Stage]:
 
 def truncation_of(model: Any, factor: float, cutoff: int | None) -> Truncation:
     """What --truncation_factor means for a generator: psi of w, or a truncated-normal z; none for a uniform prior."""
-    if factor == -1 or (model.backbone not in ("stylegan2", "stylegan3") and model.z_prior != "gaussian"):
+    if factor == -1 or (model.backbone not in STYLE and model.z_prior != "gaussian"):
         return Truncation()
-    if model.backbone not in ("stylegan2", "stylegan3"):
+    if model.backbone not in STYLE:
         return Truncation(threshold=factor)
     if not 0 <= factor <= 1:
         raise UserError(f"--truncation_factor is {factor}: for {model.backbone} it lies between 0 and 1 (none)")
@@ -136,7 +142,7 @@ class Session:
     def __init__(self, generator: Any, run: Any, model: Any, num_classes: int, device: Any) -> None:
         network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
         networks = describe(network, model, num_classes, 0, torch.device(device), "the host's generator")
-        digest = "" if now.training or model.backbone not in ("stylegan2", "stylegan3") else weights_digest(network)
+        digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
         self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).of(self.bare)
         sampler = sampler_of(run)
@@ -149,8 +155,7 @@ class Session:
     def statistics(self) -> restat.Statistics:
         """What batch norms use instead of the checkpoint's; accumulated once."""
         if self._statistics is None:
-            size = now.batch_size
-            self._statistics = restat.accumulate(self.view, self.sampler, self.restat, size) if self.restat else {}
+            self._statistics = restat.accumulate(self.view, self.sampler, self.restat) if self.restat else {}
         return self._statistics
 
     def images(self, count: int, plan: LabelPlan) -> tuple[Tensor, Tensor]:
@@ -158,9 +163,15 @@ class Session:
         seeds = range(self.seed + now.position, self.seed + now.position + count)
         now.position += count
         with restat.applied(self.statistics()):
-            (batch,) = self.sampler.stream(self.view, seeds, count, plan)
-        now.cost.append((count, batch.cost))
-        return batch.images, batch.labels
+            batches = list(self.sampler.stream(self.view, seeds, self._at_once(count), plan))
+        now.cost += [(len(batch.images), batch.cost) for batch in batches]
+        return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+    def _at_once(self, count: int) -> int:
+        """Without -DDP the host splits a batch among all GPUs; here it goes through the first in as many parts."""
+        if torch.distributed.is_initialized() or self.bare.networks.batch_statistics:
+            return count
+        return math.ceil(count / max(1, torch.cuda.device_count()))
 
     def decode(self, z: Tensor, labels: Tensor) -> Tensor:
         """Images of given noise [B, Z] and labels [B] or class weights [B, C]."""
@@ -173,14 +184,14 @@ class Session:
 
 @dataclasses.dataclass
 class Now:
-    """What the analysis that is going on has reached."""
+    """What the analysis that is going on has reached; ``first`` is the position of its first image."""
 
     session: Session | None = None
     position: int = 0
     training: bool = False
     direct: bool = False
     seed: int | None = None
-    batch_size: int = 64
+    first: int = 0
     cost: list[tuple[int, dict[str, int]]] = dataclasses.field(default_factory=list)
 
     def per_image(self) -> dict[str, float]:
@@ -215,33 +226,30 @@ def generate_images(original: Any) -> Any:
     return generate_images
 
 
-def stack(original: Any) -> Any:
-    """``generate_images_and_stack_features`` in which processes take consecutive blocks of the run of seeds.
+def in_blocks(original: Any, count: str) -> Any:
+    """A function of the host that makes ``count`` images, with consecutive blocks of seeds for the processes of -DDP.
 
-    The host joins their features by rank and cuts off the end, so it sees exactly the images of one process.
+    Where the host joins features by rank and cuts off the end, it sees exactly the images of one process.
     """
     signature = inspect.signature(original)
 
-    def stack(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        start, block, ranks = now.position, 0, 1
-        if given["DDP"]:
-            batches = math.ceil(given["num_generate"] / given["batch_size"]) // given["world_size"] + 1
-            block, ranks = batches * given["batch_size"], given["world_size"]
-            now.position = start + block * torch.distributed.get_rank()
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given, start = signature.bind(*args, **kwargs).arguments, now.position
+        if torch.distributed.is_initialized():
+            batches = math.ceil(given[count] / given["batch_size"]) // torch.distributed.get_world_size() + 1
+            now.position += torch.distributed.get_rank() * batches * given["batch_size"]
         found = original(*args, **kwargs)
-        if given["DDP"]:
-            now.position = start + block * ranks
+        now.position = start + given[count]
         return found
 
-    return stack
+    return call
 
 
 def prepare(original: Any) -> Any:
     """``prepare_generator``, with which every analysis of the host begins: so does the run of seeds."""
 
     def prepare_generator(self: Any) -> Any:
-        now.session, now.position, now.cost = None, 0, []
+        now.session, now.position, now.cost = None, now.first, []
         generator, mapping, synthesis = original(self)
         if now.direct:
             cfgs = self.cfgs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studiogan_guidance.common import UserError
 from studiogan_guidance.evaluation import report
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import module
@@ -20,6 +20,7 @@ from studiogan_guidance.host.locate import commit_of
 from studiogan_guidance.host.metrics import backbone_protocol, fingerprint
 from studiogan_guidance.host.networks import describe, weights_digest
 from studiogan_guidance.host.seam import KEYS, Session, guides, now, stages_of
+from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.base import DiscriminatorStep, Stage, Trained
 
 NAMES = {
@@ -61,7 +62,7 @@ class GuidedWorker:
         super().__init__(*args, **kwargs)
         self._extra = stages_of(self.RUN)
         now.seed, now.training = _shared(self.RUN.seed, self.DDP), False
-        now.batch_size = self.OPTIMIZATION.batch_size * (self.OPTIMIZATION.world_size if self.DDP else 1)
+        self._evaluations = 0  # of those after the training, which --num_eval repeats
         if guides(self.RUN):  # what cannot work fails before the training
             now.training = True
             Session(self.gen_ctlr.generator, self.RUN, self.MODEL, self.DATA.num_classes, self.local_rank)
@@ -69,12 +70,12 @@ class GuidedWorker:
         if self.RUN.sampler and self.global_rank == 0:
             self.logger.info(f"Sampler: {_said(self.RUN)}")
             module("wandb").config.update({key: getattr(self.RUN, key) for key in KEYS}, allow_val_change=True)
+            if self.RUN.eval_metrics:
+                self._measured_with  # noqa: B018  reads all file names once, before the training
         if any(type(stage).discriminator_loss is not Stage.discriminator_loss for stage in self._extra):
             self._add_losses()
 
     def _add_losses(self) -> None:
-        if self.LOSS.adv_loss == "MH":
-            raise UserError("stages with a discriminator loss do not work with the multi-hinge loss (adv_loss MH)")
         seen: list[tuple[Tensor, Tensor, Any]] = []
         loss = self.LOSS.d_loss
 
@@ -90,7 +91,7 @@ class GuidedWorker:
             seen.clear()
             return total
 
-        module("utils.misc").peel_model(self.Dis).register_forward_hook(remember)
+        self.Dis.register_forward_hook(remember)  # also where it is wrapped: the wrapper sees whole batches
         self.LOSS.d_loss = d_loss
 
     @property
@@ -151,11 +152,15 @@ class GuidedWorker:
             found.update(kwargs["value_dict"])
             return keep(*args, **kwargs)
 
+        number = self.num_eval[self.RUN.ref_dataset]
+        now.first = 0 if training else self._evaluations * number
+        self._evaluations += not training
         with swapped(misc, "accm_values_convert_dict", catch):
             host: Any = super()
             is_best = host.evaluate(step=step, metrics=metrics, writing=writing, training=training)
         if self.RUN.sampler and self.global_rank == 0:
             self._write_down(step, found, time.perf_counter() - started)
+        now.first = 0
         return is_best
 
     def _write_down(self, step: Any, found: Mapping[str, Any], seconds: float) -> None:
@@ -182,20 +187,27 @@ class GuidedWorker:
             yield name, getattr(self.cfgs, name)
 
     def _protocol(self) -> dict[str, Any]:
-        run, data = self.RUN, self.DATA
-        truncation = {"truncation": run.truncation_factor} if run.truncation_factor != -1 else {}
-        backbone = getattr(self.eval_model.model, "module", self.eval_model.model)
-        root = Path(module("config").__file__).parents[1]
+        run = self.RUN
+        truncation = [value for value in (run.truncation_factor, run.truncation_cutoff) if value not in (None, -1)]
         return {
             "num": self.num_eval[run.ref_dataset],
             "num_real": len(self.eval_dataloader.dataset),
-            "seed": now.seed if guides(run) else f"the host's {run.seed}",
+            "seed": (now.seed or 0) + now.first if guides(run) else f"the host's {run.seed}",
             "labels": "uniform",
             "noise_mode": "random",
             "statistics": _statistics(self),
-            **truncation,
+            **({"truncation": truncation} if truncation else {}),
             "k": 5,
             "splits": 1,
+            **self._measured_with,
+        }
+
+    @functools.cached_property
+    def _measured_with(self) -> dict[str, Any]:
+        run, data = self.RUN, self.DATA
+        backbone = getattr(self.eval_model.model, "module", self.eval_model.model)
+        root = Path(module("config").__file__).parents[1]
+        return {
             **fingerprint(Path(run.data_dir), data.name, data.img_size, run.pre_resizer, run.ref_dataset),
             **backbone_protocol(run.eval_backbone, backbone, run.post_resizer),
             "metric_functions": "host",
@@ -226,7 +238,7 @@ def _said(run: Any) -> str:
 def _statistics(worker: Any) -> str:
     run = worker.RUN
     if run.restat:
-        return f"restat {run.restat}x{now.batch_size}"
+        return f"restat {run.restat}x{restat.BATCH_SIZE}"
     if run.batch_statistics:
         return f"batch {worker.OPTIMIZATION.batch_size}"
     if worker.gen_ctlr.standing_statistics:

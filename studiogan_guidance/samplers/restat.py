@@ -19,11 +19,12 @@ from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers.base import Sampler
 
 SEED = 2**41  # far from the seeds of images and of class means
+BATCH_SIZE = 64  # the same everywhere, so that a checkpoint's statistics do not depend on who asks for them
 Statistics = Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]
 
 
-def accumulate(view: LatentView, sampler: Sampler, batches: int, batch_size: int) -> Statistics:
-    """Mean and variance [channels] of every batch norm, averaged over ``batches`` batches of ``sampler``.
+def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
+    """Mean and variance [channels] of every batch norm, averaged over ``batches`` batches of 64 images of ``sampler``.
 
     Labels are uniform; seeds are fixed, so every process gets the same. The generator is left as it was found.
 
@@ -39,9 +40,9 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int, batch_size: int
     try:
         for norm in norms:
             norm._buffers.update({key: value.clone() for key, value in norm._buffers.items() if value is not None})
-            norm.reset_running_stats()
             norm.training, norm.track_running_stats, norm.momentum = True, True, None  # None: the mean of all batches
-        for _ in sampler.stream(in_training, range(SEED, SEED + batches * batch_size), batch_size, LabelPlan()):
+            norm.reset_running_stats()
+        for _ in sampler.stream(in_training, range(SEED, SEED + batches * BATCH_SIZE), BATCH_SIZE, LabelPlan()):
             pass
         return {norm: (norm._buffers["running_mean"], norm._buffers["running_var"]) for norm in norms}
     finally:

@@ -102,6 +102,7 @@ def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_p
         ("sampler: {name: truncation, threshold: 1}", {"truncation_factor": 0.5}, "--truncation_factor cannot be"),
         (GUIDED + "\nrestat: 2", {"standing_statistics": True}, "-std_stat, when restat is on"),
         (GUIDED + "\nrestat: 2", {"batch_statistics": True}, "-batch_stat, when restat is on"),
+        (GUIDED + "\nrestat: 2", {"synchronized_bn": True}, "-sync_bn, when restat is on"),
         (GUIDED, {"batch_statistics": True, "standing_statistics": True}, "the host refuses this run: You can't turn"),
         ("", {"train": True, "ckpt_dir": None, "save_freq": 100}, "--save_freq 100 is more than the 3 steps"),
     ],
@@ -116,6 +117,8 @@ def test_what_makes_no_sense_is_refused_by_name(
 def test_psi_beyond_its_range_is_refused_for_stylegan(host: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--truncation_factor is 1.5: for stylegan2"):
         configured(write_yaml(tmp_path / "a.yaml", "stylegan2", GUIDED), truncation_factor=1.5)
+    with pytest.raises(UserError, match=r"restat \(stylegan2 has no batch norms\) cannot be"):
+        configured(write_yaml(tmp_path / "a.yaml", "stylegan2", GUIDED + "\nrestat: 3"))
     configured(write_yaml(tmp_path / "b.yaml", "stylegan2", GUIDED), truncation_factor=0.5)
     configured(write_yaml(tmp_path / "c.yaml", "big_resnet", GUIDED), truncation_factor=1.5)
 
@@ -296,7 +299,7 @@ def test_restat_uses_the_statistics_of_guided_images(host: None, checkout: Check
     made = networks("big_resnet", checkout)
     images = generate(made, spec({"name": "gandance", "scale": 1.5}, restat=3))[0]
     sampler = samplers.create("gandance", {"scale": 1.5})
-    with restat.applied(restat.accumulate(view_for(made), sampler, 3, seam.now.batch_size)):
+    with restat.applied(restat.accumulate(view_for(made), sampler, 3)):
         ours = stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images
     assert torch.equal(images, ours)
     assert not torch.allclose(images, stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images, atol=1e-2)
@@ -305,19 +308,33 @@ def test_restat_uses_the_statistics_of_guided_images(host: None, checkout: Check
 def test_processes_take_consecutive_blocks_of_images(
     host: None, checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the host joins by rank is the run of seeds of one process."""
+    """What the host joins by rank is the run of seeds of one process, and the next analysis goes on where it ends."""
     made = networks("resnet", checkout)
     run = spec({"name": "gandance", "scale": 1.5})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+
+    def as_the_host_does(num_generate: int, batch_size: int) -> list[torch.Tensor]:
+        return [generate(made, run, batch_size)[0] for _ in range(-(-num_generate // batch_size) // 3 + 1)]
+
     blocks = []
     for rank in range(3):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         seam.now.__init__()  # type: ignore[misc]
-        stacked = seam.stack(
-            lambda num_generate, batch_size, world_size, DDP: [
-                generate(made, run, batch_size)[0] for _ in range(-(-num_generate // batch_size) // world_size + 1)
-            ]
-        )
-        blocks += stacked(num_generate=20, batch_size=4, world_size=3, DDP=True)
-        assert seam.now.position == 24
+        blocks += seam.in_blocks(as_the_host_does, "num_generate")(num_generate=20, batch_size=4)
+        assert seam.now.position == 20
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 25)).images
     torch.testing.assert_close(torch.cat(blocks)[:20], ours, atol=1e-5, rtol=0)
+
+
+def test_what_the_host_splits_among_gpus_is_made_in_as_many_parts(
+    host: None, checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = networks("resnet", checkout)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    sizes: list[int] = []
+    made.generator.register_forward_hook(lambda module, args, images: sizes.append(len(images)))
+    images = generate(made, spec({"name": "gandance", "scale": 1.5}), 8)[0]
+    assert sizes == [3, 3, 2]
+    ours = stream(made, "gandance", {"scale": 1.5}, range(5, 13)).images
+    torch.testing.assert_close(images, ours, atol=1e-5, rtol=0)

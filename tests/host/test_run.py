@@ -115,10 +115,10 @@ def measured(
     """The line that a guided evaluation in the host's own run writes, and what the host itself logged."""
     folder = tmp_path_factory.mktemp("measured")
     arguments = ["-cfg", yaml(folder, 1.5), "-ckpt", ckpt, "-data", data, "-save", folder, "-ref", "valid"]
-    guided(checkout, *arguments, "-metrics", "is", "prdc", "--seed", 11, "--num_workers", 0)
+    guided(checkout, *arguments, "-metrics", "is", "prdc", "--seed", 11, "--num_workers", 0, "--num_eval", 2)
     log = next((folder / "logs").iterdir()).read_text()
-    row = json.loads((folder / "results.jsonl").read_text())
-    return {"row": row, "log": log, "arguments": [*arguments, "--seed", 11]}
+    row, again = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    return {"row": row, "again": again, "log": log, "arguments": [*arguments, "--seed", 11]}
 
 
 def test_the_host_and_our_own_evaluation_agree(
@@ -133,6 +133,12 @@ def test_the_host_and_our_own_evaluation_agree(
     assert row["protocol"] == own["protocol"]
     assert (row["sampler"], row["options"]) == (own["sampler"], own["options"])
     assert row["cost"]["synthesis"] == own["cost"]["synthesis"]
+
+
+def test_repeated_evaluations_take_other_seeds(measured: dict[str, Any]) -> None:
+    first, second = measured["row"], measured["again"]
+    assert second["protocol"] == {**first["protocol"], "seed": 11 + 12}
+    assert second["metrics"]["is"] != first["metrics"]["is"]
 
 
 def test_the_hosts_log_carries_the_sampler_and_its_cost(measured: dict[str, Any], trained: dict[str, Path]) -> None:
