@@ -159,7 +159,7 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
     click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))
 
 
-@main.command()
+@main.command(context_settings={"ignore_unknown_options": True})  # they are the host's, also without the --
 @click.option("--studiogan", metavar="DIR", help="Checkout of PyTorch-StudioGAN. [looked for, see doctor]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu hides the GPUs.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="CPU only: processes that -DDP starts. [1]")

@@ -281,8 +281,8 @@ def test_a_stage_follows_the_loop_and_adds_its_loss(
 
 
 def test_the_command_says_mistakes_in_one_line(tmp_path: Path, data: Path) -> None:
-    def message(*arguments: object) -> str:
-        result = run("run", "--device", "cpu", "--", "-data", data, "-save", tmp_path / "o", "-sf", *arguments)
+    def message(*arguments: object, dashes: tuple[str, ...] = ("--",)) -> str:
+        result = run("run", "--device", "cpu", *dashes, "-data", data, "-save", tmp_path / "o", "-sf", *arguments)
         assert result.exit_code == 2, result.output
         assert "Traceback" not in result.output
         assert not (tmp_path / "o").exists()
@@ -293,6 +293,7 @@ def test_the_command_says_mistakes_in_one_line(tmp_path: Path, data: Path) -> No
     assert "no configuration" in message("-cfg", tmp_path / "b.yaml", "-metrics", "none")
     assert "Specify -ckpt CHECKPOINT_FOLDER" in message("-cfg", yaml(tmp_path, 2), "-metrics", "fid")
     assert "unrecognized arguments: --nothing" in message("--nothing")
+    assert "did you mean 'gandance'" in message("-cfg", path, "-metrics", "none", "-ckpt", tmp_path, dashes=())
 
 
 def test_evaluate_runs_on_a_folder_with_an_empty_class(
