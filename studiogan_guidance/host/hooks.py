@@ -123,6 +123,8 @@ def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
             stack.enter_context(inside(Checkout(Path(src).parent, None), quiet=False))
             register()
             stack.callback(unregister)
+        if sys.platform == "linux":  # what loads data inherits the shims (main.py asked for spawn, for this process)
+            multiprocessing.set_start_method("fork", force=True)
         function, args = getattr(module(home), name), pickle.loads(arguments)
         function(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)
 

@@ -296,7 +296,7 @@ def test_the_command_says_mistakes_in_one_line(tmp_path: Path, data: Path) -> No
     assert "did you mean 'gandance'" in message("-cfg", path, "-metrics", "none", "-ckpt", tmp_path, dashes=())
 
 
-def test_evaluate_runs_on_a_folder_with_an_empty_class(
+def test_evaluate_runs_on_a_folder_with_an_empty_class_in_one_process_and_in_two(
     tmp_path: Path, data: Path, hub: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "9").mkdir()
@@ -306,7 +306,13 @@ def test_evaluate_runs_on_a_folder_with_an_empty_class(
     result = run("run", "--device", "cpu", "--script", "evaluate", "--", "--dset1", data / "valid", "--dset2", tmp_path,
                  *common)  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "Inception score of dset2 (6 images)" in result.output + capfd.readouterr().out
+    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", "cpu", "--processes", 2, "--script",
+               "evaluate", "-DDP", "--backend", "gloo", "--dset1", data / "valid", "--dset2", tmp_path, *common]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    texts = result.output + capfd.readouterr().out, done.stdout
+    said = [text.partition("dset2 (6 images): ")[2].split() for text in texts]
+    assert float(said[0][0]) == pytest.approx(float(said[1][0]), rel=1e-5)
 
 
 def test_the_patch_is_the_other_door(tmp_path: Path, root: Path, checkout: Checkout, data: Path, ckpt: Path) -> None:
