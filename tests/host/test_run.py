@@ -306,8 +306,19 @@ def test_evaluate_runs_on_a_folder_with_an_empty_class_in_one_process_and_in_two
     result = run("run", "--device", "cpu", "--script", "evaluate", "--", "--dset1", data / "valid", "--dset2", tmp_path,
                  *common)  # fmt: skip
     assert result.exit_code == 0, result.output
-    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", "cpu", "--processes", 2, "--script",
-               "evaluate", "-DDP", "--backend", "gloo", "--dset1", data / "valid", "--dset2", tmp_path, *common]  # fmt: skip
+    both = [
+        "--script",
+        "evaluate",
+        "-DDP",
+        "--backend",
+        "gloo",
+        "--dset1",
+        data / "valid",
+        "--dset2",
+        tmp_path,
+        *common,
+    ]
+    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", "cpu", "--processes", 2, *both]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     texts = result.output + capfd.readouterr().out, done.stdout
