@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from host_models import networks, write_yaml
+from host_models import assert_same_images, networks, write_yaml
 
 from studiogan_guidance import host as host_package
 from studiogan_guidance import samplers
@@ -229,7 +229,7 @@ def test_guided_images_are_those_of_our_own_evaluation(host: None, checkout: Che
     run = spec({"name": "gandance", "scale": 1.5})
     first, second = generate(made, run), generate(made, run, 4)
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 15))
-    torch.testing.assert_close(torch.cat([first[0], second[0]]), ours.images, atol=1e-5, rtol=0)
+    assert_same_images(torch.cat([first[0], second[0]]), ours.images)
     assert torch.equal(torch.cat([first[1], second[1]]), ours.labels)
     assert not first[0].requires_grad
     assert not any(module.training for module in made.generator.modules())
@@ -288,7 +288,7 @@ def test_batch_statistics_are_the_statistics_of_the_batch(host: None, checkout: 
     code = table.mean(0) + 1.5 * (table[inputs.labels] - table.mean(0))
     with torch.no_grad():  # the host's own call, its batch norms in training mode, all else in evaluation mode
         expected = made.generator(inputs.z, None, shared_label=code, eval=True)
-    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert_same_images(images, expected)
     assert not torch.allclose(images, stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images, atol=1e-2)
     assert all(torch.equal(state[key], value) for key, value in made.generator.state_dict().items())
 
@@ -324,7 +324,7 @@ def test_processes_take_consecutive_blocks_of_images(
         blocks += seam.in_blocks(as_the_host_does, "num_generate")(num_generate=20, batch_size=4)
         assert seam.now.position == 20
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 25)).images
-    torch.testing.assert_close(torch.cat(blocks)[:20], ours, atol=1e-5, rtol=0)
+    assert_same_images(torch.cat(blocks)[:20], ours)
 
 
 def test_what_the_host_splits_among_gpus_is_made_in_as_many_parts(
@@ -337,4 +337,4 @@ def test_what_the_host_splits_among_gpus_is_made_in_as_many_parts(
     images = generate(made, spec({"name": "gandance", "scale": 1.5}), 8)[0]
     assert sizes == [3, 3, 2]
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 13)).images
-    torch.testing.assert_close(images, ours, atol=1e-5, rtol=0)
+    assert_same_images(images, ours)

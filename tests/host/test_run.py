@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ok, run
-from host_models import write_yaml
+from host_models import assert_same_images, write_yaml
 
 from studiogan_guidance import host as host_package
 from studiogan_guidance.host import compat, hooks, seam
@@ -202,7 +202,7 @@ def test_interpolated_classes_are_guided(
     with torch.no_grad():
         worker.Gen.eval()  # the host's own call with the guided code
         expected = worker.Gen(z, None, shared_label=code, eval=True)
-    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert_same_images(images, expected)
 
 
 def test_sefa_moves_the_noise_of_guided_images(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
