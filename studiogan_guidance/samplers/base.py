@@ -59,8 +59,8 @@ class Sampler(ABC):
         """Sample one image a seed, in batches, with the networks frozen and left as they were found.
 
         Image i depends on ``seeds[i]``, its position ``first + i`` in the run (where classes are chosen) and the
-        options alone. Networks round differently at other batch sizes: on a CPU by less than 1e-5 of the largest pixel, on GPUs
-        whose convolutions use TF32 (the default of PyTorch) by more.
+        options alone. Networks round differently at other batch sizes: on a CPU by less than 1e-5 of the largest
+        pixel, on GPUs whose convolutions use TF32 (the default of PyTorch) by more.
         """
         self.check(view)
         with view.frozen():
