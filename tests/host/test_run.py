@@ -206,15 +206,21 @@ def test_interpolated_classes_are_guided(
 
 
 def test_sefa_moves_the_noise_of_guided_images(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, Any]] = []
     drawn: list[Any] = []
+    decode = seam.Session.decode
+    monkeypatch.setattr(seam.Session, "decode", lambda self, z, y: seen.append((z, y)) or decode(self, z, y))
     monkeypatch.setattr(module("utils.misc"), "plot_img_canvas", lambda images, **_: drawn.append(images))
     with swapped(worker.OPTIMIZATION, "batch_size", 1):
         worker.run_semantic_factorization(num_rows=2, num_cols=3, maximum_variations=2.0)
-    seeds, (canvas,) = torch.arange(worker.RUN.seed, worker.RUN.seed + 6), drawn
-    assert canvas.shape == (6, 3, 32, 32)
-    assert torch.allclose(canvas[0], canvas[3], atol=1e-5)  # both rows start at the image itself
-    assert not torch.allclose(canvas[0], canvas[2], atol=1e-3)
-    assert len(seeds) == seam.now.position
+    ((z, labels),), (canvas,) = seen, drawn
+    assert torch.equal(z[0], z[3])  # both rows start at the image itself
+    assert not torch.allclose(z[0], z[2])
+    table = worker.Gen.shared.weight
+    with torch.no_grad():
+        worker.Gen.eval()  # the host's own call with the guided code
+        expected = worker.Gen(z, None, shared_label=table.mean(0) + 1.5 * (table[labels] - table.mean(0)), eval=True)
+    assert_same_images(canvas, expected)
 
 
 def test_classifier_scores_run_on_guided_images(worker: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -231,13 +237,10 @@ def test_classifier_scores_run_on_guided_images(worker: Any, monkeypatch: pytest
         assert (tmp_path / f"model=C-{mode}_trained-best-weights.pth").exists()
     assert calls == [8, 8, 8, 8]  # two batches to train on, two to test with
     host = module("worker").WORKER.compute_GAN_train_or_test_classifier_accuracy_score
-    without = next(cell.cell_contents for cell in host.__closure__ if callable(cell.cell_contents)
-                   and cell.cell_contents.__name__ == host_name)  # fmt: skip
+    contents = [cell.cell_contents for cell in host.__closure__]
+    without = next(one for one in contents if getattr(one, "__name__", "").startswith("compute_GAN_train"))
     with pytest.raises(UnboundLocalError, match="mode"):
         without(worker, GAN_train=True)
-
-
-host_name = "compute_GAN_train_or_test_classifier_accuracy_score"
 
 
 def test_a_stage_follows_the_loop_and_adds_its_loss(
