@@ -86,11 +86,28 @@ SHARED = (
 )
 
 
-def shared(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that ``sample`` and ``eval`` have in common."""
-    for option in reversed(SHARED):
-        function = option(function)
-    return function
+MEASURED = (
+    click.option("--metrics", callback=_words, metavar="WORDS", help="What to measure (see below). [fid,is,prdc]"),
+    click.option("--reference", metavar="SPLIT", help="Real split: train, valid or test. [train; built-in: test]"),
+    click.option("--backbone", metavar="SPEC", help="host:NAME, torchscript:PATH, dinov2:PATH or builtin. [Inception]"),
+    click.option("--resizer", metavar="NAME", help="The host's resizer: legacy, clean or friendly. [legacy]"),
+    click.option("--resize-on", metavar="WHERE", help="cpu (the host's numbers, bit for bit) or device. [cpu]"),
+    click.option("--pre-resizer", metavar="NAME", help="How real images get the configured size. [wo_resize]"),
+    click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the backbone. [off]"),
+    click.option("--compile/--no-compile", default=None, help="Run the backbone through torch.compile. [off]"),
+)
+COMPARED = (click.option("--compare-plain/--no-compare-plain", default=None, help="Also measure plain sampling. [on]"),)
+
+
+def shared(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options that commands have in common."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed([option for group in groups for option in group]):
+            function = option(function)
+        return function
+
+    return add
 
 
 def _load(config: str | None, options: tuple[str, ...], **overrides: Any) -> Any:
@@ -106,7 +123,7 @@ def main() -> None:
 
 
 @main.command()
-@shared
+@shared(SHARED)
 @click.option(
     "--scales", callback=_numbers(float, "numbers"), metavar="1,1.5,2", help="One column of the grid per scale."
 )
@@ -131,15 +148,12 @@ def sample(
 
 
 @main.command("eval")
-@shared
-@click.option("--metrics", callback=_words, metavar="fid,is,prdc", help="What to measure. [fid,is,prdc]")
-@click.option("--reference", metavar="SPLIT", help="Real split: train, valid or test. [train; built-in: test]")
-@click.option("--backbone", metavar="NAME", help="The host's feature network. [InceptionV3_tf]")
-@click.option("--resizer", metavar="NAME", help="The host's resizer: legacy, clean or friendly. [legacy]")
-@click.option("--pre-resizer", metavar="NAME", help="How real images get the configured size. [wo_resize]")
-@click.option("--compare-plain/--no-compare-plain", default=None, help="Also measure plain sampling. [on]")
+@shared(SHARED, MEASURED, COMPARED)
 def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Measure FID, IS, precision, recall, density and coverage; adds a line a sampler to DIR/results.jsonl.
+    """Measure a sampler, and plain sampling beside it; adds a line for each to DIR/results.jsonl.
+
+    Metrics: fid, is, prdc (precision, recall, density, coverage), kid, fid_infinity, per_class (FID, precision, ...
+    within each class).
 
     \b
     studiogan-guidance eval
@@ -157,6 +171,83 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
         return  # a process of torchrun above rank 0
     report.append(folder / "results.jsonl", rows)
     click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))
+
+
+def _pairs(text: tuple[str, ...], flag: str, form: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for item in text:
+        key, equals, values = item.partition("=")
+        parts = values.replace(":", ",") if flag == "--over" else values
+        if not key or not equals or key in found or not all(parts.split(",")):
+            raise UserError(f"{flag} takes {form}, each option once, found '{item}'")
+        found[key] = parts.split(",")
+    return found
+
+
+@main.command()
+@shared(SHARED, MEASURED, COMPARED)
+@click.option("--grid", multiple=True, metavar="KEY=V1,V2,...", help="Values of an option of the sampler; repeatable.")
+def sweep(config: str | None, options: tuple[str, ...], as_json: bool, grid: tuple[str, ...], **given: Any) -> None:
+    """Measure every point of a grid on the same seeds: results.jsonl, table.csv, fid.png, precision_recall.png, strip.png.
+
+    A sweep that was stopped goes on where it was when the command is given again; processes may share a folder.
+
+    \b
+    studiogan-guidance sweep --grid scale=0.8,0.9,1,1.1,1.2 --out runs/sweep
+    studiogan-guidance sweep -c my.yaml --ckpt DIR --data DIR --grid scale=1,1.2,1.4 --grid joint=class_mean,class_shift
+    """
+    cfg = _load(config, options, **given)
+    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.evaluation.sweep import sweep as run
+
+    if rows := run(cfg, _pairs(grid, "--grid", "an option and its values such as scale=1,1.2")):
+        click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))
+
+
+@main.command()
+@shared(SHARED, MEASURED)
+@click.option("--over", multiple=True, metavar="KEY=LOW:HIGH", help="Range of an option; repeatable. [scale=0.8:2]")
+@click.option("--objective", default="fid", show_default=True, help="fid, fid_infinity, kid or class_fid.")
+@click.option("--min-recall", type=float, metavar="R", help="Only candidates of at least this recall. [no bound]")
+@click.option("--budget", type=int, default=16, show_default=True, help="Evaluations in all.")
+@click.option("--repeats", type=int, default=3, show_default=True, help="Fresh seed ranges to compare with plain on.")
+@click.option("--per-layer", type=int, default=0, metavar="N", help="Then a scale for each of N groups of w rows. [0]")
+def tune(
+    config: str | None,
+    options: tuple[str, ...],
+    as_json: bool,
+    over: tuple[str, ...],
+    objective: str,
+    min_recall: float | None,
+    budget: int,
+    repeats: int,
+    per_layer: int,
+    **given: Any,
+) -> None:
+    """Choose the scale on validation data; DIR/tuned.yaml is a configuration that 'eval' takes.
+
+    \b
+    studiogan-guidance tune --out runs/tuned
+    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --min-recall 0.5
+    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --over psi=0.5:1
+    studiogan-guidance eval -c runs/tuned/tuned.yaml --reference test
+    """
+    ranges: dict[str, tuple[float, float]] = {}
+    for key, ends in _pairs(over or ("scale=0.8:2",), "--over", "an option and its range such as scale=0.8:2").items():
+        try:
+            low, high = map(float, ends)
+        except ValueError:
+            raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={':'.join(ends)}'") from None
+        ranges[key] = low, high
+    cfg = _load(config, options, **given)
+    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.evaluation.tune import tune as run
+
+    result = run(cfg, ranges, objective, min_recall, budget, repeats, per_layer)
+    if result and as_json:
+        click.echo(json.dumps(report.plain_data(result)))
+    elif result:
+        click.echo(report.tuned(result))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})  # they are the host's, also without the --

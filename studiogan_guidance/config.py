@@ -14,13 +14,14 @@ from typing import Any
 
 from studiogan_guidance.common import UserError, nearest
 
-METRICS = ("fid", "is", "prdc")
+METRICS = ("fid", "is", "prdc", "kid", "fid_infinity", "per_class")
 WHICH = ("best", "current", "ema", "raw")
 CHOICES = {
     "labels": ("uniform", "data"),
     "noise_mode": ("random", "const"),
     "reference": ("train", "valid", "test"),
     "resizer": ("legacy", "clean", "friendly"),
+    "resize_on": ("cpu", "device"),
     "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
 }
 KINDS: dict[str, type] = {"str": str, "int": int, "bool": bool, "tuple": tuple, "Mapping": Mapping}
@@ -46,10 +47,14 @@ class RunConfig:
         classes: labels to go round; none: drawn at random.
         labels: how labels are drawn: uniform, or data (as often as in the real images).
         noise_mode: StyleGAN2's layer noise: random (from each image's seed) or const.
-        metrics: any of fid, is, prdc.
+        metrics: any of fid, is, prdc, kid, fid_infinity, per_class (FID, precision and recall within each class).
         reference: the real split: train, valid or test; by default the host's train, the built-in's test.
-        backbone: the host's feature network, such as InceptionV3_tf (the built-in has its own).
+        backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH or
+            builtin; by default the host's Inception for its checkpoints, and builtin for the built-in.
         resizer: the host's resizer before the feature network: legacy, clean or friendly.
+        resize_on: where images are resized: cpu (the host's numbers, bit for bit) or device (two matrix products).
+        channels_last: run the feature network in the channels-last memory format.
+        compile: run the feature network through torch.compile.
         pre_resizer: how real images are brought to the configured size: wo_resize, nearest, ..., lanczos.
         k: nearest neighbour of precision, recall, density and coverage.
         splits: parts of the Inception Score (host 1, literature 10).
@@ -75,10 +80,13 @@ class RunConfig:
     classes: tuple[int, ...] = ()
     labels: str = "uniform"
     noise_mode: str = "random"
-    metrics: tuple[str, ...] = METRICS
+    metrics: tuple[str, ...] = ("fid", "is", "prdc")
     reference: str | None = None
-    backbone: str = "InceptionV3_tf"
+    backbone: str | None = None
     resizer: str = "legacy"
+    resize_on: str = "cpu"
+    channels_last: bool = False
+    compile: bool = False
     pre_resizer: str = "wo_resize"
     k: int = 5
     splits: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,8 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     try:
         if kind is bool:
             return {True: True, False: False, "true": True, "false": False}[value]
+        if typing.get_args(kind) == (float, ...):
+            return tuple(float(part) for part in (re.split("[:,]", value) if isinstance(value, str) else value))
         if typing.get_origin(kind) is tuple:
             parts = value.replace(":", "-").replace(",", "-").split("-") if isinstance(value, str) else list(value)
             low, high = (int(part) for part in parts)
@@ -97,5 +100,6 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, KeyError, OverflowError):
-        word = "two whole numbers such as 0-4" if typing.get_origin(kind) is tuple else kind.__name__
+        words = {(int, int): "two whole numbers such as 0-4", (float, ...): "numbers such as 1.4:1.2:1"}
+        word = words.get(typing.get_args(kind)) or kind.__name__
         raise UserError(f"{name} must be {word}, found {value!r}") from None

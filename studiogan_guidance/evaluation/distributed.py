@@ -29,7 +29,7 @@ class Group:
         torch.distributed.gather_object(value, found)
         return found or []
 
-    def agree(self, answer: bool) -> bool:
+    def agree(self, answer: T) -> T:
         """Rank 0's answer, in every process."""
         if self.size == 1:
             return answer

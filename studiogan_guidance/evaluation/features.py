@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,21 +17,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance import builtin
+from studiogan_guidance.common import UserError
 
 Array = NDArray[Any]
+T = TypeVar("T")
+S = TypeVar("S", bound="Sliceable")
 
 
 class Backbone(Protocol):
-    """A feature network: images [B, 3, H, W] in [-1, 1] -> (features [B, D], class logits [B, K]).
+    """A feature network in two steps, so that the first can run ahead of the second in another thread.
 
-    It quantises to 8 bits and resizes by itself. ``protocol`` names everything about it that changes a metric;
-    ``classifies`` says that its classes are the generator's labels, so that class accuracy means something.
+    ``protocol`` names everything about it that changes a metric; ``classifies`` says that its classes are the
+    generator's labels, so that class accuracy means something.
     """
 
     protocol: dict[str, Any]
     classifies: bool
+    device: torch.device
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> the network's input [B, ...]: of 8 bits, resized, normalised."""
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What ``prepare`` returned -> (features [B, D], class logits [B, K] or None)."""
+
+
+class Sliceable(Protocol):
+    """A tensor, a range, a list: what can be cut into batches."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self: S, part: slice, /) -> S: ...
 
 
 @dataclass(frozen=True)
@@ -56,40 +75,149 @@ def to_uint8(images: Tensor) -> Tensor:
     return (255 * ((images + 1) / 2) + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def accumulate(
-    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone, features: bool = True, probabilities: bool = True
-) -> FeatureStats:
-    """Push (images, labels) batches through ``backbone``; the moments are summed in float64 batch by batch.
+class Halving:
+    """Calls a function on whole batches and, once memory runs out, on halves; the size that fits is remembered.
 
-    Sums of squares are taken about the first batch's mean, so large means cost no precision.
+    Example:
+        >>> halving = Halving()
+        >>> list(halving(sum, range(4)))
+        [6]
     """
+
+    def __init__(self) -> None:
+        self.size = sys.maxsize
+
+    def __call__(self, function: Callable[[S], T], batch: S) -> Iterator[T]:
+        """Yield what ``function`` returns for ``batch``, or for its parts in turn.
+
+        Raises:
+            UserError: a single item does not fit.
+        """
+        start = 0
+        while start < len(batch):
+            part, reason = batch[start : start + self.size], ""
+            try:
+                result = function(part)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise UserError(
+                        f"out of memory with one image at a time ({' '.join(str(error).split())[:120]}): end what else "
+                        "uses the GPU, or use --device cpu"
+                    ) from error
+                reason = str(error)
+            if reason:  # outside of the except clause, where the traceback would keep the tensors alive
+                self.size = (len(part) + 1) // 2
+                torch.cuda.empty_cache()
+                print(f"out of memory with {len(part)} images at a time: going on with {self.size}", file=sys.stderr)
+                continue
+            yield result
+            start += len(part)
+
+
+def accumulate(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    backbone: Backbone,
+    features: bool = True,
+    probabilities: bool = True,
+    ahead: int | None = None,
+) -> FeatureStats:
+    """Push (images, labels) batches through ``backbone``; the moments are summed in float64 on its device.
+
+    Sums of squares are taken about the first batch's mean, so large means cost no precision. Batches that do not fit
+    into the memory of the GPU are halved.
+
+    Args:
+        batches: images [B, 3, H, W] in [-1, 1] and labels [B]; a generator is closed at the end, come what may.
+        backbone: the feature network.
+        features: keep the features of every image.
+        probabilities: keep its class probabilities.
+        ahead: batches that a thread takes from ``batches`` and prepares while the network works. By default 2 on a
+            GPU; 0, no thread, on a CPU, where both would want the same cores. It changes no value.
+
+    Raises:
+        UserError: probabilities of a network without classes; one image is too much for the memory.
+    """
+    device, halving = backbone.device, Halving()
+    if ahead is None:
+        ahead = 2 if device.type == "cuda" else 0
     count, kept_features, kept_probabilities, kept_labels = 0, [], [], []
-    origin = total = scatter = np.zeros(0)
-    with torch.no_grad():
-        for images, labels in batches:
-            feats, logits = backbone(images)
-            block = feats.double().cpu().numpy()
-            if count == 0:
-                origin = block.mean(0)
-                total, scatter = np.zeros_like(origin), np.zeros((origin.size, origin.size))
-            shifted = block - origin
-            total, scatter, count = total + shifted.sum(0), scatter + shifted.T @ shifted, count + len(block)
-            kept_labels.append(labels.cpu().numpy())
-            if features:
-                kept_features.append(feats.float().cpu().numpy())
-            if probabilities:
-                kept_probabilities.append(logits.float().softmax(1).cpu().numpy())
+    origin = total = scatter = torch.zeros(0)
+    with torch.no_grad(), closing(_ahead(_prepared(batches, backbone), ahead, device)) as items:
+        for prepared, labels in items:
+            kept_labels.append(labels)
+            for feats, logits in halving(backbone, prepared):
+                block = feats.double()
+                if count == 0:
+                    origin = block.mean(0)
+                    total, scatter = torch.zeros_like(origin), origin.new_zeros(len(origin), len(origin))
+                shifted = block - origin
+                total += shifted.sum(0)
+                scatter.addmm_(shifted.T, shifted)
+                count += len(block)
+                if features:
+                    kept_features.append(_to_host(feats))
+                if probabilities:
+                    if logits is None:
+                        raise UserError(
+                            f"{backbone.protocol.get('backbone')} has no class logits: leave 'is' out of --metrics"
+                        )
+                    kept_probabilities.append(_to_host(logits.float().softmax(1)))
     if count < 2:
         raise ValueError(f"metrics need at least 2 images, found {count}")
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the copies of _to_host
     mean = total / count
     return FeatureStats(
         count=count,
-        mean=origin + mean,
-        cov=(scatter - count * np.outer(mean, mean)) / (count - 1),
-        features=np.concatenate(kept_features) if features else None,
-        probabilities=np.concatenate(kept_probabilities) if probabilities else None,
-        labels=np.concatenate(kept_labels),
+        mean=(origin + mean).cpu().numpy(),
+        cov=((scatter - count * torch.outer(mean, mean)) / (count - 1)).cpu().numpy(),
+        features=torch.cat(kept_features).numpy() if features else None,
+        probabilities=torch.cat(kept_probabilities).numpy() if probabilities else None,
+        labels=torch.cat(kept_labels).cpu().numpy(),
     )
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """A float32 copy on the CPU, which a GPU fills in later; a copy, since views would keep whole activations alive."""
+    return values.to("cpu", torch.float32, non_blocking=True, copy=True)
+
+
+def _prepared(
+    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    halving, iterator = Halving(), iter(batches)
+    try:
+        for images, labels in iterator:
+            start = 0
+            for part in halving(backbone.prepare, images):
+                yield part, labels[start : start + len(part)]
+                start += len(part)
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+def _ahead(items: Generator[T, None, None], count: int, device: torch.device) -> Generator[T, None, None]:
+    """``items``, the next ``count`` of them under way in a thread, which has ended when this iterator is closed."""
+    with closing(items):  # after the thread, if there is one
+        if count == 0:
+            yield from items
+            return
+        end = object()
+
+        def step() -> Any:
+            with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                return next(items, end)  # both settings are each thread's own
+
+        with ThreadPoolExecutor(1, "ahead") as thread:
+            waiting = deque(thread.submit(step) for _ in range(count))
+            try:
+                while (item := waiting.popleft().result()) is not end:
+                    waiting.append(thread.submit(step))
+                    yield item
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 def merge(parts: Sequence[FeatureStats], batch_size: int) -> FeatureStats:
@@ -120,21 +248,6 @@ def merge(parts: Sequence[FeatureStats], batch_size: int) -> FeatureStats:
     )
 
 
-class BuiltinBackbone:
-    """The built-in feature net, a digit classifier, as a Backbone."""
-
-    classifies = True
-
-    def __init__(self, device: torch.device) -> None:
-        self._net, digest = builtin.load(builtin.network.FeatureNet, "features", device)
-        self._device = device
-        self.protocol = {"backbone": "builtin", "backbone_sha256": digest[:16], "resizer": "none"}
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self._net(to_uint8(images.to(self._device)).float() / 127.5 - 1)
-        return features, logits
-
-
 class BuiltinImages:
     """The real digits of one split."""
 
@@ -149,7 +262,13 @@ class BuiltinImages:
         """Label of every image."""
         return [int(label) for label in self._labels]
 
-    def batches(self, batch_size: int, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, 3, 32, 32] in [-1, 1] and labels [B]: batch ``first``, then every ``step``-th."""
-        batches = zip(self._images.split(batch_size), self._labels.split(batch_size))
+    def batches(
+        self, batch_size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, 32, 32] in [-1, 1] and labels [B]: batch ``first``, then every ``step``-th.
+
+        ``only`` chooses images by number; by default all of them.
+        """
+        chosen = slice(None) if only is None else list(only)
+        batches = zip(self._images[chosen].split(batch_size), self._labels[chosen].split(batch_size))
         yield from islice(batches, first, None, step)

@@ -1,18 +1,47 @@
-"""Precision, recall, density and coverage by k-nearest-neighbour balls, a block of rows at a time."""
+"""Precision, recall, density and coverage by k-nearest-neighbour balls: float32 finds the close pairs, float64 decides.
+
+Almost all pairs are far from any radius. Half squared distances h = a2/2 + b2/2 - a.b from a float32 matrix product,
+with a rigorous bound of their error, settle those; the few others are settled by distances from float64 differences of
+the features as given, so the values are those of float64 code throughout.
+
+The bound, with u = 2^-24 and a2, b2 the squared norms of centred features a, b: rounding these to float32 changes a.b
+by at most u (a2 + b2); the product is off by at most Du / (1 - Du) |a||b| in any order of summation; rounding of
+biases, thresholds and differences adds at most 3u (a2 + b2). The sum is less than e(a) + e(b) with
+e(a) = (D + 16)u / (1 - (D + 16)u) a2 / 2. What underflows adds less than D 2^-120, since no |a_i| is above 1.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[np.float64]
-BLOCK = 1024  # rows of a distance matrix held at a time
+BLOCK = 1024  # rows and columns of a block of distances
+SPARE = 8  # candidates kept for a radius beyond the k nearest
+PAIRS = 64  # pairs, or rows, whose float64 features are held at a time
+GPU = 8, 64  # how many times BLOCK and PAIRS a GPU takes; on a CPU they fit its caches
+GROUP = 8  # columns that share one minimum in the first stage of a search for the smallest
 
 
-def prdc(real: NDArray[Any], fake: NDArray[Any], k: int = 5) -> dict[str, float]:
+class _Points(NamedTuple):
+    """Centred float32 features [N, D], half their squared norms and bounds of the error, both float64 [N]."""
+
+    points: Tensor
+    half: Tensor
+    error: Tensor
+
+
+def prdc(
+    real: NDArray[Any], fake: NDArray[Any], k: int = 5, real_radii: Array | None = None, device: str = "cpu"
+) -> dict[str, float]:
     """How much of the fakes lies inside the real manifold, and the other way round.
 
     A ball around each image reaches to its k-th nearest neighbour among its own kind; "inside" is strict, as in the
@@ -22,15 +51,17 @@ def prdc(real: NDArray[Any], fake: NDArray[Any], k: int = 5) -> dict[str, float]
     al. 2020, arXiv:2002.09797, eq. 3-4.
 
     Args:
-        real: features [N, D], N > k.
-        fake: features [M, D], M > k.
+        real: features [N, D], N > k, finite.
+        fake: features [M, D], M > k, finite.
         k: neighbour whose distance is the radius, from 1 up; 5 is the usual choice for density and coverage.
+        real_radii: what radii(real, k) returned, where it is known already.
+        device: "cpu" or a CUDA device; it holds twice the features.
 
     Returns:
         precision, recall and coverage in [0, 1]; density in [0, N / k].
 
     Raises:
-        ValueError: too few images for k, or features of different widths.
+        ValueError: too few images for k, features of different widths or not finite, or radii of another number.
 
     Example:
         >>> import numpy as np
@@ -38,41 +69,231 @@ def prdc(real: NDArray[Any], fake: NDArray[Any], k: int = 5) -> dict[str, float]
         >>> prdc(points, points + 100)["precision"]
         0.0
     """
-    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    real, fake = np.asarray(real), np.asarray(fake)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], found {real.shape} and {fake.shape}")
     if k < 1 or min(len(real), len(fake)) <= k:
         raise ValueError(
             f"k = {k} needs more than {k} images of each kind, found {len(real)} real and {len(fake)} fake"
         )
-    real_radii, fake_radii = radii(real, k), radii(fake, k)
-    around = np.zeros(len(fake))  # real balls around each fake
-    recalled, covered = 0, 0
-    for rows, distances in _distances(real, fake):
-        inside = distances < real_radii[rows, None]
-        around += inside.sum(0)
-        recalled += int((distances < fake_radii).any(1).sum())
-        covered += int((distances.min(1) < real_radii[rows]).sum())
+    if real_radii is not None and np.shape(real_radii) != (len(real),):
+        raise ValueError(f"real_radii must be [{len(real)}], one for each real image, found {np.shape(real_radii)}")
+    real_radii = radii(real, k, device) if real_radii is None else np.asarray(real_radii, np.float64)
+    around, recalled, covered = _cross(
+        _tensor(real, device), _tensor(fake, device), real_radii, radii(fake, k, device), device
+    )
     return {
         "precision": float((around > 0).mean()),
-        "recall": recalled / len(real),
+        "recall": float(recalled.mean()),
         "density": float(1 / k * around.mean()),
-        "coverage": covered / len(real),
+        "coverage": float(covered.mean()),
     }
 
 
-def radii(features: NDArray[Any], k: int) -> Array:
-    """Distance of each row of features [N, D] to its k-th nearest other row, [N] float64."""
-    wide = np.asarray(features, np.float64)
-    out = np.empty(len(wide))
-    for rows, distances in _distances(wide, wide):
-        distances[np.arange(len(distances)), np.arange(len(wide))[rows]] = 0  # exactly, whatever the rounding
-        out[rows] = np.partition(distances, k, axis=1)[:, k]
+def radii(features: NDArray[Any], k: int, device: str = "cpu") -> Array:
+    """Distance of each row of features [N, D] to its k-th nearest other row, [N] float64.
+
+    Raises:
+        ValueError: features that are not [N, D] with N > k, or not finite.
+    """
+    features = np.asarray(features)
+    if features.ndim != 2 or k < 1 or len(features) <= k:
+        raise ValueError(f"k = {k} needs more than {k} rows of features, found {features.shape}")
+    copies: dict[bytes, list[int]] = {}
+    for i, row in enumerate(np.ascontiguousarray(features)):
+        copies.setdefault(hashlib.sha256(row.data).digest(), []).append(i)
+    # k copies or more elsewhere: the radius is 0, and further ones change nobody's radius
+    kept = sorted(i for same in copies.values() for i in same[: k + 1])
+    x = _tensor(features, device)
+    out = np.zeros(len(features))
+    out[kept] = _radii(x if len(kept) == len(x) else x[kept], k).cpu().numpy()
     return out
 
 
-def _distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
-    a2, b2 = (a * a).sum(1), (b * b).sum(1)
-    for start in range(0, len(a), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(a)))
-        yield rows, np.sqrt((a2[rows, None] + b2 - 2 * (a[rows] @ b.T)).clip(min=0))
+def _radii(x: Tensor, k: int) -> Tensor:
+    (a,) = _centred(x)
+    low = (a.half - a.error).float()
+    nearest = torch.full((len(x), k + SPARE), torch.inf, device=x.device)  # smallest lower bounds, less the row's part
+    index = torch.zeros(nearest.shape, dtype=torch.int64, device=x.device)
+
+    def keep(rows: slice, columns: slice, bounds: Tensor) -> None:
+        values, places = _smallest(bounds, k + SPARE)
+        nearest[rows], order = torch.cat([nearest[rows], values], 1).topk(k + SPARE, largest=False)
+        index[rows] = torch.cat([index[rows], places + columns.start], 1).gather(1, order)
+
+    blocks = _blocks(x)
+    for n, rows in enumerate(blocks):
+        for columns in blocks[n:]:
+            products = _products(a.points[rows], a.points[columns])
+            bounds = low[columns] - products
+            if columns == rows:
+                bounds.fill_diagonal_(torch.inf)
+            else:
+                keep(columns, rows, (low[rows, None] - products).T.contiguous())
+            keep(rows, columns, bounds)
+
+    lower = nearest.double() + (a.half - a.error)[:, None]
+    upper = lower + 2 * (a.error[:, None] + a.error[index])
+    least, most = lower[:, k - 1 : k], upper.sort(1).values[:, k - 1 : k]  # the k-th h is from least to most
+    missed = (lower[:, -1:] <= most).flatten()  # others that were not kept may be as near
+    exact = torch.where(upper < least, -torch.inf, torch.inf).double()
+    i, place = ((upper >= least) & (lower <= most) & ~missed[:, None]).nonzero(as_tuple=True)
+    exact[i, place] = _distances(x, x, i, index[i, place])
+    out = exact.sort(1).values[:, k - 1]
+    if missed.any():
+        for some in missed.nonzero().flatten().split(BLOCK):
+            out[some] = _row_radii(x, some, k)
+    return out
+
+
+def _row_radii(x: Tensor, some: Tensor, k: int) -> Tensor:
+    """Radii of some rows by all their float64 distances."""
+    nearest = torch.full((len(some), k), torch.inf, dtype=torch.float64, device=x.device)
+    for columns in _blocks(x):
+        distances = _dense(x[some], x[columns])
+        distances[some[:, None] == torch.arange(len(x), device=x.device)[columns]] = torch.inf
+        nearest = torch.cat([nearest, distances], 1).topk(k, largest=False).values
+    return nearest[:, -1]
+
+
+def _cross(
+    real: Tensor, fake: Tensor, real_radii: Array, fake_radii: Array, device: str
+) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Number of real balls around each fake; which reals are in a fake ball; which real balls hold a fake."""
+    a, b = _centred(real, fake)
+    scale = _scale(real, fake)
+    r, f = torch.from_numpy(real_radii).to(device), torch.from_numpy(fake_radii).to(device)
+    # as h; nothing is inside a ball of radius 0
+    r_half, f_half = (torch.where(x > 0, (x * scale).square() / 2, -torch.inf) for x in (r, f))
+    a_low, b_low = (a.half - a.error), (b.half - b.error)
+    a_bias, b_bias, r_least, f_least = (x.float() for x in (a_low, b_low, a_low - r_half, b_low - f_half))
+    around = torch.zeros(len(fake), dtype=torch.int64, device=device)
+    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device=device)
+
+    for rows in _blocks(real):
+        open_recall: list[tuple[Tensor, Tensor]] = []
+        for columns in _blocks(fake):
+            products = _products(a.points[rows], b.points[columns])
+            perhaps = products - b_bias[columns] > r_least[rows, None]
+            perhaps |= products - a_bias[rows, None] > f_least[columns]
+            i, j = perhaps.nonzero(as_tuple=True)
+            h = -products[i, j].double()
+            i, j = i + rows.start, j + columns.start
+            h += a.half[i] + b.half[j]
+            error = a.error[i] + b.error[j]
+            recalled[i[h + error < f_half[j]]] = True
+            unsure = (h + error >= f_half[j]) & (h - error < f_half[j]) & ~recalled[i]
+            open_recall.append((i[unsure], j[unsure]))
+            inside = h + error < r_half[i]
+            unsure = ~inside & (h - error < r_half[i])
+            inside[unsure] = _distances(real, fake, i[unsure], j[unsure]) < r[i[unsure]]
+            covered[i[inside]] = True
+            around += torch.bincount(j[inside], minlength=len(fake))
+        for i, j in open_recall:
+            unsure = ~recalled[i]
+            i, j = i[unsure], j[unsure]
+            recalled[i[_distances(real, fake, i, j) < f[j]]] = True
+    return around.double().cpu().numpy(), recalled.cpu().numpy(), covered.cpu().numpy()
+
+
+def _tensor(features: NDArray[Any], device: str) -> Tensor:
+    """Features as they are, or as float64 where they are neither float32 nor float64."""
+    wide = np.ascontiguousarray(features, np.float32 if features.dtype == np.float32 else np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that an array is read-only: nothing is written
+        out = torch.from_numpy(wide).to(device)
+    if out.numel() and not all(bool(x.isfinite()) for x in out.aminmax()):
+        raise ValueError("features must be finite, found nan or inf")
+    return out
+
+
+def _scale(*sets: Tensor) -> float:
+    """What brings differences of any two features to [-1, 1]."""
+    return 0.5 / (max(float(x.abs()) for s in sets if s.numel() for x in s.aminmax()) or 1.0)
+
+
+def _centred(*sets: Tensor) -> list[_Points]:
+    """The sets less the median of some rows of the first: no outlier moves it far from the others."""
+    first, scale, out = sets[0], _scale(*sets), []
+    few = first[:: max(1, len(first) // 256)].cpu().double()
+    centre = few.median(0).values.to(first.device)
+    c = (first.shape[1] + 16) * 2.0**-24
+    for x in sets:
+        points = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        half = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        for start in range(0, len(x), _pairs(x)):
+            rows = slice(start, start + _pairs(x))
+            wide = x[rows].double().sub_(centre).mul_(scale)
+            points[rows] = wide.float()
+            half[rows] = wide.square_().sum(1) / 2
+        out.append(_Points(points, half, c / (1 - c) * half + x.shape[1] * 2.0**-120))
+    return out
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    size = BLOCK * (GPU[0] if x.is_cuda else 1)
+    return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+
+
+def _pairs(x: Tensor) -> int:
+    return PAIRS * (GPU[1] if x.is_cuda else 1)
+
+
+def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The smallest values of each row and their columns; they are in the groups whose minima are smallest."""
+    rows, width = values.shape
+    if width % GROUP or width < 4 * GROUP * count:
+        least, columns = values.topk(min(count, width), largest=False)
+        return least, columns
+    groups = values.view(rows, GROUP, -1)
+    chosen = groups.amin(1).topk(count, largest=False, sorted=False).indices
+    columns = (chosen[:, None] + torch.arange(0, width, width // GROUP, device=values.device)[:, None]).flatten(1)
+    least, order = values.gather(1, columns).topk(count, largest=False)
+    return least, columns.gather(1, order)
+
+
+def _distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Distances of pairs of rows by float64 differences: the same bits for the same rows, whatever the other pairs."""
+    out = torch.empty(len(i), dtype=torch.float64, device=x.device)
+    size = _pairs(x)
+    for start in range(0, len(i), 64 * size):
+        some = slice(start, start + 64 * size)
+        rows, at_row = i[some].unique(return_inverse=True)
+        columns, at_column = j[some].unique(return_inverse=True)
+        if len(rows) * len(columns) <= 4 * len(at_row):
+            out[some] = _dense(x[rows], y[columns])[at_row, at_column]
+        else:
+            parts = zip(i[some].split(size), j[some].split(size))
+            out[some] = torch.cat([_dense(x[p, None], y[q, None]).flatten() for p, q in parts])
+    return out
+
+
+def _dense(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False), _true_float32():
+        return a @ b.T
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Matrix products in float32 proper, neither TF32 nor bfloat16, whatever is set outside."""
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    if all(hasattr(backend, "fp32_precision") for backend in backends):  # torch from 2.9 on
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, before):
+                backend.fp32_precision = precision
+    else:
+        precision = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)

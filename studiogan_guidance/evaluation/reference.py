@@ -7,15 +7,51 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studiogan_guidance.common import cache_dir, replacing
+from studiogan_guidance.evaluation import fid, prdc
 from studiogan_guidance.evaluation.features import FeatureStats
 
-FORMAT = 1  # raise it when the meaning of a cached file changes
+FORMAT = 2  # raise it when the meaning of a cached file changes
+
+
+class Reference:
+    """Statistics of real images under a ``key``, with what every comparison with them needs worked out once.
+
+    Factor and radii are kept in memory, and on disk beside the statistics.
+    """
+
+    def __init__(self, key: Mapping[str, Any], stats: FeatureStats) -> None:
+        self.key, self.stats = key, stats
+        self._radii: dict[int, NDArray[Any]] = {}
+
+    @cached_property
+    def factor(self) -> NDArray[Any]:
+        """L [D, D] with L L^T the covariance of the features."""
+        return self._derived("factor", lambda: fid.factor(self.stats.cov))
+
+    def radii(self, k: int, device: str) -> NDArray[Any]:
+        """Distance of each real feature to its k-th nearest neighbour among them, float64 [N]."""
+        features = self.stats.features
+        assert features is not None
+        if k not in self._radii:
+            self._radii[k] = self._derived(f"radii {k}", lambda: prdc.radii(features, k, device))
+        return self._radii[k]
+
+    def _derived(self, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        path = cache_path({**self.key, "derived": name})
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
+            return np.asarray(file["value"])
+        value = compute()
+        with replacing(path) as beside:
+            np.savez(beside, value=value)
+        return value
 
 
 def cache_path(key: Mapping[str, Any]) -> Path:
@@ -26,25 +62,22 @@ def cache_path(key: Mapping[str, Any]) -> Path:
 
 def find(key: Mapping[str, Any]) -> FeatureStats | None:
     """The cached statistics of ``key``, or None if there are none, or none that can be read."""
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return _read(cache_path(key))
+    with (
+        suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        np.load(cache_path(key)) as file,
+    ):
+        count = int(file["count"])
+        return FeatureStats(count, file["mean"], file["cov"], file.get("features"), None, file["labels"])
     return None
 
 
-def load(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> FeatureStats:
-    """The cached statistics of ``key``, or those that ``compute`` returns, cached from now on."""
-    if found := find(key):
-        return found
+def save(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> FeatureStats:
+    """The statistics that ``compute`` returns, cached from now on."""
     with replacing(cache_path(key)) as beside:
         beside.touch()  # an unwritable cache is found before minutes are spent
         stats = compute()
-        kept: dict[str, Any] = {"mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
+        kept: dict[str, Any] = {"count": stats.count, "mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
         if stats.features is not None:
             kept["features"] = stats.features
         np.savez(beside, **kept)
     return stats
-
-
-def _read(path: Path) -> FeatureStats:
-    with np.load(path) as file:
-        return FeatureStats(len(file["labels"]), file["mean"], file["cov"], file.get("features"), None, file["labels"])

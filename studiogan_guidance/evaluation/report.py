@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import math
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from studiogan_guidance import __version__
 from studiogan_guidance.common import UserError, replacing
 
 HEADINGS = {"fid": "FID", "is": "IS", "precision": "precision", "recall": "recall", "density": "density"}
-HEADINGS |= {"coverage": "coverage", "accuracy": "accuracy"}
+HEADINGS |= {"coverage": "coverage", "accuracy": "accuracy", "fid_infinity": "FID-inf", "kid": "KID"}
+HEADINGS |= {f"class_{key}": f"class {key}" for key in ("fid", "precision", "recall", "density", "coverage")}
 
 
 def writable(folder: Path) -> Path:
@@ -48,16 +53,30 @@ def plain_data(value: Any) -> Any:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add one line of JSON a row, in one write, so that processes may share the file."""
-    text = "".join(json.dumps(plain_data(row)) + "\n" for row in rows)
+    """Add one line of JSON a row; processes may share the file, and one that is killed spoils no line but its own."""
+    text = "".join(json.dumps(plain_data(row)) + "\n" for row in rows).encode()
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, text.encode())
-        finally:
-            os.close(handle)
+        with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                text = b"\n" + text  # a line that was cut off ends here
+            file.write(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.jsonl, none if there is no such file; lines that were cut off are left out."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [row for row in found if isinstance(row, dict)]
+
+
+def identity(sampler: str, options: Mapping[str, Any], protocol: Mapping[str, Any], generator: Mapping[str, Any]) -> str:
+    """What a row measures, as one word: rows of equal identity have equal values, up to rounding."""
+    facts = plain_data([sampler, options, protocol, generator.get("sha256")])
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def row(
@@ -103,6 +122,75 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     console.print(grid)
     protocol = "  ".join(f"{key}={value}" for key, value in rows[0]["protocol"].items())
     return console.export_text().rstrip("\n") + f"\n\nprotocol: {protocol}"
+
+
+def tuned(result: Mapping[str, Any]) -> str:
+    """What ``tune`` found, as text: the candidates in their order, then the choice against plain sampling."""
+    lines = []
+    for step in result["searched"]:
+        metrics = [f"{HEADINGS.get(key, key)} {value:.3f}" for key, value in step["metrics"].items() if value is not None]
+        lines.append(f"{short(step['options'])}: {', '.join(metrics)}")
+    seeds = len(result["plain"].get(result["objective"], {}).get("values", ()))
+    lines.append(f"\non {seeds} fresh seed ranges, mean ± standard deviation:")
+    for name in ("plain", "found", "chosen"):
+        found = result[name]
+        values = [f"{HEADINGS[k]} {v['mean']:.3f} ± {v['std']:.3f}" for k, v in found.items() if k != "options"]
+        lines.append(f"{name:<7} {short(found['options'])}: {', '.join(values)}")
+    return "\n".join([*lines, f"{result['evaluations']} evaluations; use it: eval -c {result['config']}"])
+
+
+def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table for a spreadsheet: sampler, options, metrics, cost and seconds, one column each."""
+    flat = [
+        {"sampler": row["sampler"], **row["options"], **row["metrics"], **row["cost"], "seconds": row["seconds"]}
+        for row in rows
+    ]
+    with replacing(path) as beside, beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str) -> list[Path]:
+    """FID against the option ``axis`` and precision against recall, a line for each setting of the other options.
+
+    Returns the files written: fid.png and precision_recall.png, as far as their metrics were measured.
+    """
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["options"].get(axis) is not None:
+            others = {key: value for key, value in row["options"].items() if key != axis}
+            lines.setdefault(short(others), []).append(row)
+    common = set.intersection(*(set(name.split()) for name in lines)) if len(lines) > 1 else set()
+    plain = [row for row in rows if row["sampler"] == "plain"]
+    charts = {"fid": ("", "fid"), "precision_recall": ("recall", "precision")}
+    written = []
+    for name, (x, y) in charts.items():
+        if any(rows[0]["metrics"].get(key) is None for key in filter(None, (x, y))):
+            continue
+        figure = Figure((5, 3.6), layout="constrained")
+        axes = figure.add_subplot(xlabel=x or axis, ylabel=HEADINGS[y])
+        for label, points in lines.items():
+            points = sorted(points, key=lambda row: row["options"][axis])
+            xs = [row["metrics"][x] if x else row["options"][axis] for row in points]
+            ys = [row["metrics"][y] for row in points]
+            words = " ".join(word for word in label.split() if word not in common)
+            axes.plot(xs, ys, "o-", markersize=4, label=words if len(lines) > 1 else points[0]["sampler"])
+            for row, *place in zip(points, xs, ys) if x else ():
+                axes.annotate(f"{row['options'][axis]:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+        for row in plain:
+            values = row["metrics"]
+            if x:
+                axes.plot(values[x], values[y], "k*", markersize=9, label="plain")
+            else:
+                axes.axhline(values[y], color="black", linestyle=":", label="plain")
+        axes.legend(fontsize=8)
+        with replacing(folder / f"{name}.png") as beside:
+            figure.savefig(beside, dpi=130)
+        written.append(folder / f"{name}.png")
+    return written
 
 
 def short(options: Mapping[str, Any]) -> str:

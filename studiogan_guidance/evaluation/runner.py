@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,33 +22,17 @@ from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError, progress, replacing
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import distributed, reference, report
-from studiogan_guidance.evaluation.features import (
-    Backbone,
-    BuiltinBackbone,
-    BuiltinImages,
-    FeatureStats,
-    accumulate,
-    merge,
-    to_uint8,
-)
-from studiogan_guidance.evaluation.fid import frechet_distance
+from studiogan_guidance.evaluation.backbones import open_backbone
+from studiogan_guidance.evaluation.features import Backbone, BuiltinImages, FeatureStats, accumulate, merge, to_uint8
+from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance_of, frechet_infinity
 from studiogan_guidance.evaluation.inception_score import inception_score
+from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
 from studiogan_guidance.samplers import Sampler, Samples, restat
 
 Array = NDArray[Any]
-HOST_PRDC_PAIRS = 10**8  # the host's prdc holds some 30 bytes a pair; beyond this ours gives the same values in blocks
-
-
-class Metrics(Protocol):
-    """The three functions that turn statistics into numbers, and whose they are."""
-
-    name: str
-
-    def frechet_distance(self, mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float: ...
-    def prdc(self, real: Array, fake: Array, k: int) -> dict[str, float]: ...
-    def inception_score(self, probabilities: Array, splits: int) -> float: ...
+REAL_FEATURES = 50_000  # of a larger set of real images, so many are kept for metrics of neighbours (the host: as many)
 
 
 class Real(Protocol):
@@ -56,7 +42,9 @@ class Real(Protocol):
 
     def __len__(self) -> int: ...
     def labels(self) -> list[int]: ...
-    def batches(self, batch_size: int, first: int = 0, step: int = 1) -> Iterable[tuple[Tensor, Tensor]]: ...
+    def batches(
+        self, batch_size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
+    ) -> Iterable[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,6 @@ class Bench:
 
     real: Real
     backbone: Backbone
-    metrics: Metrics
     protocol: dict[str, Any]
 
 
@@ -108,30 +95,31 @@ def open_real(cfg: RunConfig, networks: Networks) -> Real:
     from studiogan_guidance.host.networks import host_yaml
 
     checkout = locate(cfg.studiogan)
-    name = (host_yaml(cfg, checkout).get("DATA") or {}).get("name", "CIFAR10")
-    return RealImages(cfg, checkout, name, networks.image_size)
+    return RealImages(cfg, checkout, _data_name(host_yaml(cfg, checkout)), networks.image_size)
+
+
+def validation_split(cfg: RunConfig) -> str:
+    """The split to choose options on: valid, or train for CIFAR, which has no other than train and test."""
+    if not cfg.uses_host:
+        return "valid"
+    from studiogan_guidance.host.locate import locate
+    from studiogan_guidance.host.networks import host_yaml
+
+    return "train" if _data_name(host_yaml(cfg, locate(cfg.studiogan))).startswith("CIFAR") else "valid"
+
+
+def _data_name(sections: Mapping[str, Any]) -> str:
+    return str((sections.get("DATA") or {}).get("name", "CIFAR10"))
 
 
 def open_bench(cfg: RunConfig, networks: Networks) -> Bench:
-    """The real images, backbone and metric functions of a configuration."""
-    real = open_real(cfg, networks)
+    """The real images and the feature network of a configuration."""
+    real, backbone = open_real(cfg, networks), open_backbone(cfg, networks.device)
     if not cfg.uses_host:
-        return Bench(real, BuiltinBackbone(networks.device), OwnMetrics(), {})
+        return Bench(real, backbone, {})
     from studiogan_guidance.host.locate import locate
-    from studiogan_guidance.host.metrics import HostBackbone, HostMetrics
 
-    checkout = locate(cfg.studiogan)
-    commit = {"host_commit": checkout.commit or "unknown"}
-    return Bench(real, HostBackbone(cfg, checkout, networks.device), HostMetrics(checkout), commit)
-
-
-class OwnMetrics:
-    """This package's pure functions."""
-
-    name = "studiogan_guidance"
-    frechet_distance = staticmethod(frechet_distance)
-    prdc = staticmethod(prdc)
-    inception_score = staticmethod(inception_score)
+    return Bench(real, backbone, {"host_commit": locate(cfg.studiogan).commit or "unknown"})
 
 
 def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> LabelPlan:
@@ -173,7 +161,7 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     num = cfg.num or 64
     parts: list[tuple[Array, Array, Array]] = []
     for sampler in chosen:
-        with restat.applied(_statistics(cfg, view, sampler)):
+        with restat.applied(statistics(cfg, view, sampler)):
             stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
             for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
                 pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
@@ -205,61 +193,177 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     in processes above rank 0, nothing.
     """
     with distributed.group() as group:
-        return _evaluate(cfg, group)
+        wanted = [(cfg.sampler, dict(cfg.options))]
+        if cfg.compare_plain and cfg.sampler != "plain":
+            wanted.insert(0, ("plain", {}))
+        evaluation = Evaluation(cfg, group, wanted)
+        rows = [evaluation.measure(name, sampler) for name, sampler in evaluation.chosen]
+        return [row for row in rows if row]
 
 
-def _evaluate(cfg: RunConfig, group: distributed.Group) -> list[dict[str, Any]]:
-    chosen = [samplers.create(cfg.sampler, cfg.options)]
-    names = [cfg.sampler]
-    if cfg.compare_plain and cfg.sampler != "plain":
-        chosen, names = [samplers.create("plain"), *chosen], ["plain", *names]
-    networks = open_networks(cfg)
-    view = view_for(networks)
-    for sampler in chosen:
-        sampler.check(view)
-    bench = open_bench(cfg, networks)
-    plan = label_plan(cfg, networks.num_classes, bench.real)
-    num = cfg.num or _default_count(bench.real)
-    _enough(cfg, num, len(bench.real), group.size)
-    real = _real_stats(cfg, bench, group)
-    protocol = {
-        "num": num,
-        "num_real": len(bench.real),
-        "seed": cfg.seed,
-        "labels": list(cfg.classes) or cfg.labels,
-        "noise_mode": cfg.noise_mode,
-        "statistics": f"restat {cfg.restat}x{restat.BATCH_SIZE}" if cfg.restat else "checkpoint",
-        "k": cfg.k,
-        "splits": cfg.splits,
-        **bench.real.fingerprint,
-        **bench.backbone.protocol,
-        "metric_functions": bench.metrics.name,
-        **bench.protocol,
-    }
-    rows = []
-    for name, sampler in zip(names, chosen):
+class Evaluation:
+    """A generator and what it is measured with, opened once for any number of samplers.
+
+    Args:
+        cfg: the run.
+        group: the processes that share it.
+        wanted: names and options of samplers to make and check before anything slow is opened; they are in ``chosen``.
+    """
+
+    def __init__(self, cfg: RunConfig, group: distributed.Group, wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        self.cfg, self.group = cfg, group
+        created = [(name, samplers.create(name, options)) for name, options in wanted]
+        self.networks = open_networks(cfg)
+        self.view = view_for(self.networks)
+        self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
+        self.bench = open_bench(cfg, self.networks)
+        self.plan = label_plan(cfg, self.networks.num_classes, self.bench.real)
+        self.num = cfg.num or _default_count(self.bench.real)
+        _enough(cfg, self.num, len(self.bench.real), group.size)
+
+    def checked(self, sampler: Sampler) -> Sampler:
+        """``sampler``, if its options have a meaning on this generator; UserError otherwise."""
+        sampler.check(self.view)
+        return sampler
+
+    @cached_property
+    def reference(self) -> reference.Reference | None:
+        """The statistics of the real images; None in processes above rank 0."""
+        return _real_stats(self.cfg, self.bench, self.group)
+
+    def protocol(self, seed: int) -> dict[str, Any]:
+        """Everything that changes the values of a row, but for the generator and the sampler."""
+        cfg, real = self.cfg, self.bench.real
+        whole = len(real) <= REAL_FEATURES or not _neighbours(cfg)
+        return {
+            "num": self.num,
+            "num_real": len(real),
+            **({} if whole else {"num_real_features": REAL_FEATURES}),
+            "seed": seed,
+            "labels": list(cfg.classes) or cfg.labels,
+            "noise_mode": cfg.noise_mode,
+            "statistics": f"restat {cfg.restat}x{restat.BATCH_SIZE}" if cfg.restat else "checkpoint",
+            "k": cfg.k,
+            "splits": cfg.splits,
+            **real.fingerprint,
+            **self.bench.backbone.protocol,
+            **self.bench.protocol,
+        }
+
+    def source(self) -> dict[str, Any]:
+        """Which generator a row is about."""
+        return {"backbone": self.networks.backbone, "source": self.networks.source, "sha256": self.networks.digest}
+
+    def measure(self, name: str, sampler: Sampler, seed: int | None = None) -> dict[str, Any] | None:
+        """The row of one sampler, from ``seed`` on (by default the configuration's); None above rank 0."""
+        seed = self.cfg.seed if seed is None else seed
+        real = self.reference
         started = time.perf_counter()
-        fake, cost = _features(cfg, view, sampler, name, plan, num, bench, group)
+        fake, cost = self._features(name, sampler, seed)
         if fake is None or real is None:
-            continue  # rank 0 has them all
-        values = _values(cfg, bench, real, fake)
-        rows.append(
-            report.row(
-                sampler=name,
-                options=samplers.options(sampler),
-                metrics=values,
-                protocol=protocol,
-                cost=cost,
-                seconds=time.perf_counter() - started,
-                generator={"backbone": networks.backbone, "source": networks.source, "sha256": networks.digest},
-                config=cfg.to_dict(),
-                device=f"{networks.device}" + (f", {group.size} processes" if group.size > 1 else ""),
-            )
-        )
-    return rows
+            return None  # rank 0 has them all
+        values, per_class = self._values(real, fake)
+        processes = f", {self.group.size} processes" if self.group.size > 1 else ""
+        return report.row(
+            sampler=name,
+            options=samplers.options(sampler),
+            metrics=values,
+            protocol=self.protocol(seed),
+            cost=cost,
+            seconds=time.perf_counter() - started,
+            generator=self.source(),
+            config=self.cfg.to_dict(),
+            device=f"{self.networks.device}{processes}",
+        ) | ({"per_class": per_class} if per_class else {})
+
+    def _features(self, name: str, sampler: Sampler, seed: int) -> tuple[FeatureStats | None, dict[str, float]]:
+        cfg, view, group, size = self.cfg, self.view, self.group, self.cfg.batch_size
+        cost: Counter[str] = Counter()
+        sampling = 0.0
+
+        def stream() -> Iterator[Samples]:
+            for first in range(group.rank * size, self.num, group.size * size):
+                seeds = range(seed + first, seed + min(first + size, self.num))
+                yield from sampler.stream(view, seeds, size, self.plan, cfg.noise_mode, first)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal sampling
+            samples = stream()
+            while True:
+                started = time.perf_counter()
+                batch: Samples | None = next(samples, None)
+                if view.device.type == "cuda":
+                    torch.cuda.synchronize(view.device)
+                sampling += time.perf_counter() - started
+                if batch is None:
+                    return
+                cost.update(batch.cost)
+                yield batch.images, batch.labels
+
+        with restat.applied(statistics(cfg, view, sampler)):
+            steps = progress(batches(), name, total=math.ceil(self.num / size / group.size))
+            fake = accumulate(steps, self.bench.backbone, features=_neighbours(cfg), probabilities=_classified(self))
+        parts = group.gather((fake, cost, sampling))
+        if not parts:
+            return None, {}
+        total = sum((part[1] for part in parts), Counter[str]())
+        per_image = {key: count / self.num for key, count in sorted(total.items())}
+        whole = merge([part[0] for part in parts], size) if len(parts) > 1 else fake
+        return whole, {**per_image, "sampling_seconds": round(max(part[2] for part in parts), 3)}
+
+    def _values(self, real: reference.Reference, fake: FeatureStats) -> tuple[dict[str, float], dict[str, Any]]:
+        cfg, stats, device = self.cfg, real.stats, str(self.networks.device)
+        values: dict[str, float] = {}
+        if "fid" in cfg.metrics:
+            values["fid"] = frechet_distance(stats.mean, stats.cov, fake.mean, fake.cov, real.factor)
+        if "is" in cfg.metrics and fake.probabilities is not None:
+            values["is"] = inception_score(fake.probabilities, cfg.splits)
+        if fake.probabilities is not None and self.bench.backbone.classifies:
+            values["accuracy"] = float((fake.probabilities.argmax(1) == fake.labels).mean())
+        if stats.features is None or fake.features is None:
+            return values, {}
+        if "fid_infinity" in cfg.metrics:
+            values["fid_infinity"] = frechet_infinity(fake.features, stats.mean, stats.cov, real.factor)
+        if "kid" in cfg.metrics:
+            values["kid"] = kid(stats.features, fake.features)
+        if "prdc" in cfg.metrics:
+            values.update(prdc(stats.features, fake.features, cfg.k, real.radii(cfg.k, device), device))
+        if "per_class" not in cfg.metrics:
+            return values, {}
+        per_class = within_classes(stats, fake, cfg.k)
+        names = {name for found in per_class.values() for name in found} - {"num", "num_real"}
+        means = {f"class_{name}": [found[name] for found in per_class.values() if name in found] for name in names}
+        return values | {name: float(np.mean(means[name])) for name in sorted(means)}, per_class
 
 
-def _statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:
+def within_classes(real: FeatureStats, fake: FeatureStats, k: int) -> dict[str, dict[str, float]]:
+    """FID, precision, recall, density and coverage of each class by itself (intra-class FID: Miyato and Koyama 2018,
+    arXiv:1802.05637, section 4); a class with fewer than 2 images, or with too few for ``k``, lacks what it cannot have.
+    """
+    found: dict[str, dict[str, float]] = {}
+    assert real.features is not None
+    assert fake.features is not None
+    for label in sorted(set(real.labels.tolist()) & set(fake.labels.tolist())):
+        x, y = real.features[real.labels == label], fake.features[fake.labels == label]
+        values: dict[str, float] = {"num": len(y), "num_real": len(x)}
+        if min(len(x), len(y)) > 1:
+            values["fid"] = frechet_distance_of(x, y)
+        if min(len(x), len(y)) > k:
+            values.update(prdc(x, y, k))
+        found[str(label)] = values
+    return found
+
+
+def _neighbours(cfg: RunConfig) -> bool:
+    return bool({"prdc", "kid", "fid_infinity", "per_class"} & set(cfg.metrics))  # they need the features themselves
+
+
+def _classified(evaluation: Evaluation) -> bool:
+    return "is" in evaluation.cfg.metrics or evaluation.bench.backbone.classifies
+
+
+def statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:
+    """The batch-norm statistics that a run asks for; empty for those of the checkpoint."""
     return restat.accumulate(view, sampler, cfg.restat) if cfg.restat else {}
 
 
@@ -284,82 +388,29 @@ def _enough(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
             )
 
 
-def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> FeatureStats | None:
-    with_features = "prdc" in cfg.metrics
-    key = {**bench.real.fingerprint, **bench.backbone.protocol, **bench.protocol, "features": with_features}
-    batches = math.ceil(len(bench.real) / cfg.batch_size / group.size)
+def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> reference.Reference | None:
+    real, only = bench.real, None
+    if _neighbours(cfg) and len(real) > REAL_FEATURES:
+        only = np.random.default_rng(0).choice(len(real), REAL_FEATURES, replace=False).tolist()
+    kept = (len(only) if only else len(real)) if _neighbours(cfg) else 0
+    key = {**real.fingerprint, **bench.backbone.protocol, **bench.protocol, "features": kept}
 
-    def share() -> FeatureStats:
-        images = bench.real.batches(cfg.batch_size, group.rank, group.size)
-        steps = progress(images, "real images", total=batches)
-        return accumulate(steps, bench.backbone, features=with_features, probabilities=False)
+    def pass_over(features: bool, only: list[int] | None) -> FeatureStats | None:
+        images = real.batches(cfg.batch_size, group.rank, group.size, only)
+        total = math.ceil((len(only) if only else len(real)) / cfg.batch_size / group.size)
+        steps = progress(images, "real images", total=total)
+        parts = group.gather(accumulate(steps, bench.backbone, features=features, probabilities=False))
+        return merge(parts, cfg.batch_size) if len(parts) > 1 else parts[0] if parts else None
 
-    def compute() -> FeatureStats:
-        return merge(group.gather(share()), cfg.batch_size) if group.size > 1 else share()
+    def compute() -> FeatureStats | None:
+        whole = pass_over(kept > 0 and not only, None)
+        some = pass_over(True, only) if only else None
+        return dataclasses.replace(whole, features=some.features, labels=some.labels) if whole and some else whole
 
     cached = reference.find(key) if group.rank == 0 else None
     if group.agree(cached is not None):
-        return cached
-    if group.rank == 0:
-        return reference.load(key, compute)
-    group.gather(share())
-    return None
-
-
-def _features(
-    cfg: RunConfig,
-    view: LatentView,
-    sampler: Sampler,
-    name: str,
-    plan: LabelPlan,
-    num: int,
-    bench: Bench,
-    group: distributed.Group,
-) -> tuple[FeatureStats | None, dict[str, float]]:
-    cost: Counter[str] = Counter()
-    sampling = 0.0
-    size = cfg.batch_size
-
-    def stream() -> Iterator[Samples]:
-        for first in range(group.rank * size, num, group.size * size):
-            seeds = range(cfg.seed + first, cfg.seed + min(first + size, num))
-            yield from sampler.stream(view, seeds, size, plan, cfg.noise_mode, first)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal sampling
-        samples = stream()
-        while True:
-            started = time.perf_counter()
-            batch: Samples | None = next(samples, None)
-            if view.device.type == "cuda":
-                torch.cuda.synchronize(view.device)
-            sampling += time.perf_counter() - started
-            if batch is None:
-                return
-            cost.update(batch.cost)
-            yield batch.images, batch.labels
-
-    with restat.applied(_statistics(cfg, view, sampler)):
-        steps = progress(batches(), name, total=math.ceil(num / size / group.size))
-        fake = accumulate(steps, bench.backbone, features="prdc" in cfg.metrics, probabilities="is" in cfg.metrics)
-    parts = group.gather((fake, cost, sampling))
-    if not parts:
-        return None, {}
-    total = sum((part[1] for part in parts), Counter[str]())
-    per_image = {key: count / num for key, count in sorted(total.items())}
-    whole = merge([part[0] for part in parts], size) if len(parts) > 1 else fake
-    return whole, {**per_image, "sampling_seconds": round(max(part[2] for part in parts), 3)}
-
-
-def _values(cfg: RunConfig, bench: Bench, real: FeatureStats, fake: FeatureStats) -> dict[str, float]:
-    values: dict[str, float] = {}
-    if "fid" in cfg.metrics:
-        values["fid"] = bench.metrics.frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
-    if fake.probabilities is not None:
-        values["is"] = bench.metrics.inception_score(fake.probabilities, cfg.splits)
-        if bench.backbone.classifies:
-            values["accuracy"] = float((fake.probabilities.argmax(1) == fake.labels).mean())
-    if real.features is not None and fake.features is not None:
-        small = len(real.features) * len(fake.features) <= HOST_PRDC_PAIRS
-        values.update((bench.metrics.prdc if small else prdc)(real.features, fake.features, cfg.k))
-    return values
+        return cached and reference.Reference(key, cached)
+    if group.rank:
+        compute()
+        return None
+    return reference.Reference(key, reference.save(key, lambda: cast(FeatureStats, compute())))

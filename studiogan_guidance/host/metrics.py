@@ -7,18 +7,18 @@ import hashlib
 import os
 import sys
 import urllib.error
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance.common import UserError
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.evaluation.backbones import Preparation, tuned
+from studiogan_guidance.evaluation.resize import filter_of
+from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import weights_digest
@@ -27,63 +27,68 @@ UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host nei
 
 
 class HostBackbone:
-    """The host's LoadEvalModel as a Backbone; weights come from torch's hub cache, or over the network."""
+    """A feature network of the host's LoadEvalModel as a Backbone, with our resizing, whose numbers are the host's.
+
+    Weights come from torch's hub cache, or over the network.
+
+    Args:
+        name: the host's name of the network.
+        checkout: the host.
+        device: where the network runs.
+        resizer: legacy, clean or friendly.
+        resize_on: cpu (the host's numbers, bit for bit) or device.
+        channels_last: memory format of the network and its input.
+        compile: run it through torch.compile.
+
+    Raises:
+        UserError: a network that the host does not know, or weights that cannot be loaded.
+    """
 
     classifies = False
 
-    def __init__(self, cfg: RunConfig, checkout: Checkout, device: torch.device) -> None:
-        with inside(checkout):
+    def __init__(
+        self,
+        name: str,
+        checkout: Checkout,
+        device: torch.device,
+        resizer: str = "legacy",
+        resize_on: str = "cpu",
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        shims = tuple(shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key")
+        with inside(checkout), compat.active(shims):
             preparation = module("metrics.preparation")
             try:
-                self._model = preparation.LoadEvalModel(cfg.backbone, cfg.resizer, 1, False, device)
+                host = preparation.LoadEvalModel(name, resizer, 1, False, device)
             except NotImplementedError as error:
-                raise UserError(f"the host has no backbone '{cfg.backbone}': try InceptionV3_tf") from error
+                raise UserError(f"the host has no backbone '{name}': try InceptionV3_tf") from error
             except (urllib.error.URLError, OSError, RuntimeError, KeyError) as error:
                 folder = Path(torch.hub.get_dir()) / "checkpoints"
                 raise UserError(
-                    f"cannot load the weights of {cfg.backbone} ({' '.join(str(error).split())[:120]}): "
+                    f"cannot load the weights of {name} ({' '.join(str(error).split())[:120]}): "
                     f"download them on a machine with a network and copy them into {folder}"
                 ) from error
-        self._model.eval()
-        self.protocol = backbone_protocol(cfg.backbone, self._model.model, cfg.resizer)
+        host.eval()
+        host.model.requires_grad_(False)
+        self.protocol = backbone_protocol(name, host.model, resizer, resize_on)
+        self.device, self._checkout, self._compiled = device, checkout, compile
+        self._net, self._seen = tuned(host.model, channels_last, compile), host.save_output
+        self._hooked = name in ("InceptionV3_torch", "ResNet50_torch", "SwAV_torch")  # features: what enters ``fc``
+        self._prepare = Preparation(
+            host.res, filter_of(resizer, name), host.mean, host.std, device, resize_on, channels_last
+        )
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            features, logits = self._model.get_outputs(images, quantize=True)
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> [B, 3, 299, 299] or [B, 3, 224, 224]."""
+        return self._prepare(images)
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        self._seen.clear()  # of a pass that ran out of memory
+        found = self._net(prepared)
+        features, logits = (self._seen.outputs[0][0], found) if self._hooked else found
+        self._seen.clear()
         return features, logits
-
-
-class HostMetrics:
-    """The host's metric functions on arrays of features."""
-
-    name = "host"
-
-    def __init__(self, checkout: Checkout) -> None:
-        self._checkout = checkout
-
-    def frechet_distance(
-        self, mu1: NDArray[Any], sigma1: NDArray[Any], mu2: NDArray[Any], sigma2: NDArray[Any]
-    ) -> float:
-        """The host's FID by a general matrix square root."""
-        with inside(self._checkout):
-            try:
-                return float(module("metrics.fid").frechet_inception_distance(mu1, sigma1, mu2, sigma2))
-            except ValueError as error:
-                raise UserError(f"the host's FID failed ({error}): use more images") from error
-
-    def prdc(self, real: NDArray[Any], fake: NDArray[Any], k: int) -> dict[str, float]:
-        """The host's compute_prdc; it holds some 3.7 matrices of 8 N^2 bytes."""
-        with inside(self._checkout):
-            values = module("metrics.prdc").compute_prdc(real.astype(np.float64), fake.astype(np.float64), k)
-        return {name: float(value) for name, value in values.items()}
-
-    def inception_score(self, probabilities: NDArray[Any], splits: int) -> float:
-        """The host's Inception Score, in float64 and with zeros lifted to 1e-300, where the host would give nan."""
-        p = torch.from_numpy(probabilities).double().clamp_min(1e-300)
-        with inside(self._checkout), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the standard deviation of one split
-            return float(module("metrics.ins").calculate_kl_div(p, splits)[0])
 
 
 class RealImages:
@@ -127,13 +132,18 @@ class RealImages:
         """Label of every image."""
         return [int(label) for label in self._dataset.data.targets]
 
-    def batches(self, batch_size: int, first: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [B, 3, H, W] in [-1, 1] and labels [B]; UserError names an unreadable or wrongly sized image.
 
-        ``first`` and ``step`` choose among the batches: batch ``first``, then every ``step``-th.
+        ``only`` chooses among the images; ``first`` and ``step`` among the batches: batch ``first``, then every
+        ``step``-th.
         """
         workers = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
-        batches = list(torch.utils.data.BatchSampler(range(len(self)), batch_size, drop_last=False))[first::step]
+        batches = list(torch.utils.data.BatchSampler(only or range(len(self)), batch_size, drop_last=False))[
+            first::step
+        ]
         loader: Any = torch.utils.data.DataLoader(
             self._dataset,
             batch_sampler=batches,
@@ -155,9 +165,10 @@ class RealImages:
             raise UserError(f"cannot read the images in {self.root}: {last}") from error
 
 
-def backbone_protocol(name: str, model: torch.nn.Module, resizer: str) -> dict[str, Any]:
+def backbone_protocol(name: str, model: torch.nn.Module, resizer: str, resize_on: str = "cpu") -> dict[str, Any]:
     """Everything about a feature network that changes a metric."""
-    return {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer}
+    where = {} if resize_on == "cpu" else {"resize_on": resize_on}
+    return {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer, **where}
 
 
 def fingerprint(root: Path, name: str, image_size: int, pre_resizer: str, split: str) -> dict[str, Any]:

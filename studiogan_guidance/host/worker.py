@@ -210,7 +210,6 @@ class GuidedWorker:
         return {
             **fingerprint(Path(run.data_dir), data.name, data.img_size, run.pre_resizer, run.ref_dataset),
             **backbone_protocol(run.eval_backbone, backbone, run.post_resizer),
-            "metric_functions": "host",
             "host_commit": commit_of(root) or "unknown",
         }
 

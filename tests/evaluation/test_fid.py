@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from studiogan_guidance.evaluation.fid import frechet_distance, moments
+from studiogan_guidance.evaluation.fid import (
+    factor,
+    frechet_distance,
+    frechet_distance_of,
+    frechet_infinity,
+    moments,
+)
 
 
 def test_closed_form_for_diagonal_gaussians() -> None:
@@ -39,3 +45,39 @@ def test_shapes_that_do_not_fit_and_too_few_images_are_refused() -> None:
         frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
     with pytest.raises(ValueError, match="at least 2 images"):
         moments(np.zeros((1, 4)))
+
+
+def test_a_factor_at_hand_changes_nothing() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(90, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(80, 6))
+    (mu1, sigma1), (mu2, sigma2) = moments(x), moments(y)
+    root = factor(sigma1)
+    np.testing.assert_allclose(root @ root.T, sigma1, rtol=1e-12, atol=1e-12)
+    assert frechet_distance(mu1, sigma1, mu2, sigma2, root) == frechet_distance(mu1, sigma1, mu2, sigma2)
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 12), (10, 200), (90, 80)])
+def test_from_features_without_a_covariance(n: int, m: int) -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(n, 40)) + 3, rng.normal(size=(m, 40)) @ rng.normal(size=(40, 40))
+    assert frechet_distance_of(x, y) == pytest.approx(frechet_distance(*moments(x), *moments(y)), rel=1e-6)
+
+
+def test_infinity_has_less_bias() -> None:
+    rng = np.random.default_rng(6)
+    mu, sigma = np.zeros(8), np.eye(8)
+    sets = [rng.normal(size=(400, 8)) for _ in range(40)]  # of the very distribution: the true distance is 0
+    at_n = [frechet_distance(mu, sigma, *moments(x)) for x in sets]
+    infinity = [frechet_infinity(x, mu, sigma) for x in sets]
+    assert np.mean(at_n) > 0.03
+    assert abs(np.mean(infinity)) < 0.15 * np.mean(at_n)
+
+
+def test_infinity_reads_off_the_line() -> None:
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(1000, 3)) * 2 + 1
+    assert frechet_infinity(x, np.zeros(3), np.eye(3)) == pytest.approx(3 + 3, rel=0.1)  # |1|^2 * 3 + (2 - 1)^2 * 3
+    shuffled = frechet_infinity(x, np.zeros(3), np.eye(3), seed=1)
+    assert shuffled != frechet_infinity(x, np.zeros(3), np.eye(3))
+    with pytest.raises(ValueError, match="at least 20"):
+        frechet_infinity(x[:19], np.zeros(3), np.eye(3))

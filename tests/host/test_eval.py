@@ -38,7 +38,6 @@ def test_sample_and_eval_on_every_backbone(model: list[str], data: Path, hub: No
     for row in rows:
         assert set(row["metrics"]) == {"is", "precision", "recall", "density", "coverage"}
         assert all(np.isfinite(value) for value in row["metrics"].values())
-        assert row["protocol"]["metric_functions"] == "host"
         assert row["protocol"]["num_real"] == 16
         assert row["protocol"]["host_commit"].startswith("947b35e")
     assert rows[0]["metrics"] != rows[1]["metrics"]

@@ -24,6 +24,9 @@ CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutr
             {"scale": 2, "joint": "global_mean"},
             {"scale": 2, "joint": "class_shift", "keep_norm": True},
             {"scale": 2, "joint": "mean_embedding", "layers": [1, 3]},
+            {"scales": [2, 1, 0.5]},
+            {"scale": 2, "psi": 0.5},
+            {"scale": 1, "threshold": 0.5},
         ],
     ),
     "truncation": ({}, [{"psi": 0.5}, {"psi": 1.5, "center": "class"}, {"threshold": 0.5}, {"psi": 0.2, "cutoff": 3}]),
@@ -90,7 +93,10 @@ def test_strings_become_the_type_of_the_option() -> None:
         "joint": "class_mean",
         "subset": 3,
         "layers": (1, 4),
+        "scales": None,
         "keep_norm": True,
+        "psi": None,
+        "threshold": None,
     }
 
 

@@ -68,6 +68,44 @@ def test_layers_guide_only_their_rows(toy_view: LatentView) -> None:
         samplers.create("gandance", {"layers": [1, 9]}).check(toy_view)
 
 
+def test_each_group_of_rows_has_its_scale(toy_view: LatentView) -> None:
+    inputs = toy_view.draw(range(4), 0, LabelPlan())
+    code = toy_view.encode(inputs.z, inputs.labels)
+    several = samplers.create("gandance", {"scales": "3:1:0.5"}).guided(toy_view, inputs, code)
+    for row, scale in enumerate((3, 1, 0.5)):
+        one = samplers.create("gandance", {"scale": scale}).guided(toy_view, inputs, code)
+        torch.testing.assert_close(several[:, row], one[:, row], atol=1e-6, rtol=0)
+    two = samplers.create("gandance", {"scales": "3:1"}).guided(toy_view, inputs, code)  # 2 rows, then 1
+    torch.testing.assert_close(two[:, 1], several[:, 0])
+    assert samplers.create("gandance", {"scale": 2, "scales": "1:1"}).neutral
+    with pytest.raises(UserError, match="has 4 scales, but this generator has 3"):
+        samplers.create("gandance", {"scales": "1:2:3:4"}).check(toy_view)
+    with pytest.raises(UserError, match="numbers such as 1.4:1.2:1"):
+        samplers.create("gandance", {"scales": "1:x"})
+
+
+def test_psi_narrows_each_class_and_keeps_the_distance_between_classes(toy: ToyGAN, toy_view: LatentView) -> None:
+    images, z, labels = guided(toy_view, scale=2, psi=0.25, joint="class_mean")
+    noise, offset, interaction = toy.parts(z, labels)
+    expected = toy.mean + 2 * offset + 0.25 * (noise + 2 * interaction)
+    torch.testing.assert_close(images, expected, atol=0.1, rtol=0)  # class means come from 10,000 draws
+    only, z, labels = guided(toy_view, scale=1, psi=0.25)
+    torch.testing.assert_close(
+        only, guided_by_truncation(toy_view, psi=0.25, center="class"), atol=1e-5, rtol=0
+    )
+
+
+def guided_by_truncation(view: LatentView, **options: object) -> torch.Tensor:
+    return samplers.create("truncation", options).images(view, view.draw(range(64), 0, LabelPlan())).flatten(1)
+
+
+def test_a_threshold_is_that_of_truncation(toy_view: LatentView) -> None:
+    images, _, _ = guided(toy_view, scale=1, threshold=0.5)
+    torch.testing.assert_close(images, guided_by_truncation(toy_view, threshold=0.5))
+    with pytest.raises(UserError, match="threshold must be positive"):
+        samplers.create("gandance", {"threshold": -1})
+
+
 def test_keep_norm_keeps_the_direction_and_the_length(toy_view: LatentView) -> None:
     inputs = toy_view.draw(range(4), 0, LabelPlan())
     code = toy_view.encode(inputs.z, inputs.labels)

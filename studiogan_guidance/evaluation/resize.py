@@ -1,0 +1,85 @@
+"""Images of 8 bits to the size of a feature network, by the host's resizers: bit for bit on the CPU, and on a GPU.
+
+``legacy`` is torch's bilinear interpolation, which leaves pixels out where it makes images smaller; ``clean`` (Parmar et
+al. 2022, arXiv:2104.11222) and ``friendly`` (Kang et al. 2022, arXiv:2206.09479) are Pillow's filters on float channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+FRIENDLY = {
+    "InceptionV3_torch": "lanczos",
+    "Swin-T_torch": "bicubic",
+}  # what each network was trained with; else bilinear
+
+
+def filter_of(resizer: str, network: str) -> str:
+    """The filter of the host's ``resizer`` (legacy, clean, friendly) for a network: legacy, or a key of FILTERS."""
+    return {"legacy": "legacy", "clean": "bicubic", "friendly": FRIENDLY.get(network, "bilinear")}[resizer]
+
+
+def resize(images: Tensor, size: int, name: str) -> Tensor:
+    """The host's resizing, bit for bit, on all cores.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        size: side of the result.
+        name: legacy, or a key of FILTERS.
+
+    Returns:
+        float32 [B, C, size, size] on the CPU, in [0, 255]; bicubic and lanczos overshoot.
+    """
+    pixels = images.cpu().float()
+    if name == "legacy":
+        return _legacy(pixels, size)
+    resized = torch.empty(*images.shape[:2], size, size)
+    source, target = pixels.numpy(), resized.numpy()
+
+    def one(i: int) -> None:
+        for channel, out in zip(source[i], target[i]):
+            out[:] = Image.fromarray(channel).resize((size, size), FILTERS[name])
+
+    for _ in _threads().map(one, range(len(images))):
+        pass
+    return resized
+
+
+def resize_on_device(images: Tensor, size: int, name: str) -> Tensor:
+    """``resize`` where ``images`` are, as two matrix products; it differs from Pillow by rounding (1e-4 of 255)."""
+    pixels = images.float()
+    if name == "legacy":
+        return _legacy(pixels, size)
+    rows, columns = (weights(name, side, size, images.device) for side in images.shape[2:])
+    return (rows @ pixels) @ columns.T
+
+
+@functools.cache
+def weights(name: str, size: int, target: int, device: torch.device) -> Tensor:
+    """What each of ``target`` pixels takes of each of ``size`` along one axis, float32 [target, size]: Pillow's own."""
+    unit = Image.fromarray(np.eye(size, dtype=np.float32))  # row i becomes the share of pixel i in every target
+    return torch.from_numpy(np.array(unit.resize((target, size), FILTERS[name]))).T.contiguous().to(device)
+
+
+def _legacy(pixels: Tensor, size: int) -> Tensor:
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False).clamp(0, 255)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return ThreadPoolExecutor(cores, "resize")  # Pillow lets other threads run while it resizes

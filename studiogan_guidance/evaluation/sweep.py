@@ -1,0 +1,128 @@
+"""A grid over the options of a sampler; every finished point is a line of results.jsonl, whoever made it.
+
+A sweep that was killed goes on where it stopped, and processes may share a folder: a point belongs to the process that
+holds its lock, which the system releases with the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from studiogan_guidance import samplers
+from studiogan_guidance.common import UserError
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.evaluation import distributed, report
+from studiogan_guidance.evaluation.features import to_uint8
+from studiogan_guidance.evaluation.runner import Evaluation, statistics
+from studiogan_guidance.samplers import Sampler, restat
+
+Point = tuple[str, Sampler, int]  # name, sampler, first seed
+STRIP_ROWS, STRIP_COLUMNS = 8, 16
+
+
+def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Measure the sampler of ``cfg`` at every combination of the options in ``grid``, on the same seeds and labels.
+
+    Args:
+        cfg: the run; with ``compare_plain``, plain sampling is measured too, unless a point is plain by its options.
+        grid: values of each option; the first option with several numbers is the axis of the pictures.
+
+    Returns:
+        One row a point, in the order of the grid, plain first; in processes above rank 0, nothing. In ``cfg.out`` lie
+        results.jsonl (which may hold more than this grid), table.csv, fid.png, precision_recall.png and strip.png.
+
+    Raises:
+        UserError: an empty grid, unknown options, values out of range, a folder that cannot be written.
+    """
+    if not grid or not all(grid.values()):
+        raise UserError("a sweep needs a grid: give --grid scale=0.9,1,1.1 with any option of the sampler")
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    wanted = [(cfg.sampler, {**cfg.options, **options}) for options in combinations]
+    made = [samplers.create(*point) for point in wanted]
+    if cfg.compare_plain and not any(sampler.neutral for sampler in made):
+        wanted.insert(0, ("plain", {}))
+    folder = report.writable(Path(cfg.out))
+    with distributed.group() as group:
+        evaluation = Evaluation(cfg, group, wanted)
+        rows = complete(evaluation, [(name, sampler, cfg.seed) for name, sampler in evaluation.chosen], folder)
+        if rows:
+            report.save_csv(folder / "table.csv", rows)
+            axis = next((key for key in grid if len(grid[key]) > 1 and _numbers(made, key)), None)
+            if axis:
+                report.save_charts(folder, rows, axis)
+            report.save_png(folder / "strip.png", strip(evaluation))
+    return rows
+
+
+def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``points`` in their order, found in the folder's results.jsonl or measured and added to it now.
+
+    Points that another process is measuring are waited for. Returns nothing in processes above rank 0.
+    """
+    path, group, generator = folder / "results.jsonl", evaluation.group, evaluation.source()
+    report.appendable(path)
+    keys = [
+        report.identity(name, samplers.options(sampler), evaluation.protocol(seed), generator)
+        for name, sampler, seed in points
+    ]
+    locks = folder / ".locks"
+    while True:
+        found = _found(path) if group.rank == 0 else {}
+        todo = [i for i, key in enumerate(keys) if key not in found]
+        if not group.agree(bool(todo)):
+            return [found[key] for key in keys] if group.rank == 0 else []
+        lock, index = _take(locks, keys, todo, path) if group.rank == 0 else (None, None)
+        index = group.agree(index)
+        if index is None:
+            time.sleep(0.5)  # others are at work on all that is left
+            continue
+        name, sampler, seed = points[index]
+        row = evaluation.measure(name, sampler, seed)
+        if row and lock:
+            report.append(path, [row])
+            lock.release()
+
+
+def strip(evaluation: Evaluation) -> Any:
+    """A picture uint8 [H, W, 3] of the first seeds: a row for each seed, a column for each sampler in turn."""
+    cfg, chosen = evaluation.cfg, evaluation.chosen[:STRIP_COLUMNS]
+    seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
+    columns = []
+    for _, sampler in chosen:
+        with restat.applied(statistics(cfg, evaluation.view, sampler)):
+            batch = next(sampler.stream(evaluation.view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
+        columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
+    return report.grid(np.concatenate(np.stack(columns, 1)), len(columns))
+
+
+def _found(path: Path) -> dict[str, dict[str, Any]]:
+    rows = [row for row in report.read(path) if {"sampler", "options", "protocol", "generator"} <= set(row)]
+    keys = [report.identity(row["sampler"], row["options"], row["protocol"], row["generator"]) for row in rows]
+    return dict(zip(keys, rows))
+
+
+def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> tuple[FileLock | None, int | None]:
+    locks.mkdir(exist_ok=True)
+    for index in todo:
+        lock = FileLock(locks / keys[index])
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        if keys[index] not in _found(path):  # it may have been finished just before the lock was free
+            return lock, index
+        lock.release()
+    return None, None
+
+
+def _numbers(made: Sequence[Sampler], key: str) -> bool:
+    values = [getattr(sampler, key) for sampler in made]
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
