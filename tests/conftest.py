@@ -122,11 +122,11 @@ class ToyGAN(nn.Module):
 
     classes, z_dim, w_dim, rows = 5, 4, 12, 3
 
-    def __init__(self, between: float = 1.0, interaction: float = 1.0) -> None:
+    def __init__(self, between: float = 1.0, interaction: float = 1.0, spread: float = 1.0) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(1)
         self.mean = torch.randn(self.w_dim, generator=g)
-        self.A = torch.randn(self.z_dim, self.w_dim, generator=g)
+        self.A = spread * torch.randn(self.z_dim, self.w_dim, generator=g)
         self.Q = interaction * torch.randn(self.z_dim, self.w_dim, generator=g)
         b, d = torch.randn(2, self.classes, self.w_dim, generator=g)
         self.b, self.d = between * (b - b.mean(0)), d - d.mean(0)

@@ -209,7 +209,8 @@ def _tensor(features: NDArray[Any], device: str) -> Tensor:
 
 def _scale(*sets: Tensor) -> float:
     """What brings differences of any two features to [-1, 1]."""
-    return 0.5 / (max(float(x.abs()) for s in sets if s.numel() for x in s.aminmax()) or 1.0)
+    largest = max((float(x.abs()) for s in sets if s.numel() for x in s.aminmax()), default=0.0)
+    return 0.5 / (largest or 1.0)
 
 
 def _centred(*sets: Tensor) -> list[_Points]:
@@ -223,7 +224,7 @@ def _centred(*sets: Tensor) -> list[_Points]:
         half = torch.empty(len(x), dtype=torch.float64, device=x.device)
         for start in range(0, len(x), _pairs(x)):
             rows = slice(start, start + _pairs(x))
-            wide = x[rows].double().sub_(centre).mul_(scale)
+            wide = (x[rows] - centre).mul_(scale)
             points[rows] = wide.float()
             half[rows] = wide.square_().sum(1) / 2
         out.append(_Points(points, half, c / (1 - c) * half + x.shape[1] * 2.0**-120))

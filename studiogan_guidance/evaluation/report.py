@@ -73,9 +73,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict)]
 
 
-def identity(sampler: str, options: Mapping[str, Any], protocol: Mapping[str, Any], generator: Mapping[str, Any]) -> str:
-    """What a row measures, as one word: rows of equal identity have equal values, up to rounding."""
-    facts = plain_data([sampler, options, protocol, generator.get("sha256")])
+def identity(row: Mapping[str, Any]) -> str:
+    """What a row measures, as one word; rows of equal identity have the same metrics, of equal values up to rounding."""
+    sampler, options, protocol, generator, config = (
+        row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config")
+    )
+    facts = plain_data([sampler, options, protocol, generator.get("sha256"), sorted(config.get("metrics") or ())])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -128,7 +131,9 @@ def tuned(result: Mapping[str, Any]) -> str:
     """What ``tune`` found, as text: the candidates in their order, then the choice against plain sampling."""
     lines = []
     for step in result["searched"]:
-        metrics = [f"{HEADINGS.get(key, key)} {value:.3f}" for key, value in step["metrics"].items() if value is not None]
+        metrics = [
+            f"{HEADINGS.get(key, key)} {value:.3f}" for key, value in step["metrics"].items() if value is not None
+        ]
         lines.append(f"{short(step['options'])}: {', '.join(metrics)}")
     seeds = len(result["plain"].get(result["objective"], {}).get("values", ()))
     lines.append(f"\non {seeds} fresh seed ranges, mean ± standard deviation:")
@@ -178,8 +183,8 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str) -> l
             ys = [row["metrics"][y] for row in points]
             words = " ".join(word for word in label.split() if word not in common)
             axes.plot(xs, ys, "o-", markersize=4, label=words if len(lines) > 1 else points[0]["sampler"])
-            for row, *place in zip(points, xs, ys) if x else ():
-                axes.annotate(f"{row['options'][axis]:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+            for row, *(at_x, at_y) in zip(points, xs, ys) if x else ():
+                axes.annotate(f"{row['options'][axis]:g}", (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8)
         for row in plain:
             values = row["metrics"]
             if x:

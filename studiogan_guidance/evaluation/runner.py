@@ -28,6 +28,7 @@ from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.prdc import prdc
+from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
 from studiogan_guidance.samplers import Sampler, Samples, restat
 
@@ -210,7 +211,9 @@ class Evaluation:
         wanted: names and options of samplers to make and check before anything slow is opened; they are in ``chosen``.
     """
 
-    def __init__(self, cfg: RunConfig, group: distributed.Group, wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    def __init__(
+        self, cfg: RunConfig, group: distributed.Group, wanted: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> None:
         self.cfg, self.group = cfg, group
         created = [(name, samplers.create(name, options)) for name, options in wanted]
         self.networks = open_networks(cfg)
@@ -227,7 +230,7 @@ class Evaluation:
         return sampler
 
     @cached_property
-    def reference(self) -> reference.Reference | None:
+    def real(self) -> Reference | None:
         """The statistics of the real images; None in processes above rank 0."""
         return _real_stats(self.cfg, self.bench, self.group)
 
@@ -250,14 +253,21 @@ class Evaluation:
             **self.bench.protocol,
         }
 
-    def source(self) -> dict[str, Any]:
-        """Which generator a row is about."""
-        return {"backbone": self.networks.backbone, "source": self.networks.source, "sha256": self.networks.digest}
+    def facts(self, name: str, sampler: Sampler, seed: int) -> dict[str, Any]:
+        """The part of a row that is known before anything is measured."""
+        net = self.networks
+        return {
+            "sampler": name,
+            "options": samplers.options(sampler),
+            "protocol": self.protocol(seed),
+            "generator": {"backbone": net.backbone, "source": net.source, "sha256": net.digest},
+            "config": self.cfg.to_dict(),
+        }
 
     def measure(self, name: str, sampler: Sampler, seed: int | None = None) -> dict[str, Any] | None:
         """The row of one sampler, from ``seed`` on (by default the configuration's); None above rank 0."""
         seed = self.cfg.seed if seed is None else seed
-        real = self.reference
+        real = self.real
         started = time.perf_counter()
         fake, cost = self._features(name, sampler, seed)
         if fake is None or real is None:
@@ -265,14 +275,10 @@ class Evaluation:
         values, per_class = self._values(real, fake)
         processes = f", {self.group.size} processes" if self.group.size > 1 else ""
         return report.row(
-            sampler=name,
-            options=samplers.options(sampler),
+            **self.facts(name, sampler, seed),
             metrics=values,
-            protocol=self.protocol(seed),
             cost=cost,
             seconds=time.perf_counter() - started,
-            generator=self.source(),
-            config=self.cfg.to_dict(),
             device=f"{self.networks.device}{processes}",
         ) | ({"per_class": per_class} if per_class else {})
 
@@ -311,7 +317,7 @@ class Evaluation:
         whole = merge([part[0] for part in parts], size) if len(parts) > 1 else fake
         return whole, {**per_image, "sampling_seconds": round(max(part[2] for part in parts), 3)}
 
-    def _values(self, real: reference.Reference, fake: FeatureStats) -> tuple[dict[str, float], dict[str, Any]]:
+    def _values(self, real: Reference, fake: FeatureStats) -> tuple[dict[str, float], dict[str, Any]]:
         cfg, stats, device = self.cfg, real.stats, str(self.networks.device)
         values: dict[str, float] = {}
         if "fid" in cfg.metrics:
@@ -388,7 +394,7 @@ def _enough(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
             )
 
 
-def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> reference.Reference | None:
+def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> Reference | None:
     real, only = bench.real, None
     if _neighbours(cfg) and len(real) > REAL_FEATURES:
         only = np.random.default_rng(0).choice(len(real), REAL_FEATURES, replace=False).tolist()
@@ -409,8 +415,8 @@ def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> refer
 
     cached = reference.find(key) if group.rank == 0 else None
     if group.agree(cached is not None):
-        return cached and reference.Reference(key, cached)
+        return Reference(key, cached) if cached else None
     if group.rank:
         compute()
         return None
-    return reference.Reference(key, reference.save(key, lambda: cast(FeatureStats, compute())))
+    return Reference(key, reference.save(key, lambda: cast(FeatureStats, compute())))

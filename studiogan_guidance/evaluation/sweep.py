@@ -67,12 +67,9 @@ def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> l
 
     Points that another process is measuring are waited for. Returns nothing in processes above rank 0.
     """
-    path, group, generator = folder / "results.jsonl", evaluation.group, evaluation.source()
+    path, group = folder / "results.jsonl", evaluation.group
     report.appendable(path)
-    keys = [
-        report.identity(name, samplers.options(sampler), evaluation.protocol(seed), generator)
-        for name, sampler, seed in points
-    ]
+    keys = [report.identity(evaluation.facts(*point)) for point in points]
     locks = folder / ".locks"
     while True:
         found = _found(path) if group.rank == 0 else {}
@@ -104,9 +101,7 @@ def strip(evaluation: Evaluation) -> Any:
 
 
 def _found(path: Path) -> dict[str, dict[str, Any]]:
-    rows = [row for row in report.read(path) if {"sampler", "options", "protocol", "generator"} <= set(row)]
-    keys = [report.identity(row["sampler"], row["options"], row["protocol"], row["generator"]) for row in rows]
-    return dict(zip(keys, rows))
+    return {report.identity(row): row for row in report.read(path)}
 
 
 def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> tuple[FileLock | None, int | None]:

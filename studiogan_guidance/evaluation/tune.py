@@ -28,7 +28,6 @@ from studiogan_guidance.evaluation.runner import Evaluation, validation_split
 from studiogan_guidance.evaluation.sweep import complete
 
 OBJECTIVES = {"fid": "fid", "fid_infinity": "fid_infinity", "kid": "kid", "class_fid": "per_class"}  # and their metric
-PLAIN = {"scale": 1.0, "scales": None, "psi": None, "threshold": None}  # where every search starts
 GOLDEN = 0.381966  # 2 - golden ratio
 STEPS = 4  # of the first look along a line
 FINEST = 0.005  # of a range: finer differences are not looked for
@@ -93,7 +92,8 @@ def tune(
     cfg = dataclasses.replace(cfg, reference=cfg.reference or validation_split(cfg), metrics=metrics)
     folder = report.writable(Path(cfg.out))
     known = samplers.options(samplers.create(cfg.sampler))
-    plain = {**cfg.options, **{key: value for key, value in PLAIN.items() if key in known}}
+    known = {key: known[key] for key in ("scale", "scales", "psi", "threshold") if key in known}
+    plain = {**cfg.options, **known, **({"scale": 1.0} if "scale" in known else {})}
     with distributed.group() as group:
         ends = [line.put(plain, x) for line in lines for x in (line.low, line.high)]
         evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, *ends)])
@@ -227,9 +227,9 @@ def _finish(
 
 def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
     """What ``eval`` needs to use the choice from any folder; seeds, split and number of images stay its own."""
-    usual, given = RunConfig(), report.plain_data(cfg.to_dict())
+    usual, given = (report.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
     left_out = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")
-    kept = {key: value for key, value in given.items() if key not in left_out and value != getattr(usual, key)}
+    kept = {key: value for key, value in given.items() if key not in left_out and value != usual[key]}
     for key in ("host_config", "ckpt", "data", "studiogan"):
         if key in kept and Path(kept[key]).exists():
             kept[key] = str(Path(kept[key]).resolve())

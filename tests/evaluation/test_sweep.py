@@ -111,7 +111,7 @@ def test_killed_sweeps_go_on_and_two_at_once_share_the_points(tmp_path: Path) ->
 def test_a_point_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
     rows = ok("sweep", *SMALL, "--metrics", "fid", "--grid", "scale=1.5", "--out", tmp_path / "a")["rows"]
     row = rows[1]
-    key = report.identity(row["sampler"], row["options"], row["protocol"], row["generator"])
+    key = report.identity(row)
     (tmp_path / "b" / ".locks").mkdir(parents=True)
     command = [sys.executable, "-m", "studiogan_guidance", "sweep", *map(str, SMALL), "--metrics", "fid", "--grid",
                "scale=1.5", "--out", str(tmp_path / "b")]  # fmt: skip

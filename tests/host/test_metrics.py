@@ -12,8 +12,8 @@ import torch
 from studiogan_guidance.evaluation.fid import frechet_distance, moments
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.prdc import prdc
-from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
 
 pytestmark = pytest.mark.studiogan
 
@@ -29,7 +29,9 @@ def test_fid_is_the_hosts_to_1e_6(n: int, m: int, width: int, checkout: Checkout
     mix = rng.normal(size=(width, width)) / np.sqrt(width)
     real, fake = rng.normal(size=(n, width)) @ mix, rng.normal(size=(m, width)) @ mix * 1.2 + 0.1
     stats = (*moments(real), *moments(fake))
-    assert frechet_distance(*stats) == pytest.approx(hosts(checkout, "fid").frechet_inception_distance(*stats), rel=1e-6)
+    assert frechet_distance(*stats) == pytest.approx(
+        hosts(checkout, "fid").frechet_inception_distance(*stats), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(300, 300, 5), (1500, 700, 3)])

@@ -90,9 +90,7 @@ def test_psi_narrows_each_class_and_keeps_the_distance_between_classes(toy: ToyG
     expected = toy.mean + 2 * offset + 0.25 * (noise + 2 * interaction)
     torch.testing.assert_close(images, expected, atol=0.1, rtol=0)  # class means come from 10,000 draws
     only, z, labels = guided(toy_view, scale=1, psi=0.25)
-    torch.testing.assert_close(
-        only, guided_by_truncation(toy_view, psi=0.25, center="class"), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(only, guided_by_truncation(toy_view, psi=0.25, center="class"), atol=1e-5, rtol=0)
 
 
 def guided_by_truncation(view: LatentView, **options: object) -> torch.Tensor:

@@ -1,0 +1,158 @@
+"""The search for a scale: against a generator whose best scale is known, and on the built-in GAN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ToyGAN, ok, run, toy_networks
+from torch import Tensor
+
+from studiogan_guidance import samplers
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.evaluation import report, runner
+from studiogan_guidance.evaluation.runner import Bench
+from studiogan_guidance.evaluation.tune import tune
+from studiogan_guidance.latents import LabelPlan, view_for
+
+SMALL = ["--num", 60, "--metrics", "fid", "--budget", 12, "--repeats", 2]
+
+
+class Pixels:
+    """Pixels as features."""
+
+    protocol: dict[str, Any] = {"backbone": "pixels"}
+    classifies = False
+    device = torch.device("cpu")
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, None]:
+        return prepared, None
+
+
+class ToyImages:
+    """Draws from a toy of its own; ``valid`` and ``test`` are other seeds."""
+
+    def __init__(self, gan: ToyGAN, split: str, n: int = 4000) -> None:
+        view = view_for(toy_networks(gan, f"data {gan.b.norm()} {gan.A.norm()}"))
+        seeds = range(10**6 * (1 + len(split)), 10**6 * (1 + len(split)) + n)
+        batch = next(samplers.create("plain").stream(view, seeds, n, LabelPlan()))
+        self.images, self.targets = batch.images, batch.labels
+        self.fingerprint = {"data": f"toy {gan.b.norm()} {gan.A.norm()} {gan.Q.norm()}", "reference": split}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self) -> list[int]:
+        return self.targets.tolist()
+
+    def batches(self, size: int, first: int = 0, step: int = 1, only: Any = None) -> Any:
+        return list(zip(self.images.split(size), self.targets.split(size)))[first::step]
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let runs be about a toy generator and toy data: ``toys(generator, data)``."""
+
+    def be(generator: ToyGAN, data: ToyGAN, name: str) -> None:
+        monkeypatch.setattr(runner, "open_networks", lambda cfg: toy_networks(generator, name))
+        monkeypatch.setattr(
+            runner, "open_bench", lambda cfg, net: Bench(ToyImages(data, cfg.reference or "test"), Pixels(), {})
+        )
+
+    return be
+
+
+def config(folder: Path, **more: Any) -> RunConfig:
+    return RunConfig(out=str(folder), num=4000, batch_size=1000, metrics=("fid",), **more)
+
+
+def test_finds_the_scale_that_undoes_contracted_classes(toys: Any, tmp_path: Path) -> None:
+    """Data R b_c + noise, generator r b_c + the same noise: R / r = 1.6 is the best scale (METHODS 1.3)."""
+    toys(ToyGAN(between=1.0, interaction=0), ToyGAN(between=1.6, interaction=0), "contracted")
+    result = tune(config(tmp_path), {"scale": (0.5, 3.0)}, budget=20)
+    assert result["chosen"]["options"]["scale"] == pytest.approx(1.6, abs=0.08)
+    assert result["evaluations"] <= 20
+    assert len(report.read(tmp_path / "results.jsonl")) == result["evaluations"]
+    least = min(step["metrics"]["fid"] for step in result["searched"])
+    assert result["chosen"]["fid"]["mean"] < 0.5 * result["plain"]["fid"]["mean"]
+    at = {step["options"]["scale"]: step["metrics"]["fid"] for step in result["searched"]}
+    assert at[result["found"]["options"]["scale"]] == least
+    again = tune(config(tmp_path), {"scale": (0.5, 3.0)}, budget=20)  # after a kill, say: nothing is measured again
+    assert len(report.read(tmp_path / "results.jsonl")) == result["evaluations"]
+    assert again == result
+
+
+def test_gives_way_to_plain_where_nothing_lasts(toys: Any, tmp_path: Path) -> None:
+    toys(ToyGAN(), ToyGAN(), "right as it is")
+    result = tune(config(tmp_path), {"scale": (0.97, 1.03)}, budget=14, repeats=4)
+    fids = {name: result[name]["fid"]["mean"] for name in ("found", "chosen", "plain")}
+    assert fids["chosen"] == min(fids.values())
+    assert fids["chosen"] <= fids["plain"]
+    if fids["found"] >= fids["plain"]:
+        assert result["chosen"] == result["plain"]
+
+
+def test_a_recall_bound_holds_the_scale_back(toys: Any, tmp_path: Path) -> None:
+    toys(ToyGAN(between=1.0, interaction=0), ToyGAN(between=1.6, interaction=0), "contracted")
+    cfg = RunConfig(out=str(tmp_path), num=500, metrics=("fid",))
+    free = tune(cfg, {"scale": (0.5, 3.0)}, budget=16)
+    recalls = sorted(step["metrics"].get("recall", 0) for step in free["searched"])
+    assert recalls[-1] == 0  # not measured where nobody asks
+    bounded = tune(cfg, {"scale": (0.5, 3.0)}, min_recall=0.3, budget=16)
+    allowed = [step for step in bounded["searched"] if step["metrics"]["recall"] >= 0.3]
+    at = {step["options"]["scale"]: step["metrics"] for step in bounded["searched"]}
+    found = at[bounded["found"]["options"]["scale"]]
+    assert found["fid"] == min(step["metrics"]["fid"] for step in allowed)
+    none = tune(cfg, {"scale": (0.5, 3.0)}, min_recall=2.0, budget=16)  # nobody can: as near as may be
+    at = {step["options"]["scale"]: step["metrics"] for step in none["searched"]}
+    assert at[none["found"]["options"]["scale"]]["recall"] == max(metrics["recall"] for metrics in at.values())
+
+
+def test_scale_with_psi_and_scales_per_layer(toys: Any, tmp_path: Path) -> None:
+    """Data with classes further apart and narrower than the generator's: both options have work to do."""
+    toys(ToyGAN(interaction=0), ToyGAN(between=1.6, interaction=0, spread=0.5), "wide")
+    result = tune(config(tmp_path / "psi"), {"scale": (0.5, 3.0), "psi": (0.2, 1.0)}, budget=40)
+    chosen = result["chosen"]["options"]
+    assert chosen["scale"] == pytest.approx(1.6, abs=0.1)
+    assert chosen["psi"] == pytest.approx(0.5, abs=0.05)
+    toys(ToyGAN(interaction=0), ToyGAN(between=1.6, interaction=0), "contracted")
+    result = tune(config(tmp_path / "layers"), {"scale": (0.5, 3.0)}, budget=40, groups=3)
+    chosen = result["chosen"]["options"]
+    assert chosen["scales"][2] == pytest.approx(1.6, abs=0.15)  # the toy draws its image from the last row
+    assert result["evaluations"] <= 40
+
+
+def test_the_choice_is_a_configuration_that_eval_takes(tmp_path: Path) -> None:
+    result = ok("tune", *SMALL, "-o", "joint=class_mean", "--over", "scale=0.7:1.3", "--out", tmp_path)
+    best = result["chosen"]["options"]
+    rows = ok("eval", "-c", result["config"], "--reference", "valid", "--num", 60, "--out", tmp_path / "e")["rows"]
+    assert rows[1]["options"]["scale"] == best["scale"]
+    assert rows[1]["options"]["joint"] == "class_mean"
+    (step,) = [step for step in result["searched"] if step["options"]["scale"] == best["scale"]]
+    assert rows[1]["metrics"]["fid"] == step["metrics"]["fid"]
+    text = run("tune", *SMALL, "-o", "joint=class_mean", "--over", "scale=0.7:1.3", "--out", tmp_path).stdout
+    assert f"scale={best['scale']}" in text
+    assert "fresh seed ranges" in text
+
+
+def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
+    for given, message in (
+        (["--over", "scale=2:1"], "is no range"),
+        (["--over", "scale=1"], "--over takes a range"),
+        (["--over", "scal=1:2"], "did you mean 'scale'"),
+        (["--over", "scale=a:b"], "--over takes a range"),
+        (["--objective", "fidd"], "did you mean 'fid'"),
+        (["--budget", 3], "give at least 2 repeats and --budget"),
+        (["--sampler", "truncation", "--over", "center=0:1"], "truncation.center must be"),
+        (["--per-layer", 2, "--over", "psi=0.5:1"], "--per-layer needs the range"),
+        (["--over", "psi=nan:1"], "is no range"),
+    ):
+        result = run("tune", *given, "--out", tmp_path / "o")
+        assert result.exit_code == 2, given
+        assert message in result.stderr
+        assert not list(tmp_path.rglob("results.jsonl"))
