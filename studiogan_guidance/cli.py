@@ -188,7 +188,7 @@ def _pairs(text: tuple[str, ...], flag: str, form: str) -> dict[str, list[str]]:
 @shared(SHARED, MEASURED, COMPARED)
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2,...", help="Values of an option of the sampler; repeatable.")
 def sweep(config: str | None, options: tuple[str, ...], as_json: bool, grid: tuple[str, ...], **given: Any) -> None:
-    """Measure every point of a grid on the same seeds: results.jsonl, table.csv, fid.png, precision_recall.png, strip.png.
+    """Measure every point of a grid on the same seeds: results.jsonl, table.csv, and pictures of the trade-off.
 
     A sweep that was stopped goes on where it was when the command is given again; processes may share a folder.
 

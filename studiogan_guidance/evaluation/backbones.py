@@ -153,7 +153,7 @@ class TorchScript:
             if "out of memory" in str(error):
                 raise torch.OutOfMemoryError(str(error).strip().splitlines()[-1]) from error
             raise UserError(
-                f"{self._path} failed on uint8 images {list(prepared.shape)} ({_line(error)}): it must take such images"
+                f"{self._path} failed on uint8 images {list(prepared.shape)} ({_line(error, -1)}): it must take such images"
             ) from error
         features, logits = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
         for value in (features, features if logits is None else logits):
@@ -270,7 +270,31 @@ def tuned(network: nn.Module, channels_last: bool, compile: bool) -> Callable[[T
     """``network`` in another memory format, compiled, or as it is; values change by rounding only."""
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
-    return torch.compile(network) if compile else network
+    return Compiled(network) if compile else network
+
+
+class Compiled:
+    """A network through torch.compile; batches smaller than the largest so far are filled up, not compiled for anew.
+
+    Raises:
+        UserError: it cannot be compiled here.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._net, self._size = torch.compile(network, dynamic=False), 0
+
+    def __call__(self, prepared: Tensor) -> Any:
+        count, self._size = len(prepared), max(self._size, len(prepared))
+        if count < self._size:
+            prepared = torch.cat([prepared, prepared[-1:].expand(self._size - count, *prepared.shape[1:])])
+        try:
+            found = self._net(prepared)
+        except torch.OutOfMemoryError:
+            self._size = 0
+            raise
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise UserError(f"torch.compile failed ({_line(error)}): leave out --compile") from error
+        return tuple(value[:count] for value in found) if isinstance(found, tuple) else found[:count]
 
 
 def _sha256(path: Path) -> str:
@@ -284,9 +308,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException, which: int = 0) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:160]
+    return (lines[which] if lines else type(error).__name__)[:160]
 
 
 def _shape(found: Any) -> str:

@@ -78,11 +78,10 @@ def frechet_distance_of(real: Array, fake: Array) -> float:
 
 
 def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | None = None, seed: int = 0) -> float:
-    """FID-infinity: the distance extrapolated to infinitely many fakes (Chong and Forsyth 2020, arXiv:1911.07023, 3.2).
+    """FID-infinity: the distance extrapolated to infinitely many fakes (Chong and Forsyth 2020, arXiv:1911.07023).
 
-    The bias of the distance is nearly proportional to 1 / N; a line through the distances of ``INFINITY_POINTS`` subsets
-    against 1 / N is read off at 0. Subsets grow from a tenth to all of the fakes in one random order, so that one pass
-    over them is enough.
+    The bias of the distance is nearly proportional to 1 / N: a line through the distances of subsets against 1 / N is
+    read off at 0. ``INFINITY_POINTS`` subsets grow to all of the fakes in one random order: one pass is enough.
 
     Args:
         features: fakes [N, D], N >= 20.

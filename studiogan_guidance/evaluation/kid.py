@@ -21,7 +21,7 @@ def kid(real: Array, fake: Array, subsets: int = 100, size: int = 1000, seed: in
         seed: of the draw.
 
     Returns:
-        A number with expectation 0 for equal distributions (it may come out negative); papers often print it times 1000.
+        A number of expectation 0 for equal distributions (it may come out negative); papers often print it times 1000.
 
     Raises:
         ValueError: fewer than 2 images of a kind.

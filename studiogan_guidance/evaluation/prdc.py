@@ -165,13 +165,13 @@ def _cross(
     r, f = torch.from_numpy(real_radii).to(device), torch.from_numpy(fake_radii).to(device)
     # as h; nothing is inside a ball of radius 0
     r_half, f_half = (torch.where(x > 0, (x * scale).square() / 2, -torch.inf) for x in (r, f))
-    a_low, b_low = (a.half - a.error), (b.half - b.error)
+    a_low, b_low = a.half - a.error, b.half - b.error
     a_bias, b_bias, r_least, f_least = (x.float() for x in (a_low, b_low, a_low - r_half, b_low - f_half))
     around = torch.zeros(len(fake), dtype=torch.int64, device=device)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device=device)
 
     for rows in _blocks(real):
-        open_recall: list[tuple[Tensor, Tensor]] = []
+        late_i, late_j = torch.zeros(2, 0, dtype=torch.int64, device=device)  # later columns may settle these rows
         for columns in _blocks(fake):
             products = _products(a.points[rows], b.points[columns])
             perhaps = products - b_bias[columns] > r_least[rows, None]
@@ -183,16 +183,17 @@ def _cross(
             error = a.error[i] + b.error[j]
             recalled[i[h + error < f_half[j]]] = True
             unsure = (h + error >= f_half[j]) & (h - error < f_half[j]) & ~recalled[i]
-            open_recall.append((i[unsure], j[unsure]))
+            late_i, late_j = torch.cat([late_i, i[unsure]]), torch.cat([late_j, j[unsure]])
             inside = h + error < r_half[i]
             unsure = ~inside & (h - error < r_half[i])
             inside[unsure] = _distances(real, fake, i[unsure], j[unsure]) < r[i[unsure]]
             covered[i[inside]] = True
             around += torch.bincount(j[inside], minlength=len(fake))
-        for i, j in open_recall:
-            unsure = ~recalled[i]
-            i, j = i[unsure], j[unsure]
-            recalled[i[_distances(real, fake, i, j) < f[j]]] = True
+            if columns.stop == len(fake) or len(late_i) > BLOCK**2:
+                unsure = ~recalled[late_i]
+                late_i, late_j = late_i[unsure], late_j[unsure]
+                recalled[late_i[_distances(real, fake, late_i, late_j) < f[late_j]]] = True
+                late_i, late_j = late_i[:0], late_j[:0]
     return around.double().cpu().numpy(), recalled.cpu().numpy(), covered.cpu().numpy()
 
 

@@ -27,6 +27,9 @@ HEADINGS |= {"coverage": "coverage", "accuracy": "accuracy", "fid_infinity": "FI
 HEADINGS |= {f"class_{key}": f"class {key}" for key in ("fid", "precision", "recall", "density", "coverage")}
 
 
+CAPTION = 14  # pixels
+
+
 def writable(folder: Path) -> Path:
     """Make ``folder`` and prove that files can be written into it, before any work is done; UserError otherwise."""
     try:
@@ -74,7 +77,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def identity(row: Mapping[str, Any]) -> str:
-    """What a row measures, as one word; rows of equal identity have the same metrics, of equal values up to rounding."""
+    """What a row measures, as one word; rows of equal identity have the same metrics, equal up to rounding."""
     sampler, options, protocol, generator, config = (
         row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config")
     )
@@ -141,6 +144,8 @@ def tuned(result: Mapping[str, Any]) -> str:
         found = result[name]
         values = [f"{HEADINGS[k]} {v['mean']:.3f} ± {v['std']:.3f}" for k, v in found.items() if k != "options"]
         lines.append(f"{name:<7} {short(found['options'])}: {', '.join(values)}")
+    pair = result["difference"]
+    lines.append(f"found - plain: {pair['mean']:+.3f} ± {pair['std']:.3f}, paired by seeds")
     return "\n".join([*lines, f"{result['evaluations']} evaluations; use it: eval -c {result['config']}"])
 
 
@@ -156,10 +161,13 @@ def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(flat)
 
 
-def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str) -> list[Path]:
+def save_charts(
+    folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plain: Mapping[str, Any] | None
+) -> list[Path]:
     """FID against the option ``axis`` and precision against recall, a line for each setting of the other options.
 
-    Returns the files written: fid.png and precision_recall.png, as far as their metrics were measured.
+    ``plain`` is the row of plain sampling, if there is one. Returns the files written: fid.png and
+    precision_recall.png, as far as their metrics were measured.
     """
     from matplotlib.figure import Figure
 
@@ -169,7 +177,6 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str) -> l
             others = {key: value for key, value in row["options"].items() if key != axis}
             lines.setdefault(short(others), []).append(row)
     common = set.intersection(*(set(name.split()) for name in lines)) if len(lines) > 1 else set()
-    plain = [row for row in rows if row["sampler"] == "plain"]
     charts = {"fid": ("", "fid"), "precision_recall": ("recall", "precision")}
     written = []
     for name, (x, y) in charts.items():
@@ -185,12 +192,10 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str) -> l
             axes.plot(xs, ys, "o-", markersize=4, label=words if len(lines) > 1 else points[0]["sampler"])
             for row, *(at_x, at_y) in zip(points, xs, ys) if x else ():
                 axes.annotate(f"{row['options'][axis]:g}", (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8)
-        for row in plain:
-            values = row["metrics"]
-            if x:
-                axes.plot(values[x], values[y], "k*", markersize=9, label="plain")
-            else:
-                axes.axhline(values[y], color="black", linestyle=":", label="plain")
+        if plain and x:
+            axes.plot(plain["metrics"][x], plain["metrics"][y], "k*", markersize=9, label="plain")
+        elif plain:
+            axes.axhline(plain["metrics"][y], color="black", linestyle=":", label="plain")
         axes.legend(fontsize=8)
         with replacing(folder / f"{name}.png") as beside:
             figure.savefig(beside, dpi=130)
@@ -210,6 +215,17 @@ def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
     sheet[:n] = images
     return sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)
+
+
+def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] of equal columns, with a line of text above each."""
+    from PIL import Image, ImageDraw
+
+    width = sheet.shape[1] // len(captions)
+    head = Image.new("RGB", (sheet.shape[1], CAPTION), "white")
+    for column, text in enumerate(captions):
+        ImageDraw.Draw(head).text(((column + 0.5) * width, CAPTION / 2), text, "black", anchor="mm")
+    return np.concatenate([np.asarray(head), sheet])
 
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:

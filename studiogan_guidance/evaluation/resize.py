@@ -1,7 +1,7 @@
 """Images of 8 bits to the size of a feature network, by the host's resizers: bit for bit on the CPU, and on a GPU.
 
-``legacy`` is torch's bilinear interpolation, which leaves pixels out where it makes images smaller; ``clean`` (Parmar et
-al. 2022, arXiv:2104.11222) and ``friendly`` (Kang et al. 2022, arXiv:2206.09479) are Pillow's filters on float channels.
+``legacy`` is torch's bilinear interpolation, which leaves pixels out where it makes images smaller; ``clean`` (Parmar
+et al. 2022, arXiv:2104.11222) and ``friendly`` (Kang et al. 2022, arXiv:2206.09479) are Pillow's filters on floats.
 """
 
 from __future__ import annotations

@@ -23,7 +23,15 @@ from studiogan_guidance.common import UserError, progress, replacing
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import distributed, reference, report
 from studiogan_guidance.evaluation.backbones import open_backbone
-from studiogan_guidance.evaluation.features import Backbone, BuiltinImages, FeatureStats, accumulate, merge, to_uint8
+from studiogan_guidance.evaluation.features import (
+    Backbone,
+    BuiltinImages,
+    FeatureStats,
+    Halving,
+    accumulate,
+    merge,
+    to_uint8,
+)
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance_of, frechet_infinity
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.kid import kid
@@ -287,10 +295,14 @@ class Evaluation:
         cost: Counter[str] = Counter()
         sampling = 0.0
 
+        def batch_of(seeds: range) -> Samples:
+            (batch,) = sampler.stream(view, seeds, len(seeds), self.plan, cfg.noise_mode, seeds[0] - seed)
+            return batch
+
         def stream() -> Iterator[Samples]:
+            halving = Halving()
             for first in range(group.rank * size, self.num, group.size * size):
-                seeds = range(seed + first, seed + min(first + size, self.num))
-                yield from sampler.stream(view, seeds, size, self.plan, cfg.noise_mode, first)
+                yield from halving(batch_of, range(seed + first, seed + min(first + size, self.num)))
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             nonlocal sampling
@@ -343,8 +355,9 @@ class Evaluation:
 
 
 def within_classes(real: FeatureStats, fake: FeatureStats, k: int) -> dict[str, dict[str, float]]:
-    """FID, precision, recall, density and coverage of each class by itself (intra-class FID: Miyato and Koyama 2018,
-    arXiv:1802.05637, section 4); a class with fewer than 2 images, or with too few for ``k``, lacks what it cannot have.
+    """FID, precision, recall, density and coverage of each class by itself, under its label.
+
+    Intra-class FID: Miyato and Koyama 2018, arXiv:1802.05637, section 4. What a class has too few images for, it lacks.
     """
     found: dict[str, dict[str, float]] = {}
     assert real.features is not None

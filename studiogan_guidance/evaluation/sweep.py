@@ -56,9 +56,10 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
         if rows:
             report.save_csv(folder / "table.csv", rows)
             axis = next((key for key in grid if len(grid[key]) > 1 and _numbers(made, key)), None)
+            neutral = [row for row, (_, sampler) in zip(rows, evaluation.chosen) if sampler.neutral]
             if axis:
-                report.save_charts(folder, rows, axis)
-            report.save_png(folder / "strip.png", strip(evaluation))
+                report.save_charts(folder, rows, axis, neutral[0] if neutral else None)
+            report.save_png(folder / "strip.png", strip(evaluation, list(grid)))
     return rows
 
 
@@ -88,16 +89,20 @@ def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> l
             lock.release()
 
 
-def strip(evaluation: Evaluation) -> Any:
-    """A picture uint8 [H, W, 3] of the first seeds: a row for each seed, a column for each sampler in turn."""
+def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
+    """A picture uint8 [H, W, 3] of the first seeds: a row for each seed, a column for each sampler in turn.
+
+    Captions give the values of ``options``.
+    """
     cfg, chosen = evaluation.cfg, evaluation.chosen[:STRIP_COLUMNS]
     seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
-    columns = []
-    for _, sampler in chosen:
+    columns, captions = [], []
+    for name, sampler in chosen:
+        captions.append(" ".join(str(getattr(sampler, key, name)) for key in options))
         with restat.applied(statistics(cfg, evaluation.view, sampler)):
             batch = next(sampler.stream(evaluation.view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
         columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
-    return report.grid(np.concatenate(np.stack(columns, 1)), len(columns))
+    return report.captioned(report.grid(np.concatenate(np.stack(columns, 1)), len(columns)), captions)
 
 
 def _found(path: Path) -> dict[str, dict[str, Any]]:

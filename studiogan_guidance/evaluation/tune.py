@@ -66,9 +66,10 @@ def tune(
         groups: after that, search a scale of its own for each of so many equal groups of w rows; 0: one for all.
 
     Returns:
-        ``chosen`` and ``plain`` (options; values, mean and deviation over the fresh seeds of the objective and of
-        recall), ``evaluations``, ``searched`` (options and metrics of each candidate), ``config`` (the file written);
-        in processes above rank 0, nothing.
+        ``plain``, ``found`` and ``chosen``, the better of the two (options; values, mean and deviation over the fresh
+        seeds of the objective and of recall), ``difference`` (found minus plain, paired by seeds), ``evaluations``,
+        ``searched`` (options and metrics of each candidate), ``config`` (the file written); in processes above rank 0,
+        nothing.
 
     Raises:
         UserError: an unknown objective, an empty range, a budget too small, options without a meaning here.
@@ -206,12 +207,14 @@ def _finish(
     found = best
     if best is not plain and not search.mean(best, seeds) < search.mean(plain, seeds):
         best = plain  # what the search found did not last on fresh seeds
+    pairs = [search.score(found, seed)[1] - search.score(plain, seed)[1] for seed in seeds]
     result = {
         "objective": search.objective,
         "min_recall": search.min_recall,
         "found": search.summary(found, seeds),
         "chosen": search.summary(best, seeds),
         "plain": search.summary(plain, seeds),
+        "difference": {"mean": statistics.mean(pairs), "std": statistics.stdev(pairs)},
         "evaluations": search.evaluations,
         "searched": searched,
         "config": str(folder / "tuned.yaml"),

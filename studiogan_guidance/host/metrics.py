@@ -72,8 +72,8 @@ class HostBackbone:
         host.eval()
         host.model.requires_grad_(False)
         self.protocol = backbone_protocol(name, host.model, resizer, resize_on)
-        self.device, self._checkout, self._compiled = device, checkout, compile
-        self._net, self._seen = tuned(host.model, channels_last, compile), host.save_output
+        self.device, self._seen = device, host.save_output
+        self._net = tuned(host.model, channels_last, compile)
         self._hooked = name in ("InceptionV3_torch", "ResNet50_torch", "SwAV_torch")  # features: what enters ``fc``
         self._prepare = Preparation(
             host.res, filter_of(resizer, name), host.mean, host.std, device, resize_on, channels_last
@@ -86,7 +86,7 @@ class HostBackbone:
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         self._seen.clear()  # of a pass that ran out of memory
         found = self._net(prepared)
-        features, logits = (self._seen.outputs[0][0], found) if self._hooked else found
+        features, logits = (self._seen.outputs[0][0][: len(found)], found) if self._hooked else found
         self._seen.clear()
         return features, logits
 

@@ -89,9 +89,8 @@ class GANdance(Sampler):
         low, high = self.layers or (0, 1)
         for name in ("layers", "scales"):
             if getattr(self, name) is not None and view.rows is None:
-                raise UserError(
-                    f"gandance.{name} needs a generator with w rows, but {view.networks.backbone} has none: leave it out"
-                )
+                backbone = view.networks.backbone
+                raise UserError(f"gandance.{name} needs a generator with w rows, but {backbone} has none: leave it out")
         if self.layers and not 0 <= low < high <= (view.rows or 0):
             raise UserError(f"gandance.layers is {low}-{high}, but this generator has rows 0-{view.rows}")
         if self.scales is not None and not 1 <= len(self.scales) <= (view.rows or 0):

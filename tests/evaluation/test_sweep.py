@@ -51,7 +51,9 @@ def test_points_equal_eval_and_come_with_table_and_pictures(tmp_path: Path) -> N
         assert np.asarray(Image.open(tmp_path / name)).std() > 10
     images = ok("sample", "--num", 8, *one[:4], "--out", tmp_path / "sample")
     with np.load(images["samples"]) as file:
-        strip = np.asarray(Image.open(tmp_path / "strip.png"))
+        picture = np.asarray(Image.open(tmp_path / "strip.png"))
+        head, strip = np.split(picture, [report.CAPTION])
+        assert head.min() == 0  # the values of the options
         assert strip.shape == (8 * 32, 5 * 32, 3)
         last = np.concatenate(file["images"])  # seeds from top to bottom
         assert np.abs(strip[:, -32:].astype(int) - last.astype(int)).max() <= 1

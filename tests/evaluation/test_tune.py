@@ -23,9 +23,9 @@ SMALL = ["--num", 60, "--metrics", "fid", "--budget", 12, "--repeats", 2]
 class Pixels:
     """Pixels as features."""
 
-    protocol: dict[str, Any] = {"backbone": "pixels"}
-    classifies = False
-    device = torch.device("cpu")
+    def __init__(self) -> None:
+        self.protocol = {"backbone": "pixels"}
+        self.classifies, self.device = False, torch.device("cpu")
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.flatten(1)

@@ -1,0 +1,92 @@
+"""The metrics of a row are those of the public functions on the same features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ok
+
+from studiogan_guidance import builtin, samplers
+from studiogan_guidance.evaluation import runner
+from studiogan_guidance.evaluation.backbones import BuiltinBackbone
+from studiogan_guidance.evaluation.features import BuiltinImages, FeatureStats, accumulate
+from studiogan_guidance.evaluation.fid import frechet_distance, frechet_infinity, moments
+from studiogan_guidance.evaluation.kid import kid
+from studiogan_guidance.evaluation.prdc import prdc
+from studiogan_guidance.latents import LabelPlan, view_for
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[FeatureStats, FeatureStats]:
+    backbone = BuiltinBackbone(torch.device("cpu"))
+    stream = samplers.create("plain").stream(view_for(builtin.networks()), range(200), 50, LabelPlan())
+    fake = accumulate(((batch.images, batch.labels) for batch in stream), backbone)
+    return accumulate(BuiltinImages("test").batches(50), backbone), fake
+
+
+def metrics(folder: Path, *more: object) -> Any:
+    (row,) = ok("eval", "--sampler", "plain", "--num", 200, "--batch-size", 50, "--out", folder, *more)["rows"]
+    return row
+
+
+def test_every_metric_is_the_public_function(tmp_path: Path, sets: tuple[FeatureStats, FeatureStats]) -> None:
+    real, fake = sets
+    assert real.features is not None
+    assert fake.features is not None
+    row = metrics(tmp_path, "--metrics", "fid,prdc,kid,fid_infinity,per_class")
+    found = row["metrics"]
+    assert found["fid"] == pytest.approx(frechet_distance(real.mean, real.cov, fake.mean, fake.cov), rel=1e-9)
+    assert found["kid"] == pytest.approx(kid(real.features, fake.features), rel=1e-5)
+    expected = frechet_infinity(fake.features, real.mean, real.cov)
+    assert found["fid_infinity"] == pytest.approx(expected, rel=1e-5)
+    assert {key: found[key] for key in ("precision", "recall", "density", "coverage")} == prdc(
+        real.features, fake.features
+    )
+    threes = real.features[real.labels == 3], fake.features[fake.labels == 3]
+    by_class = row["per_class"]["3"]
+    assert (by_class["num_real"], by_class["num"]) == tuple(map(len, threes))
+    assert by_class["fid"] == pytest.approx(frechet_distance(*moments(threes[0]), *moments(threes[1])), rel=1e-5)
+    assert by_class["recall"] == prdc(*threes)["recall"]
+    fids = [values["fid"] for values in row["per_class"].values()]
+    assert len(fids) == 10
+    assert found["class_fid"] == pytest.approx(np.mean(fids), rel=1e-9)
+
+
+def test_features_of_a_large_data_set_are_those_of_a_fixed_part(
+    tmp_path: Path, sets: tuple[FeatureStats, FeatureStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = sets
+    whole = metrics(tmp_path, "--metrics", "fid,prdc")
+    monkeypatch.setattr(runner, "REAL_FEATURES", 400)
+    part = metrics(tmp_path, "--metrics", "fid,prdc")
+    assert part["metrics"]["fid"] == whole["metrics"]["fid"]  # moments are those of all
+    assert part["protocol"] == {**whole["protocol"], "num_real_features": 400}
+    chosen = np.random.default_rng(0).choice(1000, 400, replace=False)
+    assert real.features is not None
+    assert part["metrics"]["recall"] == prdc(real.features[chosen], fake.features)["recall"]  # type: ignore[arg-type]
+    assert metrics(tmp_path, "--metrics", "fid")["protocol"] == whole["protocol"]
+
+
+def test_is_of_a_network_without_classes_is_refused(tmp_path: Path) -> None:
+    from conftest import run
+
+    path = tmp_path / "mean.pt"
+    torch.jit.script(Mean()).save(str(path))
+    common = ["--backbone", f"torchscript:{path}", "--num", 50, "--out", tmp_path]
+    result = run("eval", *common)
+    assert result.exit_code == 2
+    assert "leave 'is' out of --metrics" in result.stderr
+    row = metrics(tmp_path, "--backbone", f"torchscript:{path}", "--metrics", "fid,prdc")
+    assert row["protocol"]["backbone"] == "torchscript:mean.pt"
+    assert "accuracy" not in row["metrics"]
+
+
+class Mean(torch.nn.Module):
+    """Rows of pixels as features."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean((1, 3)) / 255
