@@ -101,12 +101,12 @@ class BuiltinBackbone:
     """The built-in feature net, a digit classifier, as a Backbone."""
 
     def __init__(
-        self, device: torch.device, classifies: bool = True, channels_last: bool = False, compile: bool = False
+        self, device: torch.device | str, classifies: bool = True, channels_last: bool = False, compile: bool = False
     ) -> None:
         net, digest = builtin.load(builtin.network.FeatureNet, "features", device)
         self._net = tuned(net, channels_last, compile)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.device, self.classifies = device, classifies
+        self.device, self.classifies = torch.device(device), classifies
         self.protocol = {"backbone": "builtin", "backbone_sha256": digest[:16], "resizer": "none"}
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class TorchScript:
             found = self._net(prepared, **self._options)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # TorchScript's interpreter makes these of all others
+        except (RuntimeError, torch.jit.Error) as error:  # what its interpreter makes of all others
             if "out of memory" in str(error):
                 raise torch.OutOfMemoryError(str(error).strip().splitlines()[-1]) from error
             raise UserError(

@@ -95,7 +95,7 @@ class Halving:
         """
         start = 0
         while start < len(batch):
-            part, reason = batch[start : start + self.size], ""
+            part, fits = batch[start : start + self.size], True
             try:
                 result = function(part)
             except torch.OutOfMemoryError as error:
@@ -104,8 +104,8 @@ class Halving:
                         f"out of memory with one image at a time ({' '.join(str(error).split())[:120]}): end what else "
                         "uses the GPU, or use --device cpu"
                     ) from error
-                reason = str(error)
-            if reason:  # outside of the except clause, where the traceback would keep the tensors alive
+                fits = False
+            if not fits:  # outside of the except clause, where the traceback would keep the tensors alive
                 self.size = (len(part) + 1) // 2
                 torch.cuda.empty_cache()
                 print(f"out of memory with {len(part)} images at a time: going on with {self.size}", file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,20 @@ def test_merged_shares_are_the_whole() -> None:
     images = torch.rand(53, 3, 2, 2)
     labels = torch.arange(53)
 
-    def flat(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x.flatten(1) + 100, x.flatten(1)
+    class Flat:
+        protocol: dict[str, Any] = {}  # noqa: RUF012
+        classifies = False
+        device = torch.device("cpu")
+
+        def prepare(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+        def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x.flatten(1) + 100, x.flatten(1)
 
     def share(rank: int, size: int) -> FeatureStats:
         batches = list(zip(images.split(8), labels.split(8)))
-        return accumulate(batches[rank::size], flat)  # type: ignore[arg-type]
+        return accumulate(batches[rank::size], Flat())
 
     whole = share(0, 1)
     for size in (2, 3):

@@ -201,7 +201,7 @@ def test_the_bound_of_the_error_holds(kind: str) -> None:
 
 
 def test_settings_of_the_user_change_nothing_and_are_left_alone() -> None:
-    real, fake = features("wide")
+    real, fake = features("normal")
     expected = twin(real, fake, 5)
     before = torch.get_float32_matmul_precision()
     try:

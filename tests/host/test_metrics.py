@@ -42,7 +42,8 @@ def test_prdc_is_exactly_the_hosts(n: int, m: int, k: int, checkout: Checkout) -
 
 
 def test_prdc_is_exactly_the_hosts_on_features_of_digits(checkout: Checkout) -> None:
-    from studiogan_guidance.evaluation.features import BuiltinBackbone, BuiltinImages, accumulate
+    from studiogan_guidance.evaluation.backbones import BuiltinBackbone
+    from studiogan_guidance.evaluation.features import BuiltinImages, accumulate
 
     backbone = BuiltinBackbone("cpu")
     real, fake = (accumulate(BuiltinImages(split).batches(100), backbone).features for split in ("valid", "test"))

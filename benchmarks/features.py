@@ -1,0 +1,190 @@
+"""Images a second of the feature pass: ours, the host's own on the same networks, and the feature network by itself.
+
+    python benchmarks/features.py [--device cuda] [--num 2000] [--batch-size 64] [--resizer clean] [--width 8]
+
+The generator is the host's CIFAR10 BigGAN with fresh weights: time does not depend on their values. The three take turns,
+and medians are compared. Needs a checkout of the host and the studiogan extra.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from studiogan_guidance import samplers
+from studiogan_guidance.config import CHOICES, read_yaml
+from studiogan_guidance.doctor import INCEPTION
+from studiogan_guidance.evaluation.backbones import HOST
+from studiogan_guidance.evaluation.features import accumulate
+from studiogan_guidance.evaluation.resize import filter_of, resize, resize_on_device
+from studiogan_guidance.host.compat import swapped
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout, locate
+from studiogan_guidance.host.metrics import HostBackbone
+from studiogan_guidance.host.networks import build
+from studiogan_guidance.latents import LabelPlan, Networks, view_for
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def medians(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each, taken in turn after one run of each that does not count."""
+    for run in runs.values():
+        seconds(run, device)
+    times = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
+    return {name: statistics.median(found[name] for found in times) for name in runs}
+
+
+def open_host(checkout: Checkout, name: str, resizer: str, device: torch.device) -> tuple[HostBackbone, Any, str]:
+    """Our backbone, the host's LoadEvalModel, and which weights they have."""
+    found = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+
+    def both() -> tuple[HostBackbone, Any]:
+        with inside(checkout):
+            return HostBackbone(name, checkout, device, resizer), module("metrics.preparation").LoadEvalModel(
+                name, resizer, 1, False, device
+            )
+
+    if name != "InceptionV3_tf" or found.exists():
+        return (*both(), "weights of the hub cache")
+    with inside(checkout), torch.random.fork_rng(devices=[]):
+        inception = module("metrics.inception_net")
+        made: list[torch.nn.Module] = []
+        load = lambda self, *args, **kwargs: made.append(self)  # noqa: E731
+        with (
+            swapped(inception, "load_state_dict_from_url", lambda *args, **kwargs: {}),
+            swapped(torch.nn.Module, "load_state_dict", load),
+        ):
+            inception.fid_inception_v3()
+        state = made[0].state_dict()
+        with swapped(inception, "load_state_dict_from_url", lambda *args, **kwargs: state):
+            return (*both(), f"random weights, for want of {found}")
+
+
+def hosts_pass(checkout: Checkout, networks: Networks, model: Any, num: int, batch_size: int) -> None:
+    """The host's generate_images_and_stack_features, as its evaluation calls it."""
+    with inside(checkout):
+        module("metrics.features").generate_images_and_stack_features(
+            generator=networks.generator,
+            discriminator=None,
+            eval_model=model,
+            num_generate=num,
+            y_sampler="totally_random",
+            batch_size=batch_size,
+            z_prior=networks.z_prior,
+            truncation_factor=-1,
+            z_dim=networks.z_dim,
+            num_classes=networks.num_classes,
+            LOSS=SimpleNamespace(lo_steps4eval=0, lo_steps4train=0, apply_lo=False),
+            RUN=SimpleNamespace(langevin_sampling=False, truncation_cutoff=None),
+            MODEL=SimpleNamespace(backbone=networks.backbone, info_type="N/A"),
+            is_stylegan=False,
+            generator_mapping=None,
+            generator_synthesis=None,
+            quantize=True,
+            world_size=1,
+            DDP=False,
+            device=networks.device,
+            logger=None,
+            disable_tqdm=True,
+        )
+
+
+@click.command(help=__doc__)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--num", default=64, show_default=True, help="Images of a pass.")
+@click.option("--batch-size", default=16, show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--threads", default=0, help="Of torch; by default as many as it takes.")
+@click.option("--backbone", type=click.Choice(HOST), default="InceptionV3_tf", show_default=True)
+@click.option("--resizer", type=click.Choice(CHOICES["resizer"]), default="legacy", show_default=True)
+@click.option("--width", default=0, help="g_conv_dim of the generator; by default the configuration's.")
+def main(
+    device: str, num: int, batch_size: int, repeats: int, threads: int, backbone: str, resizer: str, width: int
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+    place, checkout = torch.device(device), locate()
+    sections = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / "BigGAN.yaml")
+    if width:
+        sections["MODEL"]["g_conv_dim"] = width
+    networks = build(sections, checkout, place)
+    ours, hosts, weights = open_host(checkout, backbone, resizer, place)
+    hosts.model.requires_grad_(False)
+    view, sampler = view_for(networks), samplers.create("plain")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in sampler.stream(view, range(num), batch_size, LabelPlan()):
+            yield batch.images, batch.labels
+
+    def network() -> None:
+        for x in ready.split(batch_size):
+            ours(x)
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line for line in lines if "model name" in line), platform.machine())
+    where = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
+    click.echo(f"{cpu.split(':')[-1].strip()}, {where}, torch {torch.__version__}")
+    click.echo(f"BigGAN g_conv_dim {sections['MODEL']['g_conv_dim']}, {backbone} {resizer} with {weights}")
+    num = num // batch_size * batch_size or batch_size  # the host makes whole batches only
+    size, factor = networks.image_size, num
+    with torch.no_grad():
+        ready = ours.prepare(torch.rand(batch_size, 3, size, size, device=place) * 2 - 1)
+        ready = ready.expand(num // batch_size, *ready.shape).flatten(0, 1)
+        times = medians(
+            {
+                "ours": lambda: accumulate(batches(), ours),
+                "the host's": lambda: hosts_pass(checkout, networks, hosts, num, batch_size),
+                "network alone": network,
+            },
+            repeats,
+            place,
+        )
+        for name, found in times.items():
+            click.echo(f"{name:<14} {factor / found:9.1f} images/s")
+        click.echo(f"ours / the host's        {times["the host's"] / times['ours']:.2f}")
+        click.echo(f"ours / network alone     {times['network alone'] / times['ours']:.2f}")
+        resizing(checkout, backbone, resizer, hosts, batch_size, max(repeats, 5), place)
+
+
+def resizing(
+    checkout: Checkout, backbone: str, resizer: str, hosts: Any, count: int, repeats: int, place: torch.device
+) -> None:
+    """Milliseconds an image of resizing alone, from 8 bits."""
+    name = filter_of(resizer, backbone)
+    for size in (32, 128, 256):
+        images = torch.randint(256, (count, 3, size, size)).byte()
+        there, pixels = images.to(place), images.numpy().transpose((0, 2, 3, 1))
+        with inside(checkout):
+            times = medians(
+                {
+                    "ours": lambda images=images: resize(images, hosts.res, name),  # type: ignore[misc]
+                    "on device": lambda there=there: resize_on_device(there, hosts.res, name),  # type: ignore[misc]
+                    "the host's": lambda pixels=pixels: torch.stack(  # type: ignore[misc]
+                        [hosts.totensor(hosts.resizer(image)) for image in pixels]
+                    ),
+                },
+                repeats,
+                place,
+            )
+        each = ", ".join(f"{what} {found / count * 1000:.2f}" for what, found in times.items())
+        click.echo(f"resizing {size:>3} -> {hosts.res} alone, ms an image: {each}")
+
+
+if __name__ == "__main__":
+    main()
