@@ -153,7 +153,7 @@ class TorchScript:
             if "out of memory" in str(error):
                 raise torch.OutOfMemoryError(str(error).strip().splitlines()[-1]) from error
             raise UserError(
-                f"{self._path} failed on uint8 images {list(prepared.shape)} ({_line(error, -1)}): it must take such images"
+                f"{self._path} failed on uint8 images {list(prepared.shape)} ({_line(error, -1)}): it must take them"
             ) from error
         features, logits = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
         for value in (features, features if logits is None else logits):

@@ -175,7 +175,8 @@ def _cross(
         for columns in _blocks(fake):
             products = _products(a.points[rows], b.points[columns])
             perhaps = products - b_bias[columns] > r_least[rows, None]
-            perhaps |= products - a_bias[rows, None] > f_least[columns]
+            if not recalled[rows].all():
+                perhaps |= (products - a_bias[rows, None] > f_least[columns]) & ~recalled[rows, None]
             i, j = perhaps.nonzero(as_tuple=True)
             h = -products[i, j].double()
             i, j = i + rows.start, j + columns.start
