@@ -170,7 +170,7 @@ def accumulate(
     return FeatureStats(
         count=count,
         mean=(origin + mean).cpu().numpy(),
-        cov=((scatter - count * torch.outer(mean, mean)) / (count - 1)).cpu().numpy(),
+        cov=scatter.addr_(mean, mean, alpha=-count).div_(count - 1).cpu().numpy(),
         features=torch.cat(kept_features).numpy() if features else None,
         probabilities=torch.cat(kept_probabilities).numpy() if probabilities else None,
         labels=torch.cat(kept_labels).cpu().numpy(),
