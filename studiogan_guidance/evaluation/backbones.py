@@ -94,7 +94,7 @@ class Preparation:
             pixels = resize(to_uint8(images), self.size, self.name)
             if self.device.type == "cuda":
                 pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return ((pixels / 255.0 - self.mean) / self.std).contiguous(memory_format=self.layout)
+        return pixels.div_(255.0).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
 
 class BuiltinBackbone:

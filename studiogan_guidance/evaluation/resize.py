@@ -76,7 +76,7 @@ def weights(name: str, size: int, target: int, device: torch.device) -> Tensor:
 
 
 def _legacy(pixels: Tensor, size: int) -> Tensor:
-    return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False).clamp(0, 255)
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False).clamp_(0, 255)
 
 
 @functools.cache
