@@ -70,8 +70,9 @@ def main(dims: str, num: int, repeats: int, threads: int | None) -> None:
                     memory.setdefault(name, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
             middle = {name: statistics.median(found) for name, found in seconds.items()}
             for name in ways:
+                ratio = middle["host"] / middle[name]
                 click.echo(
-                    f"{dim:5d} dims  {name:<6} {middle[name]:7.3f} s  host / this {middle['host'] / middle[name]:5.1f}  "
+                    f"{dim:5d} dims  {name:<6} {middle[name]:7.3f} s  host / this {ratio:5.1f}  "
                     f"peak rose by {memory[name]:5.0f} MB  FID {values[name]:.10f}  relative difference "
                     f"{abs(values[name] / values['host'] - 1):.1e}"
                 )

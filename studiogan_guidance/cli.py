@@ -211,7 +211,7 @@ def sweep(config: str | None, options: tuple[str, ...], as_json: bool, grid: tup
 @click.option("--min-recall", type=float, metavar="R", help="Only candidates of at least this recall. [no bound]")
 @click.option("--budget", type=int, default=16, show_default=True, help="Evaluations in all.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="Fresh seed ranges to compare with plain on.")
-@click.option("--per-layer", type=int, default=0, metavar="N", help="Then a scale for each of N groups of w rows. [0]")
+@click.option("--per-layer", type=int, default=0, metavar="N", help="Then the share of N groups of w rows in it. [0]")
 def tune(
     config: str | None,
     options: tuple[str, ...],

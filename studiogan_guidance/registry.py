@@ -100,6 +100,6 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, KeyError, OverflowError):
-        words = {(int, int): "two whole numbers such as 0-4", (float, ...): "numbers such as 1.4:1.2:1"}
+        words = {(int, int): "two whole numbers such as 0-4", (float, ...): "numbers such as 1:0.5:0"}
         word = words.get(typing.get_args(kind)) or kind.__name__
         raise UserError(f"{name} must be {word}, found {value!r}") from None

@@ -47,6 +47,10 @@ def open_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
     if spec == "builtin":
         return BuiltinBackbone(device, not cfg.uses_host, cfg.channels_last, cfg.compile)
     if kind == "torchscript" and name:
+        if cfg.channels_last or cfg.compile or cfg.resize_on != "cpu":
+            raise UserError(
+                f"--backbone {spec} runs as it was saved: leave out --channels-last, --compile, --resize-on"
+            )
         return TorchScript(Path(name), device)
     if kind == "dinov2" and name:
         return DinoV2(Path(name), device, cfg.resize_on, cfg.channels_last, cfg.compile)
@@ -224,13 +228,13 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
         )
     registers = bool({"register_tokens", "reg_token"} & set(state))
     name = f"vit_{DINOV2[width]}_patch14{'_reg4' if registers else ''}_dinov2"
-    state["pos_embed"] = _positions(state["pos_embed"], DINOV2_SIZE // DINOV2_PATCH, registers)
     state.setdefault("mask_token", torch.zeros(1, width))  # by which timm knows facebook's names; it is dropped
-    with torch.random.fork_rng(devices=[]):
-        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
     try:
+        state["pos_embed"] = _positions(state["pos_embed"], DINOV2_SIZE // DINOV2_PATCH, registers)
+        with torch.random.fork_rng(devices=[]):
+            net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
         net.load_state_dict(checkpoint_filter_fn(state, net))  # type: ignore[arg-type]
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, IndexError) as error:
         raise UserError(f"--backbone {path} does not fit {name} ({_line(error)}): give the file as it came") from error
     return name, net.eval().requires_grad_(False)
 

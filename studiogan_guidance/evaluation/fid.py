@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-INFINITY_POINTS = 10  # sizes at which the distance is taken before extrapolating
+INFINITY_POINTS = 15  # sizes at which the distance is taken before extrapolating
 
 
 def moments(features: Array) -> tuple[Array, Array]:
@@ -61,16 +61,18 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, facto
 
 
 def frechet_distance_of(real: Array, fake: Array) -> float:
-    """The Frechet distance of the Gaussians of two sets of features [N, D] and [M, D], best where N or M is below D.
+    """The Frechet distance of the Gaussians of two sets of features [N, D] and [M, D].
 
-    With A and B the centred features over sqrt(N - 1) and sqrt(M - 1), the trace of the root is the sum of the singular
-    values of A B^T, an [N, M] matrix: no covariance is formed.
+    Where a set has fewer images than D, no covariance is formed: with A and B the centred features over sqrt(N - 1) and
+    sqrt(M - 1), the trace of the root is the sum of the singular values of A B^T, an [N, M] matrix.
 
     Raises:
         ValueError: fewer than 2 images of a kind.
     """
     if min(len(real), len(fake)) < 2:
         raise ValueError(f"a covariance needs at least 2 images, found {len(real)} real and {len(fake)} fake")
+    if min(len(real), len(fake)) > real.shape[1]:
+        return frechet_distance(*moments(real), *moments(fake))
     x, y = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     a, b = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
     diff = x.mean(0) - y.mean(0)
@@ -81,10 +83,11 @@ def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | 
     """FID-infinity: the distance extrapolated to infinitely many fakes (Chong and Forsyth 2020, arXiv:1911.07023).
 
     The bias of the distance is nearly proportional to 1 / N: a line through the distances of subsets against 1 / N is
-    read off at 0. ``INFINITY_POINTS`` subsets grow to all of the fakes in one random order: one pass is enough.
+    read off at 0. ``INFINITY_POINTS`` subsets, from half to all of the fakes, grow in one random order, so that one
+    pass is enough. (The paper starts lower; where a subset is not much larger than D, its distance is off the line.)
 
     Args:
-        features: fakes [N, D], N >= 20.
+        features: fakes [N, D], N >= 3 D and at least ``2 * INFINITY_POINTS``.
         mu, sigma: mean [D] and covariance [D, D] of the real images; their own bias stays.
         factor1: ``factor(sigma)``, if at hand.
         seed: of the random order.
@@ -93,15 +96,17 @@ def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | 
         The intercept; below 0 by noise where the distributions are equal.
 
     Raises:
-        ValueError: fewer than 20 images.
+        ValueError: too few images for D.
     """
-    if len(features) < 2 * INFINITY_POINTS:
-        raise ValueError(f"FID-infinity needs at least {2 * INFINITY_POINTS} images, found {len(features)}")
+    least = max(3 * len(mu), 2 * INFINITY_POINTS)
+    if len(features) < least:
+        raise ValueError(f"FID-infinity of {len(mu)} features needs at least {least} images, found {len(features)}")
     root = factor(sigma) if factor1 is None else factor1
     order = np.random.default_rng(seed).permutation(len(features))
     count, total, scatter = 0, np.zeros(len(mu)), np.zeros((len(mu), len(mu)))
     inverse, distances = [], []
-    for part in np.array_split(order, INFINITY_POINTS):
+    half, rest = np.array_split(order, 2)
+    for part in (half, *np.array_split(rest, INFINITY_POINTS - 1)):
         wide = np.asarray(features[np.sort(part)], np.float64) - mu
         count, total, scatter = count + len(part), total + wide.sum(0), scatter + wide.T @ wide
         mean = total / count

@@ -276,12 +276,12 @@ def _dense(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    with torch.autocast(a.device.type, enabled=False), _true_float32():
+    with torch.autocast(a.device.type, enabled=False), true_float32():
         return a @ b.T
 
 
 @contextmanager
-def _true_float32() -> Iterator[None]:
+def true_float32() -> Iterator[None]:
     """Matrix products in float32 proper, neither TF32 nor bfloat16, whatever is set outside."""
     backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     if all(hasattr(backend, "fp32_precision") for backend in backends):  # torch from 2.9 on

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from studiogan_guidance.common import cache_dir, replacing
+from studiogan_guidance.common import UserError, cache_dir, replacing
 from studiogan_guidance.evaluation import fid, prdc
 from studiogan_guidance.evaluation.features import FeatureStats
 
@@ -45,11 +46,12 @@ class Reference:
         return self._radii[k]
 
     def _derived(self, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        path = cache_path({**self.key, "derived": name})
+        digest = hashlib.sha256(self.stats.mean.tobytes() + self.stats.cov.tobytes()).hexdigest()
+        path = cache_path({**self.key, "derived": name, "of": digest})
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
             return np.asarray(file["value"])
         value = compute()
-        with replacing(path) as beside:
+        with suppress(UserError), replacing(path) as beside:  # a cache that cannot be written is none
             np.savez(beside, value=value)
         return value
 
@@ -58,6 +60,19 @@ def cache_path(key: Mapping[str, Any]) -> Path:
     """Where the statistics of a key live; any change of the key is another file."""
     text = json.dumps({**key, "format": FORMAT}, sort_keys=True)
     return cache_dir() / "reference" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+
+
+@contextmanager
+def locked(key: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other processes from computing the statistics of ``key`` at the same time."""
+    lock = FileLock(cache_path(key).with_suffix(".lock"))
+    with suppress(OSError):  # a cache that may only be read
+        cache_path(key).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find(key: Mapping[str, Any]) -> FeatureStats | None:

@@ -28,6 +28,7 @@ HEADINGS |= {f"class_{key}": f"class {key}" for key in ("fid", "precision", "rec
 
 
 CAPTION = 14  # pixels
+PACKAGE = "studiogan_guidance"
 
 
 def writable(folder: Path) -> Path:
@@ -78,10 +79,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def identity(row: Mapping[str, Any]) -> str:
     """What a row measures, as one word; rows of equal identity have the same metrics, equal up to rounding."""
-    sampler, options, protocol, generator, config = (
-        row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config")
+    sampler, options, protocol, generator, config, environment = (
+        row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config", "environment")
     )
-    facts = plain_data([sampler, options, protocol, generator.get("sha256"), sorted(config.get("metrics") or ())])
+    source = [generator.get("sha256"), generator.get("model_sha256"), environment.get(PACKAGE, __version__)]
+    facts = plain_data([sampler, options, protocol, source, sorted(config.get("metrics") or ())])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -106,7 +108,7 @@ def row(
         "seconds": round(seconds, 3),
         "generator": generator,
         "config": config,
-        "environment": {"studiogan_guidance": __version__, "torch": torch.__version__, "device": device},
+        "environment": {PACKAGE: __version__, "torch": torch.__version__, "device": device},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -122,9 +124,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         grid.add_column(heading, justify="left" if heading in ("sampler", "options") else "right", no_wrap=True)
     for row in rows:
         metrics = [row["metrics"].get(key) for key in names]
-        cells = ["-" if value is None else f"{value:.3f}" for value in metrics]
+        cells = [number(key, value) for key, value in zip(names, metrics)]
         grid.add_row(row["sampler"], short(row["options"]), *cells, f"{row['seconds']:.1f}")
-    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=1000, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(grid)
     protocol = "  ".join(f"{key}={value}" for key, value in rows[0]["protocol"].items())
     return console.export_text().rstrip("\n") + f"\n\nprotocol: {protocol}"
@@ -134,25 +136,32 @@ def tuned(result: Mapping[str, Any]) -> str:
     """What ``tune`` found, as text: the candidates in their order, then the choice against plain sampling."""
     lines = []
     for step in result["searched"]:
-        metrics = [
-            f"{HEADINGS.get(key, key)} {value:.3f}" for key, value in step["metrics"].items() if value is not None
-        ]
+        metrics = [f"{HEADINGS.get(key, key)} {number(key, value)}" for key, value in step["metrics"].items()]
         lines.append(f"{short(step['options'])}: {', '.join(metrics)}")
     seeds = len(result["plain"].get(result["objective"], {}).get("values", ()))
-    lines.append(f"\non {seeds} fresh seed ranges, mean ± standard deviation:")
+    split = result["reference"]
+    lines.append(f"\non {seeds} fresh seed ranges against the {split} split, mean ± standard deviation:")
     for name in ("plain", "found", "chosen"):
         found = result[name]
-        values = [f"{HEADINGS[k]} {v['mean']:.3f} ± {v['std']:.3f}" for k, v in found.items() if k != "options"]
+        values = [
+            f"{HEADINGS[key]} {number(key, value['mean'])} ± {number(key, value['std'])}"
+            for key, value in found.items()
+            if key != "options"
+        ]
         lines.append(f"{name:<7} {short(found['options'])}: {', '.join(values)}")
-    pair = result["difference"]
-    lines.append(f"found - plain: {pair['mean']:+.3f} ± {pair['std']:.3f}, paired by seeds")
+    mean, std = (number(result["objective"], result["difference"][key]) for key in ("mean", "std"))
+    lines.append(f"found - plain: {mean} ± {std}, paired by seeds")
     return "\n".join([*lines, f"{result['evaluations']} evaluations; use it: eval -c {result['config']}"])
 
 
 def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table for a spreadsheet: sampler, options, metrics, cost and seconds, one column each."""
+    """Rows as a table for a spreadsheet: sampler, seconds, options, metrics, cost and protocol, one column each."""
     flat = [
-        {"sampler": row["sampler"], **row["options"], **row["metrics"], **row["cost"], "seconds": row["seconds"]}
+        {key: row[key] for key in ("sampler", "seconds")}
+        | row["options"]
+        | row["metrics"]
+        | row["cost"]
+        | row["protocol"]
         for row in rows
     ]
     with replacing(path) as beside, beside.open("w", newline="") as file:
@@ -201,6 +210,11 @@ def save_charts(
             figure.savefig(beside, dpi=130)
         written.append(folder / f"{name}.png")
     return written
+
+
+def number(metric: str, value: float | None) -> str:
+    """A metric for the screen; KID is of the order of 0.001."""
+    return "-" if value is None else f"{value:.6f}" if metric == "kid" else f"{value:.3f}"
 
 
 def short(options: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from studiogan_guidance.evaluation.prdc import true_float32
+
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -65,7 +67,8 @@ def resize_on_device(images: Tensor, size: int, name: str) -> Tensor:
     if name == "legacy":
         return _legacy(pixels, size)
     rows, columns = (weights(name, side, size, images.device) for side in images.shape[2:])
-    return (rows @ pixels) @ columns.T
+    with true_float32():
+        return (rows @ pixels) @ columns.T
 
 
 @functools.cache

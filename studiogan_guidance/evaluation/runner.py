@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -41,7 +44,7 @@ from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
 from studiogan_guidance.samplers import Sampler, Samples, restat
 
 Array = NDArray[Any]
-REAL_FEATURES = 50_000  # of a larger set of real images, so many are kept for metrics of neighbours (the host: as many)
+T = TypeVar("T")
 
 
 class Real(Protocol):
@@ -115,6 +118,18 @@ def validation_split(cfg: RunConfig) -> str:
     from studiogan_guidance.host.networks import host_yaml
 
     return "train" if _data_name(host_yaml(cfg, locate(cfg.studiogan))).startswith("CIFAR") else "valid"
+
+
+def _model_digest(cfg: RunConfig) -> str:
+    """A hash of the sections of the host's YAML that a generator is built from."""
+    if not cfg.uses_host:
+        return ""
+    from studiogan_guidance.host.locate import locate
+    from studiogan_guidance.host.networks import host_yaml
+
+    sections = host_yaml(cfg, locate(cfg.studiogan))
+    built = {key: sections.get(key) for key in ("DATA", "MODEL", "STYLEGAN")}
+    return hashlib.sha256(json.dumps(built, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _data_name(sections: Mapping[str, Any]) -> str:
@@ -231,6 +246,12 @@ class Evaluation:
         self.plan = label_plan(cfg, self.networks.num_classes, self.bench.real)
         self.num = cfg.num or _default_count(self.bench.real)
         _enough(cfg, self.num, len(self.bench.real), group.size)
+        if "is" in cfg.metrics and not cfg.compile:  # what cannot work fails before the pass over the real images
+            image = torch.zeros(1, 3, self.networks.image_size, self.networks.image_size)
+            with torch.no_grad():
+                if self.bench.backbone(self.bench.backbone.prepare(image))[1] is None:
+                    name = self.bench.backbone.protocol["backbone"]
+                    raise UserError(f"{name} has no class logits: leave 'is' out of --metrics")
 
     def checked(self, sampler: Sampler) -> Sampler:
         """``sampler``, if its options have a meaning on this generator; UserError otherwise."""
@@ -245,11 +266,12 @@ class Evaluation:
     def protocol(self, seed: int) -> dict[str, Any]:
         """Everything that changes the values of a row, but for the generator and the sampler."""
         cfg, real = self.cfg, self.bench.real
-        whole = len(real) <= REAL_FEATURES or not _neighbours(cfg)
+        kept = _default_count(real)
+        whole = kept >= len(real) or not _neighbours(cfg)
         return {
             "num": self.num,
             "num_real": len(real),
-            **({} if whole else {"num_real_features": REAL_FEATURES}),
+            **({} if whole else {"num_real_features": kept}),
             "seed": seed,
             "labels": list(cfg.classes) or cfg.labels,
             "noise_mode": cfg.noise_mode,
@@ -268,7 +290,12 @@ class Evaluation:
             "sampler": name,
             "options": samplers.options(sampler),
             "protocol": self.protocol(seed),
-            "generator": {"backbone": net.backbone, "source": net.source, "sha256": net.digest},
+            "generator": {
+                "backbone": net.backbone,
+                "source": net.source,
+                "sha256": net.digest,
+                "model_sha256": _model_digest(self.cfg),
+            },
             "config": self.cfg.to_dict(),
         }
 
@@ -310,9 +337,7 @@ class Evaluation:
             while True:
                 started = time.perf_counter()
                 batch: Samples | None = next(samples, None)
-                if view.device.type == "cuda":
-                    torch.cuda.synchronize(view.device)
-                sampling += time.perf_counter() - started
+                sampling += time.perf_counter() - started  # (on a GPU much of it waits for the network's kernels)
                 if batch is None:
                     return
                 cost.update(batch.cost)
@@ -332,6 +357,14 @@ class Evaluation:
     def _values(self, real: Reference, fake: FeatureStats) -> tuple[dict[str, float], dict[str, Any]]:
         cfg, stats, device = self.cfg, real.stats, str(self.networks.device)
         values: dict[str, float] = {}
+
+        def neighbours(function: Callable[[str], T]) -> T:
+            try:
+                return function(device)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+            return function("cpu")  # the same values
+
         if "fid" in cfg.metrics:
             values["fid"] = frechet_distance(stats.mean, stats.cov, fake.mean, fake.cov, real.factor)
         if "is" in cfg.metrics and fake.probabilities is not None:
@@ -341,20 +374,24 @@ class Evaluation:
         if stats.features is None or fake.features is None:
             return values, {}
         if "fid_infinity" in cfg.metrics:
-            values["fid_infinity"] = frechet_infinity(fake.features, stats.mean, stats.cov, real.factor)
+            try:
+                values["fid_infinity"] = frechet_infinity(fake.features, stats.mean, stats.cov, real.factor)
+            except ValueError as error:
+                raise UserError(f"{error}: raise --num, or leave fid_infinity out of --metrics") from error
         if "kid" in cfg.metrics:
             values["kid"] = kid(stats.features, fake.features)
         if "prdc" in cfg.metrics:
-            values.update(prdc(stats.features, fake.features, cfg.k, real.radii(cfg.k, device), device))
+            x, y = stats.features, fake.features
+            values.update(neighbours(lambda where: prdc(x, y, cfg.k, real.radii(cfg.k, where), where)))
         if "per_class" not in cfg.metrics:
             return values, {}
-        per_class = within_classes(stats, fake, cfg.k)
+        per_class = neighbours(lambda where: within_classes(stats, fake, cfg.k, where))
         names = {name for found in per_class.values() for name in found} - {"num", "num_real"}
         means = {f"class_{name}": [found[name] for found in per_class.values() if name in found] for name in names}
         return values | {name: float(np.mean(means[name])) for name in sorted(means)}, per_class
 
 
-def within_classes(real: FeatureStats, fake: FeatureStats, k: int) -> dict[str, dict[str, float]]:
+def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str = "cpu") -> dict[str, dict[str, float]]:
     """FID, precision, recall, density and coverage of each class by itself, under its label.
 
     Intra-class FID: Miyato and Koyama 2018, arXiv:1802.05637, section 4. What a class has too few images for, it lacks.
@@ -368,7 +405,7 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int) -> dict[str, 
         if min(len(x), len(y)) > 1:
             values["fid"] = frechet_distance_of(x, y)
         if min(len(x), len(y)) > k:
-            values.update(prdc(x, y, k))
+            values.update(prdc(x, y, k, device=device))
         found[str(label)] = values
     return found
 
@@ -392,7 +429,7 @@ def _default_count(real: Real) -> int:
 
 
 def _enough(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
-    least = max(2, cfg.k + 2 if "prdc" in cfg.metrics else 2, cfg.splits)
+    least = max(2, cfg.k + 2 if "prdc" in cfg.metrics else 2, cfg.splits)  # (fid_infinity asks for more by itself)
     if min(num, num_real) < least:
         raise UserError(
             f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {least} images, found {num} generated and "
@@ -409,8 +446,8 @@ def _enough(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
 
 def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> Reference | None:
     real, only = bench.real, None
-    if _neighbours(cfg) and len(real) > REAL_FEATURES:
-        only = np.random.default_rng(0).choice(len(real), REAL_FEATURES, replace=False).tolist()
+    if _neighbours(cfg) and len(real) > _default_count(real):  # as many as the host takes, always the same ones
+        only = np.random.default_rng(0).choice(len(real), _default_count(real), replace=False).tolist()
     kept = (len(only) if only else len(real)) if _neighbours(cfg) else 0
     key = {**real.fingerprint, **bench.backbone.protocol, **bench.protocol, "features": kept}
 
@@ -426,10 +463,11 @@ def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> Refer
         some = pass_over(True, only) if only else None
         return dataclasses.replace(whole, features=some.features, labels=some.labels) if whole and some else whole
 
-    cached = reference.find(key) if group.rank == 0 else None
-    if group.agree(cached is not None):
-        return Reference(key, cached) if cached else None
-    if group.rank:
-        compute()
-        return None
-    return Reference(key, reference.save(key, lambda: cast(FeatureStats, compute())))
+    with reference.locked(key) if group.rank == 0 else nullcontext():
+        cached = reference.find(key) if group.rank == 0 else None
+        if group.agree(cached is not None):
+            return Reference(key, cached) if cached else None
+        if group.rank:
+            compute()
+            return None
+        return Reference(key, reference.save(key, lambda: cast(FeatureStats, compute())))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> l
     path, group = folder / "results.jsonl", evaluation.group
     report.appendable(path)
     keys = [report.identity(evaluation.facts(*point)) for point in points]
-    locks = folder / ".locks"
+    locks, waited = folder / ".locks", False
     while True:
         found = _found(path) if group.rank == 0 else {}
         todo = [i for i, key in enumerate(keys) if key not in found]
@@ -80,7 +81,10 @@ def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> l
         lock, index = _take(locks, keys, todo, path) if group.rank == 0 else (None, None)
         index = group.agree(index)
         if index is None:
-            time.sleep(0.5)  # others are at work on all that is left
+            if not waited and group.rank == 0:
+                print(f"waiting for other processes, which hold {len(todo)} points in {locks}", file=sys.stderr)
+            waited = True
+            time.sleep(0.5)
             continue
         name, sampler, seed = points[index]
         row = evaluation.measure(name, sampler, seed)

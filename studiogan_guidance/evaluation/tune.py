@@ -30,6 +30,7 @@ from studiogan_guidance.evaluation.sweep import complete
 OBJECTIVES = {"fid": "fid", "fid_infinity": "fid_infinity", "kid": "kid", "class_fid": "per_class"}  # and their metric
 GOLDEN = 0.381966  # 2 - golden ratio
 STEPS = 4  # of the first look along a line
+SHARES = 0.0, 2.0  # range of the profile's
 FINEST = 0.005  # of a range: finer differences are not looked for
 Options = dict[str, Any]
 Score = tuple[float, float]  # how far recall falls short, then the objective: both to be small
@@ -60,16 +61,18 @@ def tune(
         cfg: the run; the split is that of validation unless ``cfg.reference`` names another.
         over: range of each option, searched one line after the other; with several, the first once more at the end.
         objective: fid, fid_infinity, kid or class_fid, to be made small.
-        min_recall: candidates below this recall count only where none reaches it; None for no such bound.
+        min_recall: candidates below this recall count only where none reaches it; None for no such bound. On the fresh
+            seeds it is the mean that must reach it, within its standard error.
         budget: evaluations in all, up to ``2 * repeats`` of them for the comparison with plain sampling.
         repeats: seed ranges of that comparison, 2 or more.
-        groups: after that, search a scale of its own for each of so many equal groups of w rows; 0: one for all.
+        groups: after that, search ``profile``, the share of the guidance that each of so many equal groups of w rows
+            gets, from 0 to 2; 0: none.
 
     Returns:
         ``plain``, ``found`` and ``chosen``, the better of the two (options; values, mean and deviation over the fresh
         seeds of the objective and of recall), ``difference`` (found minus plain, paired by seeds), ``evaluations``,
-        ``searched`` (options and metrics of each candidate), ``config`` (the file written); in processes above rank 0,
-        nothing.
+        ``searched`` (options and metrics of each candidate), ``reference`` (the split), ``config`` (the file written);
+        in processes above rank 0, nothing.
 
     Raises:
         UserError: an unknown objective, an empty range, a budget too small, options without a meaning here.
@@ -79,8 +82,10 @@ def tune(
     for name, (low, high) in over.items():
         if not (math.isfinite(low) and low < high < math.inf):
             raise UserError(f"--over {name}={low:g}:{high:g} is no range: give a lower and a higher number")
-    if groups and "scale" not in over:
-        raise UserError("--per-layer needs the range of the scales: add --over scale=0.8:2")
+    if groups < 0 or (groups and "scale" not in over):
+        raise UserError(f"--per-layer {groups} shares out the scale among groups of w rows: add --over scale=0.8:2")
+    if groups and cfg.options.get("profile"):
+        raise UserError("--per-layer searches a profile, and one is given: drop one of the two")
     lines = _lines(over, groups)
     least = 2 * repeats + 1 + STEPS * len(lines)
     if not over or repeats < 2 or budget < least:
@@ -93,16 +98,21 @@ def tune(
     cfg = dataclasses.replace(cfg, reference=cfg.reference or validation_split(cfg), metrics=metrics)
     folder = report.writable(Path(cfg.out))
     known = samplers.options(samplers.create(cfg.sampler))
-    known = {key: known[key] for key in ("scale", "scales", "psi", "threshold") if key in known}
-    plain = {**cfg.options, **known, **({"scale": 1.0} if "scale" in known else {})}
+    neutral: Options = {key: known[key] for key in ("psi", "threshold") if key in known}
+    start: Options = {**cfg.options, **({"scale": 1.0} if "scale" in known else {})}
+    plain = {**start, **neutral}
+    for name in over:
+        if name in known and not isinstance(known[name], float) and name not in neutral:
+            raise UserError(f"--over {name} is no option to search: only numbers with a fraction are, such as scale")
     with distributed.group() as group:
-        ends = [line.put(plain, x) for line in lines for x in (line.low, line.high)]
-        evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, *ends)])
+        ends = [line.put(start, x) for line in lines for x in (line.low, line.high)]
+        evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, start, *ends)])
         if not evaluation.chosen[0][1].neutral:
             raise UserError(f"'{cfg.sampler}' is not plain sampling at {report.short(plain)}: tune cannot start there")
         search = Search(evaluation, folder, objective, min_recall)
-        best = plain
-        search.score(plain)
+        best = min((plain, start), key=search.score)
+        if search.score(plain)[1] == math.inf:
+            raise UserError(f"{objective} cannot be measured here: raise --num")
         for i, line in enumerate(lines):
             best = search.along(line, best, (budget - 2 * repeats - search.evaluations) // (len(lines) - i))
         return _finish(search, cfg, best, plain, [cfg.seed + (r + 1) * evaluation.num for r in range(repeats)], folder)
@@ -124,9 +134,9 @@ class Search:
         """The row of ``options`` from ``seed`` on, in every process."""
         evaluation = self.evaluation
         name, group = evaluation.cfg.sampler, evaluation.group
-        key = json.dumps([seed, options], sort_keys=True)
+        sampler = evaluation.checked(samplers.create(name, options))
+        key = json.dumps([seed, samplers.options(sampler)], sort_keys=True)
         if key not in self.seen:
-            sampler = evaluation.checked(samplers.create(name, options))
             rows = complete(evaluation, [(name, sampler, seed)], self.folder)
             self.seen[key] = group.agree(rows[0] if rows else {})
         return self.seen[key]
@@ -134,32 +144,33 @@ class Search:
     def score(self, options: Options, seed: int | None = None) -> Score:
         """What is to be made small, at the seeds of the search or from ``seed`` on."""
         metrics = self.row(options, self.evaluation.cfg.seed if seed is None else seed)["metrics"]
-        short = 0.0 if self.min_recall is None else max(0.0, self.min_recall - metrics["recall"])
-        value = metrics[self.objective]
-        return short, math.inf if value is None or math.isnan(value) else value
+        value = metrics.get(self.objective)
+        value = math.inf if value is None or math.isnan(value) else value
+        return 0.0 if self.min_recall is None else max(0.0, self.min_recall - metrics["recall"]), value
 
     def along(self, line: Line, best: Options, share: int) -> Options:
         """The best options found along a line through ``best``, which is among them, with ``share`` evaluations."""
         spent_at_the_end = self.evaluations + share
         scores: dict[float, tuple[Score, Options]] = {}
-        start = line.get(best)
+        start, width = line.get(best), line.high - line.low
+        digits = 3 - math.floor(math.log10(width))
 
         def look(x: float) -> None:
             options = best if x == start else line.put(best, x)
             scores[x] = self.score(options), options
 
-        if start is not None:
+        if start is not None and line.low <= start <= line.high:
             look(start)
-        steps = [round(line.low + (line.high - line.low) * i / (STEPS - 1), 4) for i in range(STEPS)]
-        for x in steps:
+        inner = [round(line.low + width * i / (STEPS - 1), digits) for i in range(1, STEPS - 1)]
+        for x in (line.low, *inner, line.high):
             if x not in scores and self.evaluations < spent_at_the_end:
                 look(x)
         while self.evaluations < spent_at_the_end:
             xs = sorted(scores)
             middle = min(range(len(xs)), key=lambda i: scores[xs[i]][0])
             gaps = [xs[j] - xs[middle] for j in (middle - 1, middle + 1) if 0 <= j < len(xs)]
-            x = round(xs[middle] + GOLDEN * max(gaps, key=abs), 4)
-            if x in scores or abs(x - xs[middle]) < FINEST * (line.high - line.low):
+            x = round(xs[middle] + GOLDEN * max(gaps, key=abs), digits)
+            if x in scores or abs(x - xs[middle]) < FINEST * width:
                 break
             look(x)
         return min([(self.score(best), best), *scores.values()], key=lambda pair: pair[0])[1]
@@ -174,9 +185,13 @@ class Search:
         return found
 
     def mean(self, options: Options, seeds: list[int]) -> Score:
-        """Mean score over ``seeds``."""
-        short, value = zip(*(self.score(options, seed) for seed in seeds))
-        return statistics.mean(short), statistics.mean(value)
+        """Score of the means over ``seeds``; recall falls short if it does by more than its standard error."""
+        value, short = statistics.mean(self.score(options, seed)[1] for seed in seeds), 0.0
+        if self.min_recall is not None:
+            recalls = [self.row(options, seed)["metrics"]["recall"] for seed in seeds]
+            error = statistics.stdev(recalls) / math.sqrt(len(recalls))
+            short = max(0.0, self.min_recall - statistics.mean(recalls) - error)
+        return short, value
 
 
 def _lines(over: Mapping[str, tuple[float, float]], groups: int) -> list[Line]:
@@ -188,15 +203,14 @@ def _lines(over: Mapping[str, tuple[float, float]], groups: int) -> list[Line]:
         return 1.0 if value is None and name == "psi" else value
 
     def put_group(part: int, options: Options, x: float) -> Options:
-        scales = list(options.get("scales") or [options["scale"]] * groups)
-        return {**options, "scales": [*scales[:part], x, *scales[part + 1 :]]}
+        shares = list(options.get("profile") or [1.0] * groups)
+        return {**options, "profile": [*shares[:part], x, *shares[part + 1 :]]}
 
     def get_group(part: int, options: Options) -> float | None:
-        scales = options.get("scales")
-        return float(scales[part] if scales else options["scale"])
+        return float((options.get("profile") or [1.0] * groups)[part])
 
     singles = [Line(*over[name], partial(put, name), partial(get, name)) for name in over]
-    parts = [Line(*over["scale"], partial(put_group, i), partial(get_group, i)) for i in range(groups)]
+    parts = [Line(*SHARES, partial(put_group, i), partial(get_group, i)) for i in range(groups)]
     return [*singles, *(singles[:1] if len(singles) > 1 else []), *parts]
 
 
@@ -211,6 +225,7 @@ def _finish(
     result = {
         "objective": search.objective,
         "min_recall": search.min_recall,
+        "reference": cfg.reference,
         "found": search.summary(found, seeds),
         "chosen": search.summary(best, seeds),
         "plain": search.summary(plain, seeds),
@@ -236,5 +251,8 @@ def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
     for key in ("host_config", "ckpt", "data", "studiogan"):
         if key in kept and Path(kept[key]).exists():
             kept[key] = str(Path(kept[key]).resolve())
+    kind, _, path = str(kept.get("backbone", "")).partition(":")
+    if path and Path(path).exists():
+        kept["backbone"] = f"{kind}:{Path(path).resolve()}"
     chosen = {key: value for key, value in best.items() if value is not None}
     return {"sampler": {"name": cfg.sampler, **report.plain_data(chosen)}, **kept, **given["host"]}

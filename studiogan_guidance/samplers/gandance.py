@@ -39,16 +39,17 @@ class GANdance(Sampler):
         joint: name of the estimator: class_mean, class_subset, global_mean, class_shift or mean_embedding.
         subset: number of classes that ``class_subset`` averages, from 1 up (capped at the number of classes).
         layers: rows [low, high) of w to guide, for views with layers; None guides all of them.
-        scales: several scales in place of ``scale``, for equal groups of w rows, coarse to fine (1.4:1.2:1 for coarse,
-            middle and fine rows); None for one scale everywhere.
+        profile: strength of guidance in equal groups of w rows, coarse to fine, as shares p of ``scale``: each is
+            guided by 1 + (scale - 1) p, so 1:0.5:0 guides coarse rows fully, middle ones half and fine ones not at
+            all; None is 1 everywhere.
         keep_norm: rescale each guided code to the Euclidean norm of the plain one; off by default.
-        psi: finite number: after guiding, w is pulled towards the guided mean of its class, m + psi * (w - m), which
-            keeps the condition (plain truncation towards the mean of all undoes guidance); None or 1 is off.
+        psi: finite number: after guiding, w is pulled towards the mean of its class, guided likewise, m + psi *
+            (w - m), which keeps the condition (truncation towards the mean of all undoes guidance); None or 1 is off.
         threshold: positive number: z from a normal truncated to [-t, t] (see ``truncation``); None is off.
 
     Raises:
-        UserError: a value that is not finite, an unknown joint, layers outside the view's rows, layers, scales or psi
-            on a view without rows, a threshold on a uniform prior.
+        UserError: a value that is not finite, an unknown joint, layers outside the view's rows, layers, profile or
+            psi on a view without rows, a threshold on a uniform prior.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
@@ -63,14 +64,15 @@ class GANdance(Sampler):
     joint: str = "class_mean"
     subset: int = 8
     layers: tuple[int, int] | None = None
-    scales: tuple[float, ...] | None = None
+    profile: tuple[float, ...] | None = None
     keep_norm: bool = False
     psi: float | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for scale in (self.scale, *(self.scales or ())):
-            finite("gandance.scale", scale)
+        finite("gandance.scale", self.scale)
+        for share in self.profile or ():
+            finite("gandance.profile", share)
         self._truncation  # noqa: B018  checks its values
         JOINTS[self.joint]
         if self.subset < 1:
@@ -78,7 +80,7 @@ class GANdance(Sampler):
 
     @property
     def neutral(self) -> bool:
-        return all(scale == 1 for scale in self.scales or (self.scale,)) and self._truncation.neutral
+        return self.scale == 1 and self._truncation.neutral
 
     @property
     def _truncation(self) -> Truncation:
@@ -87,14 +89,15 @@ class GANdance(Sampler):
     def check(self, view: LatentView) -> None:
         self._truncation.check(view)
         low, high = self.layers or (0, 1)
-        for name in ("layers", "scales"):
+        for name in ("layers", "profile"):
             if getattr(self, name) is not None and view.rows is None:
                 backbone = view.networks.backbone
                 raise UserError(f"gandance.{name} needs a generator with w rows, but {backbone} has none: leave it out")
         if self.layers and not 0 <= low < high <= (view.rows or 0):
             raise UserError(f"gandance.layers is {low}-{high}, but this generator has rows 0-{view.rows}")
-        if self.scales is not None and not 1 <= len(self.scales) <= (view.rows or 0):
-            raise UserError(f"gandance.scales has {len(self.scales)} scales, but this generator has {view.rows} w rows")
+        if self.profile is not None and not 1 <= len(self.profile) <= (view.rows or 0):
+            found = len(self.profile)
+            raise UserError(f"gandance.profile has {found} groups, but this generator has {view.rows} w rows")
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         z = self._truncation.truncated_z(view, inputs.z)
@@ -103,28 +106,32 @@ class GANdance(Sampler):
 
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The guided codes, of the shape of ``code`` (for samplers that build on guidance)."""
-        if self.neutral:
+        if self.scale == 1 and self._truncation.psi == 1:
             return code
-        guided = code
-        if any(scale != 1 for scale in self.scales or (self.scale,)):
-            joint = JOINTS[self.joint].target(view, inputs, code, self.subset)
-            guided = guide(code, joint, self._per_row(view, code) if self.scales else self.scale)
+        guided = (
+            code
+            if self.scale == 1
+            else self._away(view, code, JOINTS[self.joint].target(view, inputs, code, self.subset))
+        )
+        if self._truncation.psi == 1:
+            return guided
+        means, labels = view.class_means(), inputs.labels
+        own = means[labels] if labels.dim() == 1 else torch.tensordot(labels, means, 1)
+        mean = view.global_mean() if self.joint == "global_mean" else means.mean(0)
+        return self._truncation.truncated_code(guided, self._away(view, own, mean))
+
+    def _away(self, view: LatentView, code: Tensor, joint: Tensor) -> Tensor:
+        """``code`` guided away from ``joint``, in the rows and with the strengths that the options say."""
+        guided = guide(code, joint, self.scale)
+        if self.profile is not None:
+            rows = view.rows or 1
+            picks = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
+            share = torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]
+            guided = guide(code, joint, 1 + (self.scale - 1) * share)
         if self.keep_norm:
             norm = torch.linalg.vector_norm
             guided = guided * (norm(code, dim=-1, keepdim=True) / norm(guided, dim=-1, keepdim=True).clamp_min(1e-12))
         if self.layers:
             low, high = self.layers
             guided = torch.cat([code[:, :low], guided[:, low:high], code[:, high:]], 1)
-        if self.psi is not None and self.psi != 1:
-            means, mean = view.class_means(), view.global_mean()
-            own = means[inputs.labels] if inputs.labels.dim() == 1 else torch.tensordot(inputs.labels, means, 1)
-            scale = self._per_row(view, code) if self.scales else self.scale
-            guided = self._truncation.truncated_code(guided, guide(own, mean, scale))
         return guided
-
-    def _per_row(self, view: LatentView, code: Tensor) -> Tensor:
-        """The scale of each w row, [rows, 1]."""
-        assert self.scales is not None
-        rows = view.rows or 1
-        picks = [self.scales[row * len(self.scales) // rows] for row in range(rows)]
-        return torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]

@@ -117,7 +117,7 @@ def script(module: nn.Module, path: Path) -> str:
 def test_torchscript(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     spec = script(Means(), tmp_path / "net.pt")
     recwarn.clear()
-    backbone = opened(spec, resize_on="device", channels_last=True, compile=True)  # of which it takes none
+    backbone = opened(spec)
     assert len(recwarn) == 0
     means = to_uint8(images()).float().mean((2, 3))
     features, logits = backbone(backbone.prepare(images()))
@@ -129,6 +129,9 @@ def test_torchscript(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
         "backbone_sha256": digest(tmp_path / "net.pt"),
         "resizer": "own",
     }
+    for option in ({"resize_on": "device"}, {"channels_last": True}, {"compile": True}):
+        with pytest.raises(UserError, match="runs as it was saved: leave out"):
+            opened(spec, **option)
     both = opened(script(Scores(), tmp_path / "both.pt"))
     features, logits = both(both.prepare(images()))
     assert torch.equal(features, means)

@@ -75,6 +75,21 @@ def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.Monkey
         assert second["environment"]["device"] == "cpu, 2 processes"
 
 
+def test_two_processes_tune_as_one(tmp_path: Path) -> None:
+    common = ["tune", "--num-images", 128, "--metrics", "fid", "--budget", 10, "--repeats", 2]
+    one = ok(*common, "--out", tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "studiogan_guidance",
+               *common, "--out", tmp_path / "two", "--json"]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads(done.stdout)
+    assert two["found"]["options"] == one["found"]["options"]
+    for first, second in zip(one["searched"], two["searched"], strict=True):
+        assert second["options"] == first["options"]
+        assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
+    assert len((tmp_path / "two" / "results.jsonl").read_text().splitlines()) == two["evaluations"]
+
+
 def test_too_many_processes_and_sample_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from studiogan_guidance.common import UserError
     from studiogan_guidance.config import RunConfig

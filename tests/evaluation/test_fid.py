@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from studiogan_guidance.evaluation import fid as module
 from studiogan_guidance.evaluation.fid import (
     factor,
     frechet_distance,
@@ -63,21 +64,30 @@ def test_from_features_without_a_covariance(n: int, m: int) -> None:
     assert frechet_distance_of(x, y) == pytest.approx(frechet_distance(*moments(x), *moments(y)), rel=1e-6)
 
 
-def test_infinity_has_less_bias() -> None:
+@pytest.mark.parametrize("n", [192, 400, 1000])  # 3, 6 and 16 images a dimension
+def test_infinity_has_less_bias(n: int) -> None:
     rng = np.random.default_rng(6)
-    mu, sigma = np.zeros(8), np.eye(8)
-    sets = [rng.normal(size=(400, 8)) for _ in range(40)]  # of the very distribution: the true distance is 0
-    at_n = [frechet_distance(mu, sigma, *moments(x)) for x in sets]
-    infinity = [frechet_infinity(x, mu, sigma) for x in sets]
-    assert np.mean(at_n) > 0.03
+    mu, spread = np.zeros(64), 1 / np.sqrt(1 + np.arange(64))
+    sets = [rng.normal(size=(n, 64)) * spread for _ in range(12)]  # of the very distribution: the true distance is 0
+    at_n = [frechet_distance(mu, np.diag(spread**2), *moments(x)) for x in sets]
+    infinity = [frechet_infinity(x, mu, np.diag(spread**2)) for x in sets]
     assert abs(np.mean(infinity)) < 0.15 * np.mean(at_n)
 
 
-def test_infinity_reads_off_the_line() -> None:
-    rng = np.random.default_rng(7)
-    x = rng.normal(size=(1000, 3)) * 2 + 1
-    assert frechet_infinity(x, np.zeros(3), np.eye(3)) == pytest.approx(3 + 3, rel=0.1)  # |1|^2 * 3 + (2 - 1)^2 * 3
-    shuffled = frechet_infinity(x, np.zeros(3), np.eye(3), seed=1)
-    assert shuffled != frechet_infinity(x, np.zeros(3), np.eye(3))
-    with pytest.raises(ValueError, match="at least 20"):
-        frechet_infinity(x[:19], np.zeros(3), np.eye(3))
+def test_infinity_reads_off_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(7).normal(size=(300, 3))
+    sizes: list[int] = []
+
+    def on_a_line(mu1: object, sigma1: object, mu2: object, cov: np.ndarray, root: object) -> float:
+        sizes.append(int(next(counts)))
+        return 5 + 100 / sizes[-1]
+
+    counts = iter([150, *np.cumsum([len(p) for p in np.array_split(np.arange(150), 14)]) + 150])
+    monkeypatch.setattr(module, "frechet_distance", on_a_line)
+    assert frechet_infinity(x, np.zeros(3), np.eye(3)) == pytest.approx(5)
+    assert (sizes[0], sizes[-1], len(sizes)) == (150, 300, 15)
+
+
+def test_infinity_needs_enough_images_for_the_dimension() -> None:
+    with pytest.raises(ValueError, match="FID-infinity of 64 features needs at least 192 images, found 191"):
+        frechet_infinity(np.zeros((191, 64)), np.zeros(64), np.eye(64))

@@ -212,7 +212,7 @@ def test_settings_of_the_user_change_nothing_and_are_left_alone() -> None:
             assert torch.get_float32_matmul_precision() == precision
             assert torch.backends.cuda.matmul.allow_tf32 == tf32
             if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-                with module._true_float32():
+                with module.true_float32():
                     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
                     assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
     finally:

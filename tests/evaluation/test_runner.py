@@ -28,6 +28,12 @@ def sets() -> tuple[FeatureStats, FeatureStats]:
     return accumulate(BuiltinImages("test").batches(50), backbone), fake
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of real images from batches of 50, not from another test's."""
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))
+
+
 def metrics(folder: Path, *more: object) -> Any:
     (row,) = ok("eval", "--sampler", "plain", "--num", 200, "--batch-size", 50, "--out", folder, *more)["rows"]
     return row
@@ -61,7 +67,7 @@ def test_features_of_a_large_data_set_are_those_of_a_fixed_part(
 ) -> None:
     real, fake = sets
     whole = metrics(tmp_path, "--metrics", "fid,prdc")
-    monkeypatch.setattr(runner, "REAL_FEATURES", 400)
+    monkeypatch.setattr(runner, "_default_count", lambda real: 400)  # as 50,000 of ImageNet
     part = metrics(tmp_path, "--metrics", "fid,prdc")
     assert part["metrics"]["fid"] == whole["metrics"]["fid"]  # moments are those of all
     assert part["protocol"] == {**whole["protocol"], "num_real_features": 400}
@@ -69,6 +75,25 @@ def test_features_of_a_large_data_set_are_those_of_a_fixed_part(
     assert real.features is not None
     assert part["metrics"]["recall"] == prdc(real.features[chosen], fake.features)["recall"]  # type: ignore[arg-type]
     assert metrics(tmp_path, "--metrics", "fid")["protocol"] == whole["protocol"]
+
+
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = metrics(tmp_path, "--metrics", "fid,prdc")
+    view = type(view_for(builtin.networks()))
+    decode, sizes = view.decode, []
+
+    def short_of_memory(self: Any, code: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(code))
+        if len(code) > 20:
+            raise torch.OutOfMemoryError("no room for so many")
+        return decode(self, code, *rest)
+
+    monkeypatch.setattr(view, "decode", short_of_memory)
+    halved = metrics(tmp_path, "--metrics", "fid,prdc")
+    assert halved["metrics"] == pytest.approx(whole["metrics"], rel=1e-5)
+    assert halved["cost"]["synthesis"] == 1
+    assert sizes[:4] == [50, 25, 13, 13]
+    assert max(sizes[3:]) == 13  # it is remembered
 
 
 def test_is_of_a_network_without_classes_is_refused(tmp_path: Path) -> None:
@@ -79,7 +104,10 @@ def test_is_of_a_network_without_classes_is_refused(tmp_path: Path) -> None:
     common = ["--backbone", f"torchscript:{path}", "--num", 50, "--out", tmp_path]
     result = run("eval", *common)
     assert result.exit_code == 2
-    assert "leave 'is' out of --metrics" in result.stderr
+    assert "torchscript:mean.pt has no class logits: leave 'is' out of --metrics" in result.stderr
+    result = run("eval", "--num", 50, "--metrics", "fid_infinity", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "FID-infinity of 64 features needs at least 192 images, found 50: raise --num" in result.stderr
     row = metrics(tmp_path, "--backbone", f"torchscript:{path}", "--metrics", "fid,prdc")
     assert row["protocol"]["backbone"] == "torchscript:mean.pt"
     assert "accuracy" not in row["metrics"]

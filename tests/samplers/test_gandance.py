@@ -68,20 +68,19 @@ def test_layers_guide_only_their_rows(toy_view: LatentView) -> None:
         samplers.create("gandance", {"layers": [1, 9]}).check(toy_view)
 
 
-def test_each_group_of_rows_has_its_scale(toy_view: LatentView) -> None:
+def test_each_group_of_rows_has_its_share_of_the_scale(toy_view: LatentView) -> None:
     inputs = toy_view.draw(range(4), 0, LabelPlan())
     code = toy_view.encode(inputs.z, inputs.labels)
-    several = samplers.create("gandance", {"scales": "3:1:0.5"}).guided(toy_view, inputs, code)
+    several = samplers.create("gandance", {"scale": 3, "profile": "1:0:-0.25"}).guided(toy_view, inputs, code)
     for row, scale in enumerate((3, 1, 0.5)):
         one = samplers.create("gandance", {"scale": scale}).guided(toy_view, inputs, code)
         torch.testing.assert_close(several[:, row], one[:, row], atol=1e-6, rtol=0)
-    two = samplers.create("gandance", {"scales": "3:1"}).guided(toy_view, inputs, code)  # 2 rows, then 1
+    two = samplers.create("gandance", {"scale": 3, "profile": "1:0"}).guided(toy_view, inputs, code)  # 2 rows, then 1
     torch.testing.assert_close(two[:, 1], several[:, 0])
-    assert samplers.create("gandance", {"scale": 2, "scales": "1:1"}).neutral
-    with pytest.raises(UserError, match="has 4 scales, but this generator has 3"):
-        samplers.create("gandance", {"scales": "1:2:3:4"}).check(toy_view)
-    with pytest.raises(UserError, match="numbers such as 1.4:1.2:1"):
-        samplers.create("gandance", {"scales": "1:x"})
+    with pytest.raises(UserError, match="has 4 groups, but this generator has 3"):
+        samplers.create("gandance", {"profile": "1:2:3:4"}).check(toy_view)
+    with pytest.raises(UserError, match="numbers such as 1:0.5:0"):
+        samplers.create("gandance", {"profile": "1:x"})
 
 
 def test_psi_narrows_each_class_and_keeps_the_distance_between_classes(toy: ToyGAN, toy_view: LatentView) -> None:
@@ -89,8 +88,24 @@ def test_psi_narrows_each_class_and_keeps_the_distance_between_classes(toy: ToyG
     noise, offset, interaction = toy.parts(z, labels)
     expected = toy.mean + 2 * offset + 0.25 * (noise + 2 * interaction)
     torch.testing.assert_close(images, expected, atol=0.1, rtol=0)  # class means come from 10,000 draws
+    toy.w_avg += 1  # not the mean over classes: it has no part in this
+    again, _, _ = guided(toy_view, scale=2, psi=0.25, joint="class_mean")
+    torch.testing.assert_close(again, images)
+    toy.w_avg -= 1
     only, z, labels = guided(toy_view, scale=1, psi=0.25)
     torch.testing.assert_close(only, guided_by_truncation(toy_view, psi=0.25, center="class"), atol=1e-5, rtol=0)
+
+
+def test_psi_and_layers(toy_view: LatentView) -> None:
+    inputs = toy_view.draw(range(4), 0, LabelPlan())
+    code = toy_view.encode(inputs.z, inputs.labels)
+
+    def codes(**options: object) -> torch.Tensor:
+        return samplers.create("gandance", options).guided(toy_view, inputs, code)
+
+    some = codes(scale=2, psi=0.7, layers=[0, 1])
+    torch.testing.assert_close(some[:, 0], codes(scale=2, psi=0.7)[:, 0])
+    torch.testing.assert_close(some[:, 1:], codes(scale=1, psi=0.7)[:, 1:])  # there it is as without guidance
 
 
 def guided_by_truncation(view: LatentView, **options: object) -> torch.Tensor:
