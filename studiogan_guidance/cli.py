@@ -87,7 +87,9 @@ SHARED = (
 
 
 MEASURED = (
-    click.option("--metrics", callback=_words, metavar="WORDS", help="What to measure (see below). [fid,is,prdc]"),
+    click.option(
+        "--metrics", callback=_words, metavar="WORDS", help="Of fid,is,prdc,kid,fid_infinity,per_class. [fid,is,prdc]"
+    ),
     click.option("--reference", metavar="SPLIT", help="Real split: train, valid or test. [train; built-in: test]"),
     click.option("--backbone", metavar="SPEC", help="host:NAME, torchscript:PATH, dinov2:PATH or builtin. [Inception]"),
     click.option("--resizer", metavar="NAME", help="The host's resizer: legacy, clean or friendly. [legacy]"),
@@ -152,8 +154,7 @@ def sample(
 def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Measure a sampler, and plain sampling beside it; adds a line for each to DIR/results.jsonl.
 
-    Metrics: fid, is, prdc (precision, recall, density, coverage), kid, fid_infinity, per_class (FID, precision, ...
-    within each class).
+    Metric prdc is precision, recall, density and coverage; per_class adds FID and prdc within each class.
 
     \b
     studiogan-guidance eval

@@ -214,7 +214,7 @@ def save_charts(
 
 def number(metric: str, value: float | None) -> str:
     """A metric for the screen; KID is of the order of 0.001."""
-    return "-" if value is None else f"{value:.6f}" if metric == "kid" else f"{value:.3f}"
+    return "-" if value is None else f"{value:.6g}" if metric == "kid" else f"{value:.3f}"
 
 
 def short(options: Mapping[str, Any]) -> str:

@@ -59,6 +59,16 @@ def test_points_equal_eval_and_come_with_table_and_pictures(tmp_path: Path) -> N
         assert np.abs(strip[:, -32:].astype(int) - last.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize(("grid", "name"), [("scale=0.8,1.5", "plain"), ("scale=1.5,1", "gandance")])
+def test_charts_show_plain_sampling(grid: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(report, "save_charts", lambda folder, rows, axis, plain: shown.append((axis, plain)))
+    ok("sweep", *SMALL, "--metrics", "fid", "--grid", grid, "--out", tmp_path)
+    ((axis, plain),) = shown
+    assert axis == "scale"
+    assert (plain["sampler"], plain["options"].get("scale", 1)) == (name, 1)
+
+
 def test_a_second_sweep_measures_only_what_is_new(tmp_path: Path) -> None:
     ok("sweep", *SMALL, "--metrics", "fid", "--grid", "scale=1,1.5", "--out", tmp_path)
     before = lines(tmp_path)
