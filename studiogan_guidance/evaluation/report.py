@@ -170,13 +170,11 @@ def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(flat)
 
 
-def save_charts(
-    folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plain: Mapping[str, Any] | None
-) -> list[Path]:
+def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plain: Mapping[str, Any] | None) -> None:
     """FID against the option ``axis`` and precision against recall, a line for each setting of the other options.
 
-    ``plain`` is the row of plain sampling, if there is one. Returns the files written: fid.png and
-    precision_recall.png, as far as their metrics were measured.
+    ``plain`` is the row of plain sampling, if there is one. Writes fid.png and precision_recall.png, as far as every
+    row has their metrics.
     """
     from matplotlib.figure import Figure
 
@@ -187,9 +185,8 @@ def save_charts(
             lines.setdefault(short(others), []).append(row)
     common = set.intersection(*(set(name.split()) for name in lines)) if len(lines) > 1 else set()
     charts = {"fid": ("", "fid"), "precision_recall": ("recall", "precision")}
-    written = []
     for name, (x, y) in charts.items():
-        if any(rows[0]["metrics"].get(key) is None for key in filter(None, (x, y))):
+        if any(row["metrics"].get(key) is None for row in rows for key in filter(None, (x, y))):
             continue
         figure = Figure((5, 3.6), layout="constrained")
         axes = figure.add_subplot(xlabel=x or axis, ylabel=HEADINGS[y])
@@ -208,8 +205,6 @@ def save_charts(
         axes.legend(fontsize=8)
         with replacing(folder / f"{name}.png") as beside:
             figure.savefig(beside, dpi=130)
-        written.append(folder / f"{name}.png")
-    return written
 
 
 def number(metric: str, value: float | None) -> str:

@@ -57,7 +57,7 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
         if rows:
             report.save_csv(folder / "table.csv", rows)
             axis = next((key for key in grid if len(grid[key]) > 1 and _numbers(made, key)), None)
-            plain = [row for row, (name, made) in zip(rows, evaluation.chosen) if name == "plain" or made.neutral]
+            plain = [row for row, (name, its) in zip(rows, evaluation.chosen) if name == "plain" or its.neutral]
             if axis:
                 report.save_charts(folder, rows, axis, plain[0] if plain else None)
             report.save_png(folder / "strip.png", strip(evaluation, list(grid)))
