@@ -17,7 +17,7 @@ _HOMES = {
     "view_for": "studiogan_guidance.latents",
     "UserError": "studiogan_guidance.common",
 }
-_MODULES = ("builtin", "config", "evaluation", "host", "latents", "samplers")
+_MODULES = ("builtin", "config", "evaluation", "host", "latents", "samplers", "training")
 __all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 
 

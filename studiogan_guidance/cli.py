@@ -54,7 +54,7 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(word.strip() for word in value.split(",")) if value else ()
 
 
-SHARED = (
+BASIC = (
     click.option(
         "-c", "--config", metavar="FILE", help="Our YAML, or a YAML of the host as it is. None: the built-in GAN."
     ),
@@ -74,6 +74,10 @@ SHARED = (
         help="Number of images. [eval: as many as real ones; sample: 64]",
     ),
     click.option("--batch-size", type=int, metavar="B", help="Images per forward pass. [64]"),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
+)
+SHARED = (
+    *BASIC,
     click.option("--classes", callback=_numbers(int, "whole numbers"), metavar="3,5", help="Labels, in turn. [drawn]"),
     click.option("--labels", metavar="HOW", help="Draw labels uniform or as in the data. [uniform]"),
     click.option("--noise-mode", metavar="MODE", help="StyleGAN2's layer noise: random or const. [random]"),
@@ -82,14 +86,8 @@ SHARED = (
     click.option(
         "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the sampler; repeatable."
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
 )
-
-
-MEASURED = (
-    click.option(
-        "--metrics", callback=_words, metavar="WORDS", help="Of fid,is,prdc,kid,fid_infinity,per_class. [fid,is,prdc]"
-    ),
+BENCH = (
     click.option("--reference", metavar="SPLIT", help="Real split: train, valid or test. [train; built-in: test]"),
     click.option("--backbone", metavar="SPEC", help="host:NAME, torchscript:PATH, dinov2:PATH or builtin. [Inception]"),
     click.option("--resizer", metavar="NAME", help="The host's resizer: legacy, clean or friendly. [legacy]"),
@@ -97,6 +95,12 @@ MEASURED = (
     click.option("--pre-resizer", metavar="NAME", help="How real images get the configured size. [wo_resize]"),
     click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the backbone. [off]"),
     click.option("--compile/--no-compile", default=None, help="Run the backbone through torch.compile. [off]"),
+)
+MEASURED = (
+    click.option(
+        "--metrics", callback=_words, metavar="WORDS", help="Of fid,is,prdc,kid,fid_infinity,per_class. [fid,is,prdc]"
+    ),
+    *BENCH,
 )
 COMPARED = (click.option("--compare-plain/--no-compare-plain", default=None, help="Also measure plain sampling. [on]"),)
 
@@ -251,6 +255,37 @@ def tune(
         click.echo(report.tuned(result))
 
 
+@main.command()
+@shared(BASIC, BENCH)
+@click.option("--stage", default="joint", show_default=True, help="What to train; see 'list'.")
+@click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the stage; repeatable.")
+@click.option("--log", "logs", callback=_words, metavar="WORDS", help="Of tensorboard,wandb. [DIR/joint.jsonl only]")
+def train(
+    config: str | None, options: tuple[str, ...], as_json: bool, stage: str, logs: tuple[str, ...], **given: Any
+) -> None:
+    """Train one stage further on a frozen generator; for joint, DIR/joint.safetensors is what 'eval' takes.
+
+    A run that was stopped goes on exactly where it was when the command is given again.
+
+    
+    studiogan-guidance train --out runs/joint
+    studiogan-guidance train -c my.yaml --ckpt DIR --data DIR --out runs/joint -o adversarial=1 -o latent=0
+    studiogan-guidance eval -o joint=learned -o joint_ckpt=runs/joint/joint.safetensors
+    torchrun --nproc-per-node 8 -m -- studiogan_guidance train -c my.yaml --ckpt DIR --data DIR
+    """
+    for word in logs:
+        if word not in ("tensorboard", "wandb"):
+            raise UserError(f"--log takes tensorboard and wandb, found '{word}'")
+    cfg = _load(config, (), **given)
+    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.training import train as run
+
+    result = run(cfg, stage, _options(options), logs)
+    if result:
+        lines = "\n".join(f"{key}: {value}" for key, value in result.items())
+        click.echo(json.dumps(report.plain_data(result)) if as_json else lines)
+
+
 @main.command(context_settings={"ignore_unknown_options": True})  # they are the host's, also without the --
 @click.option("--studiogan", metavar="DIR", help="Checkout of PyTorch-StudioGAN. [looked for, see doctor]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu hides the GPUs.")
@@ -291,15 +326,16 @@ def list_(as_json: bool) -> None:
     from studiogan_guidance.latents import VIEWS
     from studiogan_guidance.latents.joint import JOINTS
     from studiogan_guidance.samplers import SAMPLERS
-    from studiogan_guidance.training.base import STAGES
+    from studiogan_guidance.training import STAGES
 
     kinds: dict[str, Any] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": STAGES}
     listed = {
         kind: [{"name": e.name, "description": e.description, "paper": e.paper} for e in entries]
         for kind, entries in kinds.items()
     }
-    for row, entry in zip(listed["samplers"], SAMPLERS):
-        row["options"] = {f.name: f.default for f in entry.target.__dataclass_fields__.values()}
+    for kind in ("samplers", "stages"):
+        for row, entry in zip(listed[kind], kinds[kind]):
+            row["options"] = {f.name: f.default for f in entry.target.__dataclass_fields__.values()}
     if as_json:
         click.echo(json.dumps({**listed, "configs": list(packaged())}))
         return

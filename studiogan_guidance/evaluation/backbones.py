@@ -100,6 +100,12 @@ class Preparation:
                 pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.div_(255.0).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
+    def soft(self, images: Tensor) -> Tensor:
+        """The same on the network's device without rounding to 8 bits, so that gradients pass."""
+        pixels = ((images.to(self.device) + 1) * 127.5).clamp(0, 255)
+        inputs = (resize_on_device(pixels, self.size, self.name) / 255.0 - self.mean) / self.std
+        return inputs.contiguous(memory_format=self.layout)
+
 
 class BuiltinBackbone:
     """The built-in feature net, a digit classifier, as a Backbone."""
@@ -123,6 +129,11 @@ class BuiltinBackbone:
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = self._net(prepared)
         return features, logits
+
+    def soft(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images in [-1, 1], with gradients."""
+        features: Tensor = self._net(images.to(self.device).clamp(-1, 1))[0]
+        return features
 
 
 class TorchScript:

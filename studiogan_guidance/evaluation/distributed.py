@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -38,6 +41,19 @@ class Group:
         said = [answer]
         torch.distributed.broadcast_object_list(said)
         return said[0]
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in place."""
+        if self.size == 1:
+            return
+        import torch.distributed
+
+        for tensor in tensors:
+            whole = tensor.detach()
+            if torch.distributed.get_backend() == "gloo":
+                whole = whole.cpu()
+            torch.distributed.all_reduce(whole)
+            tensor.copy_(whole / self.size)
 
 
 @contextmanager

@@ -98,6 +98,19 @@ def open_networks(cfg: RunConfig) -> Networks:
     return networks.load(cfg, locate(cfg.studiogan), device)
 
 
+def open_discriminator(cfg: RunConfig) -> torch.nn.Module:
+    """The discriminator beside the generator of a configuration."""
+    device = device_of(cfg.device)
+    if not cfg.uses_host:
+        from studiogan_guidance import builtin
+
+        return builtin.load(builtin.network.Discriminator, "discriminator", device)[0]
+    from studiogan_guidance.host import networks
+    from studiogan_guidance.host.locate import locate
+
+    return networks.load_discriminator(cfg, locate(cfg.studiogan), device)
+
+
 def open_real(cfg: RunConfig, networks: Networks) -> Real:
     """The real images of a configuration."""
     if not cfg.uses_host:
@@ -232,14 +245,19 @@ class Evaluation:
         cfg: the run.
         group: the processes that share it.
         wanted: names and options of samplers to make and check before anything slow is opened; they are in ``chosen``.
+        networks: the generator of ``cfg``, if it is open already.
     """
 
     def __init__(
-        self, cfg: RunConfig, group: distributed.Group, wanted: Sequence[tuple[str, Mapping[str, Any]]]
+        self,
+        cfg: RunConfig,
+        group: distributed.Group,
+        wanted: Sequence[tuple[str, Mapping[str, Any]]],
+        networks: Networks | None = None,
     ) -> None:
         self.cfg, self.group = cfg, group
         created = [(name, samplers.create(name, options)) for name, options in wanted]
-        self.networks = open_networks(cfg)
+        self.networks = networks or open_networks(cfg)
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
         self.bench = open_bench(cfg, self.networks)

@@ -38,17 +38,41 @@ def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
     networks = dataclasses.replace(build(sections, checkout, device), digest=_sha256(path), source=str(path))
+    _fill(networks.generator, state, path, cfg)
+    return networks
+
+
+def load_discriminator(cfg: RunConfig, checkout: Checkout, device: torch.device) -> torch.nn.Module:
+    """The discriminator beside the generator that ``load`` gives, in evaluation mode on ``device``.
+
+    Raises:
+        UserError: as ``load``; a folder without model=D-*.
+    """
+    path = find(Path(cfg.ckpt or ""), "D", tuple(word for word in cfg.which if word in ("best", "current")))
+    state = read(path)
+    discriminator = build_both(host_yaml(cfg, checkout), checkout, device)[1]
+    _fill(discriminator, state, path, cfg)
+    return discriminator
+
+
+def _fill(network: torch.nn.Module, state: Mapping[str, Any], path: Path, cfg: RunConfig) -> None:
     try:
-        networks.generator.load_state_dict(state["state_dict"])
+        network.load_state_dict(state["state_dict"])
     except (RuntimeError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         name = cfg.host_config or "the configuration"
         raise UserError(f"{path.name} does not fit {name}: {' '.join(lines[1:2] or lines)[:200]}") from error
-    return networks
 
 
 def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device) -> Networks:
     """A freshly initialised generator for the host's YAML sections; the global random state is left as it was."""
+    return build_both(sections, checkout, device)[0]
+
+
+def build_both(
+    sections: Mapping[str, Any], checkout: Checkout, device: torch.device
+) -> tuple[Networks, torch.nn.Module]:
+    """``build``, and the discriminator of the same sections."""
     with inside(checkout), torch.random.fork_rng(devices=[]):
         host = configurations(sections)
         model = host.MODEL
@@ -58,9 +82,9 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
         if model.backbone not in known:
             raise UserError(f"no view of backbone '{model.backbone}': {nearest(model.backbone, known)}")
         try:
-            generator = module("models.model").load_generator_discriminator(
+            generator, _, _, discriminator, *_ = module("models.model").load_generator_discriminator(
                 host.DATA, host.OPTIMIZATION, model, host.STYLEGAN, host.MODULES, host.RUN, device, None
-            )[0]
+            )
         except UserError:
             raise
         except Exception as error:  # the host checks nothing here: whatever it raises is about the configuration
@@ -69,8 +93,10 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
             for name in compat.PLUGINS:
                 module(f"utils.style_ops.{name}")._init = lambda: False  # its own slower reference code
         module("utils.custom_ops").verbosity = "none"  # compiling is announced on stdout, which is for results
-    generator.eval().requires_grad_(False)
-    return describe(generator, model, host.DATA.num_classes, host.DATA.img_size, device, "a freshly initialised one")
+    for network in (generator, discriminator):
+        network.eval().requires_grad_(False)
+    made = "a freshly initialised one"
+    return describe(generator, model, host.DATA.num_classes, host.DATA.img_size, device, made), discriminator
 
 
 def describe(

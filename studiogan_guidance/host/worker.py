@@ -135,14 +135,19 @@ class GuidedWorker:
         networks = describe(generator, self.MODEL, self.DATA.num_classes, self.DATA.img_size, device, folder)
         return Trained(
             networks=dataclasses.replace(networks, digest=weights_digest(generator)),
-            discriminator=module("utils.misc").peel_model(self.Dis),
-            real=lambda: iter(self.train_dataloader),
+            discriminator=lambda: module("utils.misc").peel_model(self.Dis),
+            real=self._real,
             folder=Path(folder),
             seed=now.seed or 0,
             rank=int(self.global_rank),
             world_size=self.OPTIMIZATION.world_size,
             log=self.logger.info if self.logger else lambda line: None,
+            record=lambda step, values: module("wandb").log({f"stage/{key}": value for key, value in values.items()}),
         )
+
+    def _real(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from self.train_dataloader
 
     def evaluate(self, step: Any, metrics: Any, writing: bool = True, training: bool = False) -> Any:
         misc, found, started = module("utils.misc"), {}, time.perf_counter()

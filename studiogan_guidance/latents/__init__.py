@@ -6,10 +6,11 @@ from studiogan_guidance.common import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.biggan import EmbeddingView
 from studiogan_guidance.latents.cbn import LabelView
+from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.latents.stylegan import StyleGANView, WView
 from studiogan_guidance.registry import Registry
 
-__all__ = ["VIEWS", "Inputs", "LabelPlan", "LatentView", "Networks", "view_for"]
+__all__ = ["VIEWS", "Inputs", "LabelPlan", "LatentView", "LearnedJoint", "Networks", "view_for"]
 
 VIEWS: Registry[type[LatentView]] = Registry("backbone")
 for _name, _view, _what, _paper in (

@@ -94,6 +94,7 @@ class LatentView(ABC):
         self.num_classes = networks.num_classes
         self.device = networks.device
         self.cost: Counter[str] = Counter()  # rows that went through each network so far
+        self.learned: dict[str, nn.Module] = {}  # joints that were loaded for this view, by path
 
     @abstractmethod
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ Write f(z, c) = mu + a(z) + b(c) + i(z, c). Guided by scale s, ``class_mean`` mu
 b alone, ``global_mean`` a, b and i. The paper (GANdance, ECCV 2024) says that the joint comes from vector arithmetic in
 the latent space of the conditional generator and is itself a distribution; it publishes no formula. ``class_mean`` is
 our reading of it, the others are the alternatives. On embeddings and label vectors, which ignore z, all of them but
-``class_subset`` are the same.
+``class_subset`` and ``learned`` are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,40 +18,54 @@ from torch import Tensor
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Registry
 
+
+@dataclass(frozen=True)
+class JointOptions:
+    """What some estimators want to know: ``subset``, a number of classes; ``ckpt``, the file of a learned joint."""
+
+    subset: int = 8
+    ckpt: str | None = None
+
+
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"
-Estimator = Callable[[LatentView, Inputs, Tensor, int], Tensor]
+Estimator = Callable[[LatentView, Inputs, Tensor, JointOptions], Tensor]
 JOINTS: Registry[Estimator] = Registry("joint", "studiogan_guidance.joints")
 
 
 @JOINTS.register("class_mean", "mean of f(z, c) over all classes, same z (C mapping passes)", GANDANCE)
-def class_mean(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+def class_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """(1/C) sum_c f(z, c)."""
     labels = torch.arange(view.num_classes, device=code.device).expand(len(code), -1)
     return view.mean_over_classes(inputs.z, labels)
 
 
 @JOINTS.register("class_subset", "mean of f(z, c) over K classes drawn for each image (K mapping passes)", GANDANCE)
-def class_subset(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+def class_subset(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """(1/K) sum_k f(z, c_k), the c_k drawn without repetition from the image's own generator; K is at most C."""
-    picks = [torch.randperm(view.num_classes, generator=g)[:subset] for g in inputs.generators]
+    picks = [torch.randperm(view.num_classes, generator=g)[: options.subset] for g in inputs.generators]
     return view.mean_over_classes(inputs.z, torch.stack(picks).to(code.device))
 
 
 @JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", GANDANCE)
-def global_mean(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+def global_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """E f(z, c), the same for every image."""
     return view.global_mean().expand_as(code)
 
 
 @JOINTS.register("class_shift", "code minus the offset of its class mean from the mean of all (free)", GANDANCE)
-def class_shift(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+def class_shift(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """f(z, c) - (m_c - m), with the class means m_c and their mean m."""
     means, labels = view.class_means(), inputs.labels
-    return code - ((means[labels] if labels.dim() == 1 else labels @ means) - means.mean(0))
+    return code - (of_class(means, labels) - means.mean(0))
 
 
 @JOINTS.register("mean_embedding", "f(z, mean one-hot label) (one mapping pass)", GANDANCE)
-def mean_embedding(view: LatentView, inputs: Inputs, code: Tensor, subset: int) -> Tensor:
+def mean_embedding(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """f(z, (1/C, ..., 1/C)); off the training domain of f."""
     weights = torch.full((len(code), view.num_classes), 1 / view.num_classes, device=code.device)
     return view.encode(inputs.z, weights)
+
+
+def of_class(table: Tensor, labels: Tensor) -> Tensor:
+    """The rows of ``table`` [C, ...] for labels int64 [B], or their mean for class weights [B, C]; [B, ...]."""
+    return table[labels] if labels.dim() == 1 else torch.tensordot(labels, table, 1)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import JOINTS
+from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
+from studiogan_guidance.latents.learned import learned
 from studiogan_guidance.samplers.base import Sampler, finite
 from studiogan_guidance.samplers.truncation import Truncation
 
@@ -36,7 +37,9 @@ class GANdance(Sampler):
     Args:
         scale: finite number; 1 is plain sampling (neutral), more guides, less goes towards the joint; 1.05 to 2 is
             usual.
-        joint: name of the estimator: class_mean, class_subset, global_mean, class_shift or mean_embedding.
+        joint: name of the estimator: class_mean, class_subset, global_mean, class_shift, mean_embedding or learned.
+        joint_ckpt: file of the learned joint (see ``training``); None: joint.safetensors beside the checkpoint.
+        strengths: also multiply scale - 1 by the strengths of the class and of the row in that file; off by default.
         subset: number of classes that ``class_subset`` averages, from 1 up (capped at the number of classes).
         layers: rows [low, high) of w to guide, for views with layers; None guides all of them.
         profile: strength of guidance in equal groups of w rows, coarse to fine, as shares p of ``scale``: each is
@@ -49,7 +52,8 @@ class GANdance(Sampler):
 
     Raises:
         UserError: a value that is not finite, an unknown joint, layers outside the view's rows, layers, profile or
-            psi on a view without rows, a threshold on a uniform prior.
+            psi on a view without rows, a threshold on a uniform prior; a learned joint that is missing or was learned
+            on another generator.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
@@ -62,6 +66,8 @@ class GANdance(Sampler):
 
     scale: float = 1.2  # not the neutral 1: whoever asks for gandance by name alone wants guidance
     joint: str = "class_mean"
+    joint_ckpt: str | None = None
+    strengths: bool = False
     subset: int = 8
     layers: tuple[int, int] | None = None
     profile: tuple[float, ...] | None = None
@@ -75,6 +81,9 @@ class GANdance(Sampler):
             finite("gandance.profile", share)
         self._truncation  # noqa: B018  checks its values
         JOINTS[self.joint]
+        for name in ("joint_ckpt", "strengths"):
+            if getattr(self, name) and self.joint != "learned":
+                raise UserError(f"gandance.{name} belongs to the learned joint, but joint is {self.joint}: use learned")
         if self.subset < 1:
             raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
 
@@ -88,6 +97,8 @@ class GANdance(Sampler):
 
     def check(self, view: LatentView) -> None:
         self._truncation.check(view)
+        if self.joint == "learned" and self.scale != 1:
+            learned(view, self.joint_ckpt)
         low, high = self.layers or (0, 1)
         for name in ("layers", "profile"):
             if getattr(self, name) is not None and view.rows is None:
@@ -111,23 +122,29 @@ class GANdance(Sampler):
         guided = (
             code
             if self.scale == 1
-            else self._away(view, code, JOINTS[self.joint].target(view, inputs, code, self.subset))
+            else self._away(view, inputs, code, JOINTS[self.joint].target(view, inputs, code, self._joint_options))
         )
         if self._truncation.psi == 1:
             return guided
-        means, labels = view.class_means(), inputs.labels
-        own = means[labels] if labels.dim() == 1 else torch.tensordot(labels, means, 1)
+        means = view.class_means()
+        own = of_class(means, inputs.labels)
         mean = view.global_mean() if self.joint == "global_mean" else means.mean(0)
-        return self._truncation.truncated_code(guided, self._away(view, own, mean))
+        return self._truncation.truncated_code(guided, self._away(view, inputs, own, mean))
 
-    def _away(self, view: LatentView, code: Tensor, joint: Tensor) -> Tensor:
+    @property
+    def _joint_options(self) -> JointOptions:
+        return JointOptions(self.subset, self.joint_ckpt)
+
+    def _away(self, view: LatentView, inputs: Inputs, code: Tensor, joint: Tensor) -> Tensor:
         """``code`` guided away from ``joint``, in the rows and with the strengths that the options say."""
-        guided = guide(code, joint, self.scale)
+        scale: float | Tensor = self.scale
         if self.profile is not None:
             rows = view.rows or 1
             picks = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
-            share = torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]
-            guided = guide(code, joint, 1 + (self.scale - 1) * share)
+            scale = 1 + (scale - 1) * torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]
+        if self.strengths:
+            scale = 1 + (scale - 1) * learned(view, self.joint_ckpt).strength(inputs.labels, code)
+        guided = guide(code, joint, scale)
         if self.keep_norm:
             norm = torch.linalg.vector_norm
             guided = guided * (norm(code, dim=-1, keepdim=True) / norm(guided, dim=-1, keepdim=True).clamp_min(1e-12))
