@@ -83,6 +83,7 @@ def identity(row: Mapping[str, Any]) -> str:
         row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config", "environment")
     )
     source = [generator.get("sha256"), generator.get("model_sha256"), environment.get(PACKAGE, __version__)]
+    source += [generator[key] for key in ("joint_sha256",) if key in generator]
     facts = plain_data([sampler, options, protocol, source, sorted(config.get("metrics") or ())])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

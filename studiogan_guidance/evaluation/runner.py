@@ -313,6 +313,7 @@ class Evaluation:
                 "source": net.source,
                 "sha256": net.digest,
                 "model_sha256": _model_digest(self.cfg),
+                **sampler.files(self.view),
             },
             "config": self.cfg.to_dict(),
         }

@@ -108,9 +108,18 @@ def check_compatability(original: Any) -> Any:
 
 
 def sampler_of(run: Any) -> Sampler | None:
-    """The sampler that the YAML names, None if it names none."""
+    """The sampler that the YAML names, None if it names none.
+
+    While a training goes on whose stages will learn the joint, ``class_mean`` stands in for it.
+    """
     spec = getattr(run, "sampler", None)
-    return samplers.create(spec["name"], {k: v for k, v in spec.items() if k != "name"}) if spec else None
+    if not spec:
+        return None
+    options = {key: value for key, value in spec.items() if key != "name"}
+    learns = any(stage["name"] == "joint" for stage in getattr(run, "stages", None) or ())
+    if now.training and run.train and learns and options.get("joint") == "learned" and not options.get("joint_ckpt"):
+        options = {**options, "joint": "class_mean", "strengths": False}
+    return samplers.create(spec["name"], options)
 
 
 def guides(run: Any) -> bool:
@@ -141,7 +150,7 @@ class Session:
 
     def __init__(self, generator: Any, run: Any, model: Any, num_classes: int, device: Any) -> None:
         network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
-        networks = describe(network, model, num_classes, 0, torch.device(device), "the host's generator")
+        networks = describe(network, model, num_classes, 0, torch.device(device), str(run.ckpt_dir))
         digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
         self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).of(self.bare)

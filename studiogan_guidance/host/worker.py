@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from studiogan_guidance import samplers
 from studiogan_guidance.evaluation import report
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import commit_of
 from studiogan_guidance.host.metrics import backbone_protocol, fingerprint
 from studiogan_guidance.host.networks import describe, weights_digest
-from studiogan_guidance.host.seam import KEYS, Session, guides, now, stages_of
+from studiogan_guidance.host.seam import KEYS, Session, guides, now, sampler_of, stages_of
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.base import DiscriminatorStep, Stage, Trained
 
@@ -170,15 +171,17 @@ class GuidedWorker:
 
     def _write_down(self, step: Any, found: Mapping[str, Any], seconds: float) -> None:
         path = Path(self.RUN.save_dir) / "results.jsonl"
-        cost = now.per_image()
+        cost, sampler = now.per_image(), sampler_of(self.RUN)
+        assert sampler is not None
+        files = sampler.files(now.session.view) if now.session and guides(self.RUN) else {}
         row = report.row(
             sampler=self.RUN.sampler["name"],
-            options={key: value for key, value in self.RUN.sampler.items() if key != "name"},
+            options=samplers.options(sampler),
             metrics={NAMES[name]: float(value) for name, value in found.items() if name in NAMES},
             protocol=self._protocol(),
             cost=cost,
             seconds=seconds,
-            generator={"backbone": self.MODEL.backbone, "source": self.RUN.ckpt_dir, "step": step},
+            generator={"backbone": self.MODEL.backbone, "source": self.RUN.ckpt_dir, "step": step, **files},
             config={"run_name": self.run_name, **{k: dict(vars(v)) for k, v in self._sections()}},
             device=f"{self.local_rank}" + (f", {self.OPTIMIZATION.world_size} processes" if self.DDP else ""),
         )

@@ -111,10 +111,10 @@ def _empty(view: LatentView, base: str, hidden: int, depth: int) -> LearnedJoint
     return LearnedJoint(z_width, view.global_mean().shape[-1], net.num_classes, view.rows or 1, base, hidden, depth)
 
 
-def fingerprint(generator: nn.Module) -> str:
-    """SHA-256 of a generator's parameters; buffers (statistics, power iterations) move without training."""
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's parameters; buffers (statistics, power iterations) move without training."""
     digest = hashlib.sha256()
-    for name, value in sorted(generator.named_parameters()):
+    for name, value in sorted(network.named_parameters()):
         digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -47,6 +47,10 @@ class Sampler(ABC):
     def check(self, view: LatentView) -> None:  # noqa: B027
         """Raise UserError where an option has no meaning on this view."""
 
+    def files(self, view: LatentView) -> dict[str, str]:
+        """Hashes of what the options only point at, so that results say what was used."""
+        return {}
+
     def stream(
         self,
         view: LatentView,
