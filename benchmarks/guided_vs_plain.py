@@ -2,8 +2,8 @@
 
     python benchmarks/guided_vs_plain.py [--device cuda] [--batch 64] [--repeats 15]
 
-Builds the host's CIFAR10 BigGAN and StyleGAN2 (10 classes) with fresh weights: time does not depend on their values.
-Needs a checkout of the host and the studiogan extra.
+Builds the host's CIFAR10 BigGAN and StyleGAN2 (10 classes), and learned joints, with fresh weights: time does not
+depend on their values. All but the built-in needs a checkout of the host and the studiogan extra.
 """
 
 from __future__ import annotations
@@ -17,17 +17,54 @@ from pathlib import Path
 import click
 import torch
 
-from studiogan_guidance import samplers
+from studiogan_guidance import builtin, samplers
 from studiogan_guidance.config import read_yaml
 from studiogan_guidance.host.locate import locate
 from studiogan_guidance.host.networks import build
-from studiogan_guidance.latents import Inputs, LabelPlan, LatentView, view_for
+from studiogan_guidance.latents import Inputs, LabelPlan, LatentView, Networks, learned, view_for
 
-CASES = (  # configuration, joint, the most that the ratio should be
+CASES = (  # generator, joint (for a learned one its base), the most that the ratio should be
+    ("built-in", "learned: class_shift", 1.05),
     ("BigGAN", "class_mean", 1.02),
+    ("BigGAN", "learned: class_mean", 1.02),
     ("StyleGAN2", "class_shift", 1.02),
     ("StyleGAN2", "class_mean", 1.10),
+    ("StyleGAN2", "learned: class_shift", 1.05),
+    ("StyleGAN2", "learned: mean_embedding", 1.05),
 )
+
+
+def machine(device: str) -> str:
+    """What the times were taken on."""
+    cpu = next(
+        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine()
+    )
+    where = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{cpu.split(':')[-1].strip()}, {torch.get_num_threads()} threads"
+    )
+    return f"{where}, torch {torch.__version__}"
+
+
+def open_networks(name: str, device: str) -> Networks:
+    if name == "built-in":
+        return builtin.networks(device)
+    checkout = locate()
+    sections = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / f"{name}.yaml")
+    return dataclasses.replace(build(sections, checkout, torch.device(device)), digest=f"benchmark-{name}")
+
+
+def guided_by(view: LatentView, joint: str) -> samplers.Sampler:
+    """GANdance with this joint; a learned one is a fresh one whose residual is not zero."""
+    name, _, base = joint.partition(": ")
+    if not base:
+        return samplers.create("gandance", {"scale": 1.5, "joint": name})
+    fresh = learned.create(view, base).eval().requires_grad_(False)
+    for value in fresh.residual.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    view.learned[str(Path(base).resolve())] = fresh
+    return samplers.create("gandance", {"scale": 1.5, "joint": name, "joint_ckpt": base})
 
 
 def seconds(sampler: samplers.Sampler, view: LatentView, inputs: Inputs) -> float:
@@ -44,28 +81,17 @@ def seconds(sampler: samplers.Sampler, view: LatentView, inputs: Inputs) -> floa
 @click.option("--batch", default=16, show_default=True)
 @click.option("--repeats", default=15, show_default=True)
 def main(device: str, batch: int, repeats: int) -> None:
-    checkout = locate()
-    cpu = next(
-        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine()
-    )
-    where = (
-        torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else f"{cpu.split(':')[-1].strip()}, {torch.get_num_threads()} threads"
-    )
-    click.echo(f"{where}, torch {torch.__version__}, batch {batch}, {repeats} pairs")
+    click.echo(f"{machine(device)}, batch {batch}, {repeats} pairs")
     for name, joint, goal in CASES:
-        sections = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / f"{name}.yaml")
-        networks = build(sections, checkout, torch.device(device))
-        view = view_for(dataclasses.replace(networks, digest=f"benchmark-{name}"))
+        view = view_for(open_networks(name, device))
         inputs = view.draw(range(batch), 0, LabelPlan())
-        plain, guided = samplers.create("plain"), samplers.create("gandance", {"scale": 1.5, "joint": joint})
+        plain, guided = samplers.create("plain"), guided_by(view, joint)
         with view.frozen():
             seconds(plain, view, inputs), seconds(guided, view, inputs)  # warm up, build class tables
             pairs = [(seconds(guided, view, inputs), seconds(plain, view, inputs)) for _ in range(repeats)]
         ratio = statistics.median(a / b for a, b in pairs)
         plain_ms = statistics.median(b for _, b in pairs) * 1000
-        click.echo(f"{name:<10} {joint:<12} plain {plain_ms:8.1f} ms  guided / plain {ratio:.3f}  (goal <= {goal})")
+        click.echo(f"{name:<10} {joint:<23} plain {plain_ms:8.1f} ms  guided / plain {ratio:.3f}  (goal <= {goal})")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,8 @@ class Session:
 
     def __init__(self, generator: Any, run: Any, model: Any, num_classes: int, device: Any) -> None:
         network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
-        networks = describe(network, model, num_classes, 0, torch.device(device), str(run.ckpt_dir))
+        folder = str(now.folder or run.ckpt_dir)
+        networks = describe(network, model, num_classes, 0, torch.device(device), folder)
         digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
         self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).of(self.bare)
@@ -193,13 +194,17 @@ class Session:
 
 @dataclasses.dataclass
 class Now:
-    """What the analysis that is going on has reached; ``first`` is the position of its first image."""
+    """What the analysis that is going on has reached; ``first`` is the position of its first image.
+
+    ``seed`` and ``folder`` (of the checkpoints) are those of rank 0: a new run has a folder in the first process only.
+    """
 
     session: Session | None = None
     position: int = 0
     training: bool = False
     direct: bool = False
     seed: int | None = None
+    folder: str | None = None
     first: int = 0
     cost: list[tuple[int, dict[str, int]]] = dataclasses.field(default_factory=list)
 

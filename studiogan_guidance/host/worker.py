@@ -63,6 +63,7 @@ class GuidedWorker:
         super().__init__(*args, **kwargs)
         self._extra = stages_of(self.RUN)
         now.seed, now.training = _shared(self.RUN.seed, self.DDP), False
+        now.folder = _shared(self.RUN.ckpt_dir, self.DDP)
         self._evaluations = 0  # of those after the training, which --num_eval repeats
         if guides(self.RUN):  # what cannot work fails before the training
             now.training = True
@@ -132,7 +133,7 @@ class GuidedWorker:
 
     def _trained(self) -> Trained:
         generator = module("utils.misc").peel_model(self.gen_ctlr.generator)
-        device, folder = torch.device(self.local_rank), _shared(self.RUN.ckpt_dir, self.DDP)
+        device, folder = torch.device(self.local_rank), now.folder or self.RUN.ckpt_dir
         networks = describe(generator, self.MODEL, self.DATA.num_classes, self.DATA.img_size, device, folder)
         return Trained(
             networks=dataclasses.replace(networks, digest=weights_digest(generator)),
@@ -238,7 +239,8 @@ class GuidedWorker:
 
 
 def _said(run: Any) -> str:
-    options = report.short({key: value for key, value in run.sampler.items() if key != "name"})
+    sampler = sampler_of(run)  # or what stands in for it
+    options = report.short(report.plain_data(samplers.options(sampler))) if sampler else ""
     return " ".join(filter(None, (run.sampler["name"], options, f"restat={run.restat}" if run.restat else "")))
 
 

@@ -20,8 +20,9 @@ from studiogan_guidance.common import UserError, replacing
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 
-FORMAT = "1"  # raise it when old files can no longer be read
+FORMAT = 1  # raise it when old files can no longer be read
 FILE = "joint.safetensors"
+KEY = "studiogan_guidance.joint"  # of the file's metadata
 
 
 class Constant(nn.Module):
@@ -120,18 +121,21 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def save(path: Path, joint: LearnedJoint, view: LatentView, facts: Mapping[str, object]) -> None:
-    """Write a joint and what it belongs to; ``facts``, plain data, are kept as JSON beside it, under "training"."""
+    """Write a joint and what it belongs to, as one JSON text in the metadata; ``facts``, plain data, go under training.
+
+    The same joint makes the same file, byte for byte (several keys of metadata would come in any order).
+    """
     metadata = {
         "format": FORMAT,
         "backbone": view.networks.backbone,
         "base": joint.base,
         "generator_sha256": fingerprint(view.generator),
-        **{key: str(value) for key, value in joint.shape.items()},
-        "training": json.dumps(facts),
+        **joint.shape,
+        "training": facts,
     }
     state = {key: value.detach().cpu().contiguous() for key, value in joint.state_dict().items()}
     with replacing(path) as beside:
-        save_file(state, beside, metadata)
+        save_file(state, beside, {KEY: json.dumps(metadata)})
 
 
 def load(path: Path, view: LatentView) -> LearnedJoint:
@@ -143,7 +147,7 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
     except FileNotFoundError as error:
         raise UserError(
@@ -155,12 +159,12 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
         raise UserError(f"{path} is no learned joint: give the {FILE} that 'train --stage joint' wrote")
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}: train it again")
-    expected = _empty(view, metadata["base"], int(metadata["hidden"]), int(metadata["depth"]))
+    expected = _empty(view, metadata["base"], metadata["hidden"], metadata["depth"])
     own = {"backbone": view.networks.backbone, **expected.shape, "generator_sha256": fingerprint(view.generator)}
     for key, value in own.items():
-        if metadata.get(key) != str(value):
+        if metadata.get(key) != value:
             raise UserError(
-                f"the joint {path} was learned on another generator: its {key} is {metadata.get(key, '?')[:12]}, here "
+                f"the joint {path} was learned on another generator: its {key} is {str(metadata.get(key))[:12]}, here "
                 f"it is {str(value)[:12]}: give the joint of this checkpoint, or train one"
             )
     expected.load_state_dict(state)

@@ -51,8 +51,9 @@ class Trained:
     Attributes:
         networks: the generator (its moving average where there is one).
         discriminator: opens it as the training left it.
-        real: opens the training data without end: images [B, 3, H, W] in [-1, 1] and labels int64 [B], this
-            process's share of batches of ``batch_size``. Inside a host run come the host's own batches, as they are.
+        real: opens the training data without end: images [B, 3, H, W] in [-1, 1] and labels int64 [B], this process's
+            share of batches of ``batch_size``, which it refuses if there are too few images. Inside a host run the
+            host's own batches come, as they are.
         folder: where the run keeps its checkpoints.
         seed: of the run; rank, world_size: this process among those of the run.
         log: writes a line to the run's log (on rank 0, nothing elsewhere).
@@ -165,16 +166,18 @@ def shuffled(real: Real, seed: int, group: Group) -> Batches:
     A batch is shared out among the processes; images that fill no batch wait for the next epoch.
     """
 
-    def batches(batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        each = len(real) // batch_size
-        if each == 0:
-            raise UserError(f"{len(real)} real images fill no batch of {batch_size}: lower the option batch")
+    def epochs(batch_size: int, first: int, each: int) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             epoch, done = divmod(first, each)
             order = np.random.default_rng([seed, epoch]).permutation(len(real))[: each * batch_size]
             own = order[done * batch_size :].reshape(-1, batch_size)[:, group.rank :: group.size]
             yield from real.batches(own.shape[1], only=own.ravel().tolist())
             first = (epoch + 1) * each
+
+    def batches(batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        if len(real) < batch_size:
+            raise UserError(f"{len(real)} real images fill no batch of {batch_size}: lower the option batch")
+        return epochs(batch_size, first, len(real) // batch_size)
 
     return batches
 
@@ -192,6 +195,7 @@ class Loop:
         optimisers: of those.
         group: the processes of the run; the first of them writes.
         record: takes numbers by step.
+        anew: keys of ``identity``; where one of them differs, the state is out of date and the run starts anew.
     """
 
     def __init__(
@@ -202,26 +206,28 @@ class Loop:
         optimisers: Mapping[str, torch.optim.Optimizer],
         group: Group,
         record: Record,
+        anew: Sequence[str] = (),
     ) -> None:
         self.state_file, self.log_file = path.with_name(f"{path.name}.state"), path.with_name(f"{path.name}.jsonl")
         self.identity, self.modules, self.optimisers = dict(identity), dict(modules), dict(optimisers)
         self.group, self.record = group, record
         self.step = 0
         self.kept: dict[str, Any] = {}  # numbers that belong to the state
-        if found := self.state_file.exists():
-            self._load()
+        found = self.state_file.exists() and self._load(anew)
         if group.rank == 0:
             lines = self.log_file.read_text().splitlines() if found and self.log_file.exists() else []
             whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
             with replacing(self.log_file) as beside:
                 beside.write_text("".join(f"{line}\n" for line in whole))
 
-    def _load(self) -> None:
+    def _load(self, anew: Sequence[str]) -> bool:
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             known: dict[str, Any] = json.loads(state["identity"])
         except Exception as error:  # a damaged file can make the unpickler raise anything
             raise UserError(f"cannot read {self.state_file}: remove it to start anew, or use another --out") from error
+        if any(known.get(key) != self.identity[key] for key in anew):
+            return False
         for key, value in json.loads(json.dumps(self.identity)).items():
             if known.get(key) != value:
                 raise UserError(
@@ -231,6 +237,7 @@ class Loop:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.step, self.kept = state["step"], json.loads(state["kept"])
+        return True
 
     def _parts(self) -> dict[str, Any]:
         return {**self.modules, **self.optimisers}
@@ -264,12 +271,16 @@ class Loop:
         Raises:
             UserError: a loss that is not finite.
         """
+        if not self.state_file.exists():
+            self.save()  # from now on the folder is this run's
         with _bar(self.group.rank == 0) as show, _stop_signals() as stopped:
             while self.step < steps:
                 losses = update(self.step)
                 self.step += 1
                 if self.step % note_every == 0 or self.step == steps:
-                    values = {name: float(loss.detach()) for name, loss in losses.items()}
+                    means = {name: loss.detach().clone() for name, loss in losses.items()}
+                    self.group.average(means.values())
+                    values = {name: float(mean) for name, mean in means.items()}
                     if not all(map(math.isfinite, values.values())):
                         raise UserError(f"losses are not finite at step {self.step} ({values}): lower the option lr")
                     self.note(**values)

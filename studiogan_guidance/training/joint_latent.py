@@ -37,6 +37,11 @@ from studiogan_guidance.training.base import STAGES, Loop, Stage, Trained, desce
 SEEDS = 2**41  # of the noise of training: far from the seeds of images and of class means
 STRENGTHS = ("none", "class", "row", "both")
 DISTANCES = ("energy", "sliced")
+LEAST = {
+    0: ("depth", "head_hidden", "steps", "eval_every", "strength_steps", "weight_decay", "head_lr", "r1", "clip"),
+    1: ("hidden", "r1_every", "save_every", "note_every"),
+    2: ("batch", "strength_batch"),
+}
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -74,17 +79,23 @@ def frechet(features: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """An unconditional logit on a discriminator's features [B, F], which are scaled to be of order 1; zero at first."""
+    """An unconditional logit on a discriminator's features [B, F], which are scaled to be of order 1; zero at first.
 
-    def __init__(self, features: Tensor) -> None:
+    Linear, or with one hidden layer of ``hidden`` units.
+    """
+
+    def __init__(self, features: Tensor, hidden: int = 0) -> None:
         super().__init__()
         self.register_buffer("unit", features.square().mean().sqrt().clamp_min(1e-6))
-        self.linear = nn.Linear(features.shape[1], 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        width = features.shape[1]
+        last = nn.Linear(hidden or width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        first = [nn.Linear(width, hidden), nn.LeakyReLU(0.2)] if hidden else []
+        self.layers = nn.Sequential(*first, last)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear(features / self.get_buffer("unit")).squeeze(1)
+        logits: Tensor = self.layers(features / self.get_buffer("unit")).squeeze(1)
         return logits
 
 
@@ -99,14 +110,16 @@ class JointStage(Stage):
     Args:
         distill: weight of |h - class_mean|^2 / unit^2; beside another objective it fades out over the first tenth.
         latent: weight of the distance between the distribution of h and that of the generator's own codes.
-        distance: of ``latent``: energy (the energy distance) or sliced (sliced Wasserstein, 64 directions).
         adversarial: weight of the non-saturating logistic loss on images of h; real images are used without labels. The
-            score is the discriminator's own without a label (``samplers.critic``) plus a linear head that is learned.
+            score is a learned head on the discriminator's features (with ``head_hidden`` units, 0: linear) plus, with
+            ``marginal``, the discriminator's own logit without a label (``samplers.critic``).
+        distance: of ``latent``: energy (the energy distance) or sliced (sliced Wasserstein, 64 directions).
         base: the estimator to start from; None: class_shift for w (mean_embedding to distill alone), class_mean for
             other codes, where all of them are one.
         hidden, depth: width and number of the hidden layers of the residual; depth 0 is one vector for all z.
         steps, batch: number and size of the steps; a batch is shared out among processes.
-        lr, head_lr, weight_decay: of AdamW (beta 0 and 0.99, as for the GANs themselves; decay 0 makes it Adam).
+        lr, head_lr, weight_decay: of AdamW (beta 0 and 0.99, as for the GANs themselves; decay 0 makes it Adam). None:
+            1e-3, but 2e-4 for an MLP against a head, which has to keep up with it.
         r1, r1_every: weight gamma of gamma / 2 |gradient|^2 on real images (Mescheder et al. 2018, arXiv:1801.04406),
             taken every so many steps (lazily, Karras et al. 2020); 0 is none.
         ema: decay of the moving average of h, which is what is kept; 0 is none.
@@ -120,6 +133,11 @@ class JointStage(Stage):
 
     Raises:
         UserError: no objective, values out of range, a discriminator without an unconditional score.
+
+    Example:
+        >>> from studiogan_guidance.training import STAGES
+        >>> STAGES.create("joint", {"adversarial": "1", "steps": "2000"}).rate
+        0.0002
     """
 
     distill: float = 0.0
@@ -131,9 +149,11 @@ class JointStage(Stage):
     depth: int = 2
     steps: int = 5000
     batch: int = 64
-    lr: float = 1e-3
+    lr: float | None = None
     weight_decay: float = 0.0
-    head_lr: float = 1e-3
+    head_lr: float = 3e-3
+    head_hidden: int = 64
+    marginal: bool = False
     r1: float = 1.0
     r1_every: int = 16
     ema: float = 0.999
@@ -160,12 +180,11 @@ class JointStage(Stage):
             JOINTS[self.base]
         if self.base in ("learned", "class_subset"):
             raise UserError(f"joint.base is {self.base}: start from another estimator, such as class_mean")
-        for name, least in (("hidden", 1), ("depth", 0), ("steps", 0), ("batch", 2), ("r1_every", 1), ("save_every", 1),
-                            ("note_every", 1), ("eval_every", 0), ("strength_steps", 0), ("strength_batch", 2),
-                            ("weight_decay", 0), ("head_lr", 0), ("r1", 0), ("clip", 0)):  # fmt: skip
-            if not least <= getattr(self, name) < math.inf:
-                raise UserError(f"joint.{name} must be {least} or more, found {getattr(self, name)}")
-        if not 0 <= self.ema < 1 or not self.lr > 0:
+        for least, names in LEAST.items():
+            for name in names:
+                if not least <= getattr(self, name) < math.inf:
+                    raise UserError(f"joint.{name} must be {least} or more, found {getattr(self, name)}")
+        if not 0 <= self.ema < 1 or not 0 < self.rate < math.inf:
             raise UserError(f"joint.ema must be in [0, 1) and joint.lr positive, found {self.ema} and {self.lr}")
 
     def after_training(self, run: Trained) -> dict[str, Any]:
@@ -178,6 +197,11 @@ class JointStage(Stage):
             result = Training(self, run, view, group).go()
         run.log(f"The joint of step {result['step']} is in {result['joint']}")
         return result
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the joint."""
+        return self.lr if self.lr is not None else 2e-4 if self.adversarial and self.depth else 1e-3
 
     @property
     def fades(self) -> bool:
@@ -202,16 +226,18 @@ class Training:
         self.average = copy.deepcopy(self.joint)
         self.unit = self.joint.get_buffer("unit")
         self.learning = list(self.joint.residual.parameters())
-        self.optimisers: dict[str, torch.optim.Optimizer] = {"joint_optimiser": self._adam(self.learning, stage.lr)}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"joint_optimiser": self._adam(self.learning, stage.rate)}
         self.modules: dict[str, nn.Module] = {"joint": self.joint, "average": self.average}
         self.critic, self.head = None, None
         if stage.adversarial:
+            run.real(stage.batch)  # what cannot work fails here
             discriminator = run.discriminator()
             self.critic = Critic(discriminator)
-            with still(discriminator), torch.no_grad():
+            with still(discriminator), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(run.seed)
                 inputs = self._draw(-1, stage.batch)
                 images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
-                self.head = Head(self.critic(images)[0]).to(view.device)
+                self.head = Head(self.critic(images)[0], stage.head_hidden).to(view.device)
             self.modules["head"] = self.head
             self.optimisers["head_optimiser"] = self._adam(self.head.parameters(), stage.head_lr)
         self.evaluation: Evaluation | None = None
@@ -237,13 +263,16 @@ class Training:
             free.add("steps")  # a longer run begins as a shorter one does
         options = {key: value for key, value in dataclasses.asdict(stage).items() if key not in free}
         identity = {**options, "seed": self.run.seed, "generator_sha256": learned.fingerprint(self.view.generator)}
-        loop = Loop(self.run.folder / "joint", identity, self.modules, self.optimisers, self.group, self.run.record)
+        path = self.run.folder / "joint"
+        anew = () if self.run.evaluation else ("generator_sha256",)  # a host run may have trained on in its folder
+        loop = Loop(path, identity, self.modules, self.optimisers, self.group, self.run.record, anew)
         self.loop, self.real = loop, self._real(loop.step)
         frozen = [self.critic.module] if self.critic else []
         if loop.step == 0:
             self._keep()
         with still(*frozen):
             loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep)
+        self.group.agree(None)  # the first process has written what there is to write
         if not self.files["joint"].exists():
             raise UserError(f"{self.files['joint']} is missing, though the run is over: remove {loop.state_file}")
         result = {"joint": str(self.files["joint"]), **loop.kept}
@@ -274,7 +303,7 @@ class Training:
                 losses["latent"] = self._latent(flat(h), step)
                 total = total + stage.latent * losses["latent"]
             if self.critic and self.head:
-                features, score = self.critic.marginal(view.decode(h, inputs.z, inputs.noise))
+                features, score = self._score(view.decode(h, inputs.z, inputs.noise))
                 losses["adversarial"] = F.softplus(-(score + self.head(features)).float()).mean()
                 total = total + stage.adversarial * losses["adversarial"]
                 losses["head"] = self._head(features.detach(), score.detach(), step)
@@ -283,6 +312,11 @@ class Training:
             descend(losses["head"], self.head.parameters(), self.optimisers["head_optimiser"], self.group, 0)
         moving_average(self.average, self.joint, min(stage.ema, (1 + step) / (10 + step)))
         return losses
+
+    def _score(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.critic is not None
+        features, score = self.critic.marginal(images)
+        return features, score * self.stage.marginal
 
     def _latent(self, h: Tensor, step: int) -> Tensor:
         inputs = self._draw(2 * step + 1, self.stage.batch)
@@ -302,7 +336,7 @@ class Training:
         lazy = bool(stage.r1) and step % stage.r1_every == 0
         with torch.set_grad_enabled(lazy):
             images.requires_grad_(lazy)
-            real, real_score = self.critic.marginal(images)
+            real, real_score = self._score(images)
         logits = (real_score + self.head(real)).float()
         loss = F.softplus(-logits).mean() + F.softplus((score + self.head(features)).float()).mean()
         if lazy:
@@ -397,6 +431,7 @@ def learn_strengths(
         first_seed: of the noise.
     """
     optimiser = torch.optim.Adam(parameters, 0.05)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(1, stage.strength_steps))  # linearly to 0
     bank: list[Tensor] = []
     with view.frozen():
         for step in progress(range(stage.strength_steps), "strengths"):
@@ -412,6 +447,7 @@ def learn_strengths(
             optimiser.zero_grad()
             loss.backward(inputs=parameters)
             optimiser.step()
+            schedule.step()
 
 
 def flat(codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tiny host generators of every backbone, freshly initialised and saved by the host's own saver."""
+"""Tiny host networks of every backbone, freshly initialised and saved by the host's own saver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
-from studiogan_guidance.host.networks import build
+from studiogan_guidance.host.networks import build_both
 from studiogan_guidance.latents import Networks
 
 DATA = {"name": "Tiny", "img_size": 32, "num_classes": 4}
@@ -79,9 +79,14 @@ def sections(name: str, **model: Any) -> dict[str, Any]:
 
 def networks(name: str, checkout: Checkout) -> Networks:
     """A generator in which nothing is trivially zero: noise strengths, w_avg and statistics are all set."""
+    return both(name, checkout)[0]
+
+
+def both(name: str, checkout: Checkout, **model: Any) -> tuple[Networks, torch.nn.Module]:
+    """``networks``, and the discriminator beside it; ``model`` goes into the MODEL section."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        made = build(sections(name), checkout, torch.device("cpu"))
+        made, discriminator = build_both(sections(name, **model), checkout, torch.device("cpu"))
         for key, value in made.generator.state_dict().items():
             if key.endswith(("noise_strength", "w_avg", "running_mean", "sigma")):
                 value.copy_(torch.randn_like(value) * 0.3)
@@ -93,18 +98,24 @@ def networks(name: str, checkout: Checkout) -> Networks:
             for _ in range(5):
                 made.generator(torch.randn(4, width), torch.arange(4))
             made.generator.eval()
-    return made
+            discriminator.train()
+            for _ in range(5):
+                discriminator(torch.randn(4, 3, made.image_size, made.image_size), torch.arange(4))
+            discriminator.eval()
+    return made, discriminator
 
 
 def save(name: str, checkout: Checkout, folder: Path) -> tuple[Path, Path]:
-    """(YAML, checkpoint folder): current G and G_ema that differ, written by the host's own saver."""
+    """(YAML, checkpoint folder): current G and G_ema that differ, and D, written by the host's own saver."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = networks(name, checkout).generator
+    nets, discriminator = both(name, checkout)
+    made = nets.generator
     with inside(checkout):
         misc = module("utils.misc")
         misc.save_model("G_ema", "current", 7, str(folder), {"state_dict": made.state_dict()})
         raw = {key: value * 0.9 if key.endswith("weight") else value for key, value in made.state_dict().items()}
         misc.save_model("G", "current", 7, str(folder), {"state_dict": raw, "optimizer": {}})
+        misc.save_model("D", "current", 7, str(folder), {"state_dict": discriminator.state_dict(), "optimizer": {}})
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections(name)))
     return path, folder

@@ -92,6 +92,8 @@ def test_strings_become_the_type_of_the_option() -> None:
     assert samplers.options(made) == {
         "scale": 1.5,
         "joint": "class_mean",
+        "joint_ckpt": None,
+        "strengths": False,
         "subset": 3,
         "layers": (1, 4),
         "profile": None,

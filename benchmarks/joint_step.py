@@ -1,0 +1,209 @@
+"""Time and memory of one step of the stage ``joint`` against one discriminator step of the host, same batch.
+
+    python benchmarks/joint_step.py [--device cuda] [--width 16] [--batch 32] [--steps 48] [--warm-up 16]
+
+For the host's BigGAN and its ResNet with conditional batch norms (10 classes, 32x32, those of learned_joint.py) the
+host's own training loop runs on the built-in's digits, once with its D steps alone (one update each) and once with its
+G steps alone: what the others keep, gradients and optimiser state, would count as memory. The stage then trains a joint
+for the checkpoint of this run, once for each objective, all else at its defaults: "adversarial" has R1 in every 16th
+step, the two rows below it have it in none and in all. Images are loaded by as many worker processes everywhere, whose
+memory does not count. Ratios are to the D step.
+
+Time is the median of the steps after the warm-up. Memory is the peak of all steps less what there was just before the
+first, so gradients and optimiser states are in it: of what CUDA's allocator gave out, or, on Linux, of the resident
+set, in a second process whose malloc hands back at once what is freed (which is slow, but repeats to 1%).
+Needs a checkout of the host and the studiogan extra.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import yaml
+from guided_vs_plain import machine
+from learned_joint import OBJECTIVES, folders, sections
+
+from studiogan_guidance import config, host, training
+from studiogan_guidance.host import hooks
+from studiogan_guidance.host.compat import swapped
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import locate
+from studiogan_guidance.training import joint_latent
+
+STEPS: dict[str, dict[str, Any] | str] = {  # options of the stage, or the method of the host's worker
+    "the host's D step": "train_discriminator",
+    "the host's G step": "train_generator",
+    **{name: OBJECTIVES[name] for name in ("distill", "latent", "adversarial")},
+    "adversarial, no R1": {**OBJECTIVES["adversarial"], "r1": 0},
+    "adversarial, R1 steps": {**OBJECTIVES["adversarial"], "r1_every": 1},
+}
+
+
+class Meter:
+    """Seconds of each of the first ``count`` steps, and by how many bytes memory grew during them."""
+
+    def __init__(self, device: str, count: int, clock: Callable[[], float]) -> None:
+        self.device, self.count, self.clock = torch.device(device), count, clock
+        self.seconds: list[float] = []
+        self.level = self.peak = 0
+        x = torch.randn(8, 8, 8, 8, device=device)  # libraries and workspaces that every process needs once
+        layers = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 8)).to(device)
+        layers(x).square().mean().backward()
+        torch.optim.Adam(layers.parameters()).step()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        if len(self.seconds) == self.count:
+            yield
+            return
+        if not self.seconds:
+            self.level = self._level()
+        self._wait()
+        started = self.clock()
+        yield
+        self._wait()
+        self.seconds.append(self.clock() - started)
+        self.peak = torch.cuda.max_memory_allocated() if self._cuda else resident("VmHWM")
+
+    def _level(self) -> int:
+        gc.collect()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident would hide what the steps take
+        with suppress(OSError):  # without the right to, the peak is that of all the process's life
+            Path("/proc/self/clear_refs").write_text("5")
+        return resident("VmRSS")
+
+    @property
+    def _cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+
+
+def resident(key: str) -> int:
+    """Bytes of this process now (VmRSS), or at their peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
+
+
+def host_steps(folder: Path, name: str, wanted: str, meter: Meter) -> None:
+    """The host's training on the digits with one kind of step; it writes a checkpoint at the end."""
+    checkout, workers = locate(), min(4, len(os.sched_getaffinity(0)))  # as many as the stage takes
+    with inside(checkout):
+        host.register()
+        loader = module("loader")
+
+        def step(kind: str, left_out: Any) -> Any:
+            original = getattr(loader.WORKER, kind)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if kind != wanted:
+                    return left_out
+                with meter.step():
+                    return original(*args, **kwargs)
+
+            return call
+
+        losses = {"train_discriminator": ("N/A", torch.zeros(())), "train_generator": torch.zeros(())}
+        worker = type("WORKER", (loader.WORKER,), {kind: step(kind, loss) for kind, loss in losses.items()})
+        arguments = ["-t", "-cfg", folder / f"{name}.yaml", "-data", folder / "digits", "-save", folder / name]
+        more = ["-metrics", "none", "--num_workers", workers, "--save_freq", meter.count, "--print_freq", meter.count]
+        try:
+            with swapped(loader, "WORKER", worker):
+                hooks.execute(checkout.path / "src" / "main.py", tuple(map(str, [*arguments, *more])))
+        finally:
+            host.unregister()
+
+
+def stage_steps(folder: Path, name: str, options: dict[str, Any], meter: Meter) -> None:
+    """The stage on the checkpoint of ``host_steps``, without measuring on validation data."""
+    update = joint_latent.Training.update
+
+    def metered(self: joint_latent.Training, step: int) -> Any:
+        with meter.step():
+            return update(self, step)
+
+    with swapped(joint_latent.Training, "update", metered), tempfile.TemporaryDirectory() as out:
+        given = {"ckpt": str(next((folder / name).glob("checkpoints/*"))), "data": str(folder / "digits"), "out": out}
+        cfg = config.load(str(folder / f"{name}.yaml"), {**given, "device": str(meter.device)})
+        training.train(cfg, "joint", {**options, "steps": meter.count, "eval_every": 0})
+
+
+@click.command(help=__doc__)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--width", default=16, show_default=True, help="Channels (g_conv_dim, d_conv_dim) of the networks.")
+@click.option("--batch", default=32, show_default=True)
+@click.option("--steps", default=48, show_default=True, help="That are timed.")
+@click.option("--warm-up", default=16, show_default=True, help="Steps before them.")
+@click.option("--cpu-time", is_flag=True, help="Of the process, all threads: where other work shares the processor.")
+@click.option("--one", nargs=3, hidden=True, help="Folder, generator and step: what a process of its own measures.")
+def main(
+    device: str, width: int, batch: int, steps: int, warm_up: int, cpu_time: bool, one: tuple[str, str, str] | None
+) -> None:
+    if one:
+        folder, name, step = Path(one[0]), one[1], one[2]
+        meter = Meter(device, warm_up + steps, time.process_time if cpu_time else time.perf_counter)
+        if isinstance(chosen := STEPS[step], str):
+            host_steps(folder, name, chosen, meter)
+        else:
+            stage_steps(folder, name, {**chosen, "batch": batch}, meter)
+        found = {"ms": statistics.median(meter.seconds[warm_up:]) * 1000, "MB": (meter.peak - meter.level) / 1e6}
+        (folder / "found.json").write_text(json.dumps(found))
+        return
+    click.echo(f"{machine(device)}, width {width}, batch {batch}, {steps} steps after {warm_up}\n")
+    click.echo(f"| generator | step | {'CPU ' * cpu_time}ms | ratio | MB | ratio |\n|{'---|' * 6}")
+    with tempfile.TemporaryDirectory() as out:
+        folders(Path(out))
+        for name in ("BigGAN", "ResNet"):
+            base: dict[str, float] = {}
+            for step in STEPS:
+                found = measure(Path(out), name, step, width, batch, warm_up + steps, device)
+                base = base or found
+                cells = (f"{found[key]:.1f} | {found[key] / base[key]:.2f}" for key in ("ms", "MB"))
+                click.echo(f"| {name} | {step} | {' | '.join(cells)} |")
+
+
+def measure(out: Path, name: str, step: str, width: int, batch: int, count: int, device: str) -> dict[str, float]:
+    """Milliseconds and megabytes of a step, each from a process of its own (on a GPU one does both)."""
+    environment = {"WANDB_MODE": "disabled", **os.environ}
+    runs: list[tuple[int, dict[str, str], list[str]]] = [(count, environment, [])]
+    if not device.startswith("cuda"):
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        runs.append((6, {**environment, "MALLOC_MMAP_THRESHOLD_": "65536"}, ["--steps", "4", "--warm-up", "2"]))
+    found: dict[str, float] = {}
+    for total, variables, more in runs:
+        given = sections(name, width, total)
+        given["OPTIMIZATION"]["batch_size"] = batch
+        (out / f"{name}.yaml").write_text(yaml.safe_dump(given))
+        if isinstance(STEPS[step], str):
+            shutil.rmtree(out / name, ignore_errors=True)
+        command = [sys.executable, *sys.argv, *more, "--one", str(out), name, step]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise click.ClickException(f"{name}, {step}: {done.stderr[-3000:]}")
+        last = json.loads((out / "found.json").read_text())
+        found = {"ms": found.get("ms", last["ms"]), "MB": last["MB"]}
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from studiogan_guidance import builtin
+from studiogan_guidance.common import UserError
+from studiogan_guidance.samplers.critic import Critic
+
+
+def test_the_built_in_discriminator_has_a_logit_for_every_class() -> None:
+    discriminator, _ = builtin.load(builtin.network.Discriminator, "discriminator")
+    images = builtin.data.digits("test")[0][:4].requires_grad_()
+    features, logits = Critic(discriminator)(images)
+    for label in range(10):
+        expected = discriminator(images, torch.full((4,), label))
+        torch.testing.assert_close(logits[:, label], expected)
+    assert features.shape == (4, 96)
+    _, score = Critic(discriminator).marginal(images)
+    torch.testing.assert_close(score, logits.exp().mean(1).log())
+    (slope,) = torch.autograd.grad(score.sum(), images)
+    assert slope.abs().sum() > 0
+
+
+def test_the_marginal_logit_is_the_log_ratio_of_mixtures() -> None:
+    """p(x|c) = N(m_c, 1) against q = N(0, 2): logits log p(x|c) / q(x) become log p(x) / q(x)."""
+
+    class Known(torch.nn.Module):
+        d_cond_mtd, num_classes = "MD", 3
+        means = torch.tensor([-1.0, 0.5, 3.0])
+
+        def linear1(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.distributions.Normal(self.means, 1).log_prob(x) - torch.distributions.Normal(0, 2).log_prob(x)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor, eval: bool) -> dict[str, torch.Tensor]:
+            return {"h": x, "adv_output": self.linear1(x)[torch.arange(len(x)), labels]}
+
+    x = torch.linspace(-4, 4, 9)[:, None]
+    density = sum(torch.exp(-((x - m) ** 2) / 2) for m in (-1.0, 0.5, 3.0)) / 3 / math.sqrt(2 * math.pi)
+    base = torch.exp(-(x**2) / 8) / 2 / math.sqrt(2 * math.pi)
+    torch.testing.assert_close(Critic(Known()).marginal(x)[1], (density / base).log().squeeze(1))
+
+
+def test_what_has_no_such_logits_is_refused() -> None:
+    with pytest.raises(UserError, match="no unconditional score in a discriminator with Linear"):
+        Critic(torch.nn.Linear(1, 1))

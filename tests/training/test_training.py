@@ -1,0 +1,196 @@
+"""The loop of a stage and its command: it stops anywhere and goes on exactly, in one process and in two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ok, run
+from safetensors.torch import load_file
+
+from studiogan_guidance import config
+from studiogan_guidance.common import UserError
+from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.evaluation.features import BuiltinImages
+from studiogan_guidance.training.base import Loop, shuffled, still, train
+
+BOTH = ["-o", "adversarial=1", "-o", "distill=1", "-o", "batch=8", "-o", "steps=40", "-o", "save_every=7",
+        "-o", "note_every=1", "-o", "eval_every=0", "-o", "hidden=16"]  # fmt: skip
+NAMES = ("joint.safetensors", "joint-last.safetensors", "joint.jsonl")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on the built-in, with all objectives."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert ok("train", "--out", folder, *BOTH)["step"] == 40
+    return folder
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """The same run in a process of its own, once it has saved a state (at step 7)."""
+    command = [sys.executable, "-m", "studiogan_guidance", "train", "--out", str(folder), *BOTH]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "joint.state").exists() or '"step": 7' not in (folder / "joint.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path: Path, whole: Path) -> None:
+    process = started(tmp_path)
+    time.sleep(0.4)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "joint.safetensors").exists()
+    assert ok("train", "--out", tmp_path, *BOTH)["step"] == 40
+    assert files(tmp_path) == files(whole)
+
+
+def test_sigterm_saves_the_step_that_it_came_in(tmp_path: Path, whole: Path) -> None:
+    process = started(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    step = torch.load(tmp_path / "joint.state", weights_only=True)["step"]
+    assert f"stopped at step {step} of 40: the same command goes on from here" in said
+    assert ok("train", "--out", tmp_path, *BOTH)["step"] == 40
+    assert files(tmp_path) == files(whole)
+    before = (tmp_path / "joint.state").stat().st_mtime_ns
+    assert ok("train", "--out", tmp_path, *BOTH)["step"] == 40  # and once more: there is nothing to do
+    assert (tmp_path / "joint.state").stat().st_mtime_ns == before
+
+
+def test_a_cut_line_and_lines_after_the_state_are_dropped(tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+    loop = Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
+    loop.run(4, lambda step: {"loss": torch.tensor(float(step))}, save_every=3, note_every=1)
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 4.0}\n{"step": 2, "lo')
+    again = Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
+    assert again.step == 4
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert lines == [{"step": i + 1, "loss": float(i)} for i in range(4)]
+    with pytest.raises(UserError, match=r"belongs to a run with a 1, asked for was 2: use another --out"):
+        Loop(tmp_path / "x", {"a": 2}, {"net": net}, {}, Group(), lambda step, values: None)
+    (tmp_path / "x.state").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot read .*x.state: remove it"):
+        Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """Without minibatch statistics a batch is the sum of its parts, so only the order of sums differs."""
+    options = ["-o", "latent=0", "-o", "adversarial=1", "-o", "distill=1", "-o", "batch=8", "-o", "steps=4",
+               "-o", "eval_every=2", "-o", "note_every=1", "--num", "40"]  # fmt: skip
+    ok("train", "--out", tmp_path / "one", *options, "--batch-size", 20)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--",
+               "studiogan_guidance", "train", "--out", tmp_path / "two", *options, "--batch-size", 20]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "joint.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [set(line) for line in one] == [set(line) for line in two]
+    assert sum("fid" in line for line in one) == 3
+    for first, second in zip(one, two):  # (rounding grows by the step: Adam makes much of the smallest gradients)
+        assert second == pytest.approx(first, rel=1e-6 if first["step"] < 2 else 2e-3)
+
+
+def test_the_best_step_is_kept_and_measures_as_it_did(tmp_path: Path) -> None:
+    found = ok("train", "--out", tmp_path, "-o", "steps=30", "-o", "eval_every=10", "--num", 200, "-o", "lr=0.05")
+    lines = [json.loads(line) for line in (tmp_path / "joint.jsonl").read_text().splitlines()]
+    fids = {line["step"]: (line["fid"], line["scale"]) for line in lines if "fid" in line}
+    assert sorted(fids) == [0, 10, 20, 30]
+    assert (found["fid"], found["scale"]) == fids[found["step"]] == min(fids.values())
+    options = ["-o", "joint=learned", "-o", f"joint_ckpt={found['joint']}", "-o", f"scale={found['scale']}"]
+    (row,) = ok("eval", *options, "--reference", "valid", "--num", 200, "--no-compare-plain", "--metrics", "fid",
+                "--out", tmp_path)["rows"]  # fmt: skip
+    assert row["metrics"]["fid"] == found["fid"]
+    assert len(row["generator"]["joint_sha256"]) == 64
+    shift = ok("eval", "-o", "joint=class_shift", "-o", f"scale={fids[0][1]}", "--reference", "valid", "--num", 200,
+               "--no-compare-plain", "--metrics", "fid", "--out", tmp_path)["rows"]  # fmt: skip
+    assert shift[0]["metrics"]["fid"] == fids[0][0]  # step 0 is the training-free estimator
+
+
+def test_strengths_are_kept_where_they_help(tmp_path: Path) -> None:
+    found = ok("train", "--out", tmp_path, "-o", "steps=0", "-o", "eval_every=0", "-o", "strengths=both", "--num", 300,
+               "-o", "strength_steps=15", "-o", "strength_batch=64", "-o", "strength_scale=1.5")  # fmt: skip
+    assert found["fid_strengths"] < found["fid_plain_scale"]  # from 1.5 to less, which is better here
+    state = load_file(tmp_path / "joint.safetensors")
+    assert all(state[name].std() > 0 for name in ("class_strength", "row_strength"))
+    options = ["-o", "joint=learned", "-o", f"joint_ckpt={found['joint']}", "-o", "scale=1.5", "-o", "strengths=true"]
+    (row,) = ok("eval", *options, "--reference", "valid", "--num", 300, "--no-compare-plain", "--metrics", "fid",
+                "--out", tmp_path)["rows"]  # fmt: skip
+    assert row["metrics"]["fid"] == pytest.approx(found["fid_strengths"])
+
+
+def test_every_image_comes_once_an_epoch_in_the_same_order_from_anywhere() -> None:
+    real = BuiltinImages("valid")
+
+    def sums(rank: int, size: int, first: int, count: int) -> list[Any]:
+        batches = shuffled(real, 5, Group(rank, size))(300, first)
+        return [next(batches)[0].sum((1, 2, 3)).tolist() for _ in range(count)]
+
+    one = sums(0, 1, 0, 7)
+    assert sums(0, 1, 4, 3) == one[4:]
+    assert [list(pair) for pair in zip(*[sums(rank, 2, 0, 7) for rank in (0, 1)])] == [
+        [batch[::2], batch[1::2]] for batch in one
+    ]
+    rest = Counter(real._images.sum((1, 2, 3)).tolist()) - Counter(value for batch in one[:3] for value in batch)
+    assert rest.total() == 100  # three batches, and what fills no fourth one
+    assert one[3] != one[0]
+    with pytest.raises(UserError, match="1000 real images fill no batch of 2000"):
+        next(shuffled(real, 5, Group())(2000))
+
+
+def test_still_leaves_everything_as_it_was_found() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2).eval().requires_grad_(False))
+    with still(net):
+        assert not any(part.training for part in net.modules())
+        assert not any(value.requires_grad for value in net.parameters())
+    assert [part.training for part in net.modules()] == [True, True, False]
+    assert [value.requires_grad for value in net.parameters()] == [True, True, False, False]
+
+
+def test_mistakes_are_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def message(*arguments: object) -> str:
+        result = run("train", "--out", tmp_path, *arguments)
+        assert result.exit_code == 2, result.output
+        assert "Traceback" not in result.output
+        return result.stderr
+
+    assert "did you mean 'joint'" in message("--stage", "joit")
+    assert "did you mean 'steps'" in message("-o", "step=3")
+    assert "--log takes tensorboard and wandb, found 'tensorbord'" in message("--log", "tensorbord")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "--log tensorboard needs a package" in message("--log", "tensorboard", "-o", "steps=0")
+    assert "fill no batch" in message("-o", "adversarial=1", "-o", "batch=5000", "-o", "steps=1")
+    few = ("-o", "steps=0", "-o", "eval_every=0")
+    assert run("train", "--out", tmp_path, *few).exit_code == 0
+    assert "belongs to a run with lr 0.001, asked for was 0.1" in message(*few, "-o", "lr=0.1")
+    assert "belongs to a run with seed 0, asked for was 1" in message(*few, "--seed", 1)
+
+
+def test_options_in_the_yaml_are_those_of_the_stage(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("stages: [{name: joint, steps: 2, hidden: 4, eval_every: 0}]\nsampler: gandance\n")
+    cfg = config.load(str(path), {"out": str(tmp_path)})
+    assert train(cfg, "joint", {"depth": 1})["step"] == 2
+    assert load_file(tmp_path / "joint.safetensors")["residual.0.weight"].shape == (4, 32)
+    assert "residual.2.weight" in load_file(tmp_path / "joint.safetensors")  # one hidden layer, and the last
