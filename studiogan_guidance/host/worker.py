@@ -21,6 +21,7 @@ from studiogan_guidance.host.locate import commit_of
 from studiogan_guidance.host.metrics import backbone_protocol, fingerprint
 from studiogan_guidance.host.networks import describe, weights_digest
 from studiogan_guidance.host.seam import KEYS, Session, guides, now, sampler_of, stages_of
+from studiogan_guidance.latents import Networks
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.base import DiscriminatorStep, Stage, Trained
 
@@ -74,6 +75,8 @@ class GuidedWorker:
             module("wandb").config.update({key: getattr(self.RUN, key) for key in KEYS}, allow_val_change=True)
             if self.RUN.eval_metrics:
                 self._measured_with  # noqa: B018  reads all file names once, before the training
+        for stage in self._extra if self.RUN.train else ():
+            stage.check(self._described(), module("utils.misc").peel_model(self.Dis))
         if any(type(stage).discriminator_loss is not Stage.discriminator_loss for stage in self._extra):
             self._add_losses()
 
@@ -110,8 +113,9 @@ class GuidedWorker:
         self._load_best()
         if was and self._extra:
             run = self._trained()
-            for stage in self._extra:
-                stage.after_training(run)
+            with torch.random.fork_rng(devices=[]):  # what the host does next is as without them
+                for stage in self._extra:
+                    stage.after_training(run)
 
     def _load_best(self) -> None:
         """The weights that will be evaluated, in every process (the host itself loads them in the first only)."""
@@ -131,15 +135,18 @@ class GuidedWorker:
                     torch.distributed.broadcast(whole, 0)
                     value.copy_(whole)
 
-    def _trained(self) -> Trained:
+    def _described(self) -> Networks:
         generator = module("utils.misc").peel_model(self.gen_ctlr.generator)
-        device, folder = torch.device(self.local_rank), now.folder or self.RUN.ckpt_dir
-        networks = describe(generator, self.MODEL, self.DATA.num_classes, self.DATA.img_size, device, folder)
+        device, folder = torch.device(self.local_rank), str(now.folder or self.RUN.ckpt_dir)
+        return describe(generator, self.MODEL, self.DATA.num_classes, self.DATA.img_size, device, folder)
+
+    def _trained(self) -> Trained:
+        networks = self._described()
         return Trained(
-            networks=dataclasses.replace(networks, digest=weights_digest(generator)),
+            networks=dataclasses.replace(networks, digest=weights_digest(networks.generator)),
             discriminator=lambda: module("utils.misc").peel_model(self.Dis),
             real=self._real,
-            folder=Path(folder),
+            folder=Path(networks.source),
             seed=now.seed or 0,
             rank=int(self.global_rank),
             world_size=self.OPTIMIZATION.world_size,

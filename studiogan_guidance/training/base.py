@@ -90,6 +90,9 @@ class DiscriminatorStep:
 class Stage:
     """Base of all stages; subclasses add options as fields and override what they need."""
 
+    def check(self, networks: Networks, discriminator: nn.Module) -> None:
+        """Raise UserError for what cannot work in a host run; called in its beginning."""
+
     def after_training(self, run: Trained) -> Any:
         """Called once in every process after the training loop. The run's own networks must be left as they are."""
 

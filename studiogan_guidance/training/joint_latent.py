@@ -27,7 +27,7 @@ from studiogan_guidance.common import UserError, nearest, progress
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.runner import Evaluation
 from studiogan_guidance.latents import learned, view_for
-from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.critic import Critic
@@ -37,6 +37,10 @@ from studiogan_guidance.training.base import STAGES, Loop, Stage, Trained, desce
 SEEDS = 2**41  # of the noise of training: far from the seeds of images and of class means
 STRENGTHS = ("none", "class", "row", "both")
 DISTANCES = ("energy", "sliced")
+NO_STRENGTHS = (
+    "joint.strengths needs validation data and a feature network with gradients: use 'studiogan-guidance train' and "
+    "--backbone builtin, host:NAME or dinov2:PATH, or set strengths to none"
+)
 LEAST = {
     0: ("depth", "head_hidden", "steps", "eval_every", "strength_steps", "weight_decay", "head_lr", "r1", "clip"),
     1: ("hidden", "r1_every", "save_every", "note_every"),
@@ -79,15 +83,14 @@ def frechet(features: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """An unconditional logit on a discriminator's features [B, F], which are scaled to be of order 1; zero at first.
+    """An unconditional logit on a discriminator's features [B, F], which are divided by ``unit``; zero at first.
 
     Linear, or with one hidden layer of ``hidden`` units.
     """
 
-    def __init__(self, features: Tensor, hidden: int = 0) -> None:
+    def __init__(self, width: int, unit: Tensor, hidden: int = 0) -> None:
         super().__init__()
-        self.register_buffer("unit", features.square().mean().sqrt().clamp_min(1e-6))
-        width = features.shape[1]
+        self.register_buffer("unit", unit.clamp_min(1e-6))
         last = nn.Linear(hidden or width, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -187,6 +190,13 @@ class JointStage(Stage):
         if not 0 <= self.ema < 1 or not 0 < self.rate < math.inf:
             raise UserError(f"joint.ema must be in [0, 1) and joint.lr positive, found {self.ema} and {self.lr}")
 
+    def check(self, networks: Networks, discriminator: nn.Module) -> None:
+        view_for(networks)
+        if self.adversarial:
+            Critic(discriminator)
+        if self.strengths != "none":
+            raise UserError(NO_STRENGTHS)
+
     def after_training(self, run: Trained) -> dict[str, Any]:
         """Train, keep the best, write the files; returns step, FID and scale of what was kept, and its path."""
         group = Group(run.rank, run.world_size)
@@ -231,13 +241,8 @@ class Training:
         self.critic, self.head = None, None
         if stage.adversarial:
             run.real(stage.batch)  # what cannot work fails here
-            discriminator = run.discriminator()
-            self.critic = Critic(discriminator)
-            with still(discriminator), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(run.seed)
-                inputs = self._draw(-1, stage.batch)
-                images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
-                self.head = Head(self.critic(images)[0], stage.head_hidden).to(view.device)
+            self.critic = Critic(run.discriminator())
+            self.head = self._new_head(self.critic)
             self.modules["head"] = self.head
             self.optimisers["head_optimiser"] = self._adam(self.head.parameters(), stage.head_lr)
         self.evaluation: Evaluation | None = None
@@ -246,11 +251,25 @@ class Training:
         if stage.strengths != "none" and (
             self.evaluation is None or not hasattr(self.evaluation.bench.backbone, "soft")
         ):
-            raise UserError(
-                "joint.strengths needs validation data and a feature network with gradients: use 'studiogan-guidance "
-                "train' and --backbone builtin, host:NAME or dinov2:PATH, or set strengths to none"
-            )
+            raise UserError(NO_STRENGTHS)
         self.files = {name: run.folder / f"{name}.safetensors" for name in ("joint", "joint-last")}
+
+    def _new_head(self, critic: Critic) -> Head:
+        inputs, view = self._draw(-1, self.stage.batch), self.view
+        with still(critic.module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+            try:
+                features = critic(images)[0]
+            except (RuntimeError, IndexError) as error:
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(
+                    f"the discriminator cannot take {len(images)} images at once ({reason}): make the option batch a "
+                    "multiple of its minibatch groups, for each process"
+                ) from error
+            power = features.square().mean()
+            self.group.average([power])
+            torch.manual_seed(self.run.seed)
+            return Head(features.shape[1], power.sqrt(), self.stage.head_hidden).to(view.device)
 
     def _adam(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr, (0.0, 0.99), weight_decay=self.stage.weight_decay)
@@ -261,8 +280,11 @@ class Training:
         free = {"save_every", "eval_every", "strengths", "strength_scale", "strength_steps", "strength_batch"}
         if not stage.fades:
             free.add("steps")  # a longer run begins as a shorter one does
-        options = {key: value for key, value in dataclasses.asdict(stage).items() if key not in free}
-        identity = {**options, "seed": self.run.seed, "generator_sha256": learned.fingerprint(self.view.generator)}
+        options = {key: value for key, value in dataclasses.asdict(stage).items() if key not in free} | {
+            "lr": stage.rate
+        }
+        generator = learned.fingerprint(self.view.generator)
+        identity = {**options, "seed": self.run.seed, "generator_sha256": generator}
         path = self.run.folder / "joint"
         anew = () if self.run.evaluation else ("generator_sha256",)  # a host run may have trained on in its folder
         loop = Loop(path, identity, self.modules, self.optimisers, self.group, self.run.record, anew)

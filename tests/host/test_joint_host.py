@@ -397,6 +397,27 @@ def test_an_evaluation_without_the_file_fails_at_the_start_in_one_line(
     assert not (tmp_path / "o" / "results.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("strengths: class", "big_resnet", "joint.strengths needs validation data"),
+        ("adversarial: 1", "mh", "no unconditional score in a discriminator with d_cond_mtd MH"),
+    ],
+)
+def test_what_the_stage_cannot_do_is_said_before_the_training(
+    tmp_path: Path, data: Path, option: str, name: str, message: str
+) -> None:
+    yaml = write_yaml(tmp_path / "tiny.yaml", "big_resnet", f"stages: [{{name: joint, {option}}}]")
+    if name == "mh":
+        yaml.write_text(yaml.read_text().replace("PD", "MH").replace("hinge", "MH"))
+    result = run("run", "--device", "cpu", "--", *TRAIN, "-metrics", "none", "-cfg", yaml, "-data", data,
+                 "-save", tmp_path / "o")  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not list((tmp_path / "o").rglob("*.pth"))
+
+
 def test_processes_without_a_folder_of_their_own_find_the_file(
     runs: dict[str, tuple[Path, Path]], checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:

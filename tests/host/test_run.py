@@ -257,7 +257,7 @@ def test_a_stage_follows_the_loop_and_adds_its_loss(
 
         def after_training(self, run: Trained) -> None:
             runs.append((run, len(steps)))
-            assert next(run.real())[0].shape == (8, 3, 32, 32)
+            assert next(run.real(8))[0].shape == (8, 3, 32, 32)
             run.log("the probe was here")
 
         def discriminator_loss(self, step: DiscriminatorStep) -> torch.Tensor:
