@@ -212,6 +212,10 @@ class DinoV2:
     def __call__(self, prepared: Tensor) -> tuple[Tensor, None]:
         return self._net(prepared), None
 
+    def soft(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images in [-1, 1], with gradients."""
+        return self(self._prepare.soft(images))[0]
+
 
 def dinov2(path: Path) -> tuple[str, nn.Module]:
     """A DINOv2 network from facebook's or timm's weights, and its name in timm, such as vit_large_patch14_dinov2.

@@ -49,9 +49,7 @@ class Group:
         import torch.distributed
 
         for tensor in tensors:
-            whole = tensor.detach()
-            if torch.distributed.get_backend() == "gloo":
-                whole = whole.cpu()
+            whole = tensor.detach().to("cpu" if torch.distributed.get_backend() == "gloo" else "cuda")
             torch.distributed.all_reduce(whole)
             tensor.copy_(whole / self.size)
 

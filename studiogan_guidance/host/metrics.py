@@ -90,6 +90,10 @@ class HostBackbone:
         self._seen.clear()
         return features, logits
 
+    def soft(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images in [-1, 1], with gradients."""
+        return self(self._prepare.soft(images))[0]
+
 
 class RealImages:
     """The host's data set of one split, with a fingerprint of everything in it that a metric depends on."""

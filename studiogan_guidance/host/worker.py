@@ -76,7 +76,7 @@ class GuidedWorker:
             if self.RUN.eval_metrics:
                 self._measured_with  # noqa: B018  reads all file names once, before the training
         for stage in self._extra if self.RUN.train else ():
-            stage.check(self._described(), module("utils.misc").peel_model(self.Dis))
+            stage.check(self._described(), module("utils.misc").peel_model(self.Dis), self._processes)
         if any(type(stage).discriminator_loss is not Stage.discriminator_loss for stage in self._extra):
             self._add_losses()
 
@@ -135,6 +135,10 @@ class GuidedWorker:
                     torch.distributed.broadcast(whole, 0)
                     value.copy_(whole)
 
+    @property
+    def _processes(self) -> int:
+        return self.OPTIMIZATION.world_size if self.DDP else 1  # without -DDP the host counts GPUs there
+
     def _described(self) -> Networks:
         generator = module("utils.misc").peel_model(self.gen_ctlr.generator)
         device, folder = torch.device(self.local_rank), str(now.folder or self.RUN.ckpt_dir)
@@ -149,14 +153,18 @@ class GuidedWorker:
             folder=Path(networks.source),
             seed=now.seed or 0,
             rank=int(self.global_rank),
-            world_size=self.OPTIMIZATION.world_size,
+            world_size=self._processes,
             log=self.logger.info if self.logger else lambda line: None,
             record=lambda step, values: module("wandb").log({f"stage/{key}": value for key, value in values.items()}),
         )
 
     def _real(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        share = batch_size // self._processes
         while True:
-            yield from self.train_dataloader
+            for images, labels in self.train_dataloader:  # of as many images as all of the host's updates of a step
+                for part, of_part in zip(images.split(share), labels.split(share)):
+                    if len(part) == share or len(images) < share:
+                        yield part, of_part
 
     def evaluate(self, step: Any, metrics: Any, writing: bool = True, training: bool = False) -> Any:
         misc, found, started = module("utils.misc"), {}, time.perf_counter()

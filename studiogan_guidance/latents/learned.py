@@ -41,7 +41,8 @@ class LearnedJoint(nn.Module):
 
     R is an MLP of the noise, or, with ``depth`` 0, one vector (a null embedding). It sees no label, so it cannot learn
     to hand back the conditional code. ``unit`` is the spread of the class means: R is of order 1 on every family.
-    ``class_strength`` [C] and ``row_strength`` [rows] multiply scale - 1 where a sampler asks for learned strengths.
+    ``class_strength`` [C] plus ``row_strength`` [rows], less 1, multiplies scale - 1 where a sampler asks for learned
+    strengths (a sum, since a product of two that both came near zero would stay there).
 
     Args:
         z_width: numbers of noise an image, InfoGAN's included.
@@ -92,10 +93,15 @@ class LearnedJoint(nn.Module):
         joint: Tensor = start + (shift[:, None] if code.dim() == 3 else shift)
         return joint
 
+    def digest(self) -> str:
+        """SHA-256 of everything that the joint depends on."""
+        text = f"{self.base} {self.get_buffer('unit').item()} {fingerprint(self)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def strength(self, labels: Tensor, code: Tensor) -> Tensor:
-        """What multiplies scale - 1 for each image (and row), to be broadcast with ``code``."""
+        """What multiplies scale - 1 for each image (and row): class_strength + row_strength - 1; fits ``code``."""
         own = self.class_strength[labels] if labels.dim() == 1 else labels @ self.class_strength
-        return own[:, None, None] * self.row_strength[:, None] if code.dim() == 3 else own[:, None] * self.row_strength
+        return own[:, None, None] + (self.row_strength - 1)[:, None] if code.dim() == 3 else own[:, None]
 
 
 def create(view: LatentView, base: str | None = None, hidden: int = 256, depth: int = 2) -> LearnedJoint:
@@ -153,7 +159,7 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
         raise UserError(
             f"no learned joint {path}: make it with 'studiogan-guidance train --stage joint', or give joint_ckpt"
         ) from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read the learned joint {path}: {' '.join(str(error).split())[:120]}") from error
     if "generator_sha256" not in metadata:
         raise UserError(f"{path} is no learned joint: give the {FILE} that 'train --stage joint' wrote")
@@ -183,7 +189,11 @@ def learned(view: LatentView, ckpt: str | None) -> LearnedJoint:
     return found
 
 
-@JOINTS.register("learned", "a network trained to follow the whole data set (at most one mapping pass)", GANDANCE)
+@JOINTS.register(
+    "learned",
+    "a network trained to follow the whole data set (the passes of its base, at most one by default)",
+    GANDANCE,
+)
 def _learned(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """h(z) of the file ``options.ckpt``."""
     return learned(view, options.ckpt).forward(view, inputs, code)

@@ -11,7 +11,7 @@ from torch import Tensor
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
-from studiogan_guidance.latents.learned import fingerprint, learned
+from studiogan_guidance.latents.learned import learned
 from studiogan_guidance.samplers.base import Sampler, finite
 from studiogan_guidance.samplers.truncation import Truncation
 
@@ -112,7 +112,7 @@ class GANdance(Sampler):
 
     def files(self, view: LatentView) -> dict[str, str]:
         uses = self.joint == "learned" and self.scale != 1
-        return {"joint_sha256": fingerprint(learned(view, self.joint_ckpt))} if uses else {}
+        return {"joint_sha256": learned(view, self.joint_ckpt).digest()} if uses else {}
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         z = self._truncation.truncated_z(view, inputs.z)

@@ -52,8 +52,8 @@ class Trained:
         networks: the generator (its moving average where there is one).
         discriminator: opens it as the training left it.
         real: opens the training data without end: images [B, 3, H, W] in [-1, 1] and labels int64 [B], this process's
-            share of batches of ``batch_size``, which it refuses if there are too few images. Inside a host run the
-            host's own batches come, as they are.
+            share of batches of ``batch_size``, which it refuses if there are too few images. Inside a host run they are
+            cut from the host's own batches, in its order.
         folder: where the run keeps its checkpoints.
         seed: of the run; rank, world_size: this process among those of the run.
         log: writes a line to the run's log (on rank 0, nothing elsewhere).
@@ -90,7 +90,7 @@ class DiscriminatorStep:
 class Stage:
     """Base of all stages; subclasses add options as fields and override what they need."""
 
-    def check(self, networks: Networks, discriminator: nn.Module) -> None:
+    def check(self, networks: Networks, discriminator: nn.Module, processes: int) -> None:
         """Raise UserError for what cannot work in a host run; called in its beginning."""
 
     def after_training(self, run: Trained) -> Any:
@@ -141,7 +141,11 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
             record=record,
             evaluation=lambda: Evaluation(measured, group, [], networks),
         )
-        result = stage.after_training(run)
+        try:
+            result = stage.after_training(run)
+        except torch.OutOfMemoryError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"out of memory ({reason}): lower the option batch (or strength_batch)") from error
         return result if group.rank == 0 else {}
 
 
@@ -285,7 +289,9 @@ class Loop:
                     self.group.average(means.values())
                     values = {name: float(mean) for name, mean in means.items()}
                     if not all(map(math.isfinite, values.values())):
-                        raise UserError(f"losses are not finite at step {self.step} ({values}): lower the option lr")
+                        raise UserError(
+                            f"losses are not finite at step {self.step} ({values}): lower lr, with another --out"
+                        )
                     self.note(**values)
                     show(self.step, steps, values)
                 after()

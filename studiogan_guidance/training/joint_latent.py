@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,11 +32,11 @@ from studiogan_guidance.latents import learned, view_for
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 from studiogan_guidance.latents.learned import LearnedJoint
+from studiogan_guidance.samplers.base import finite
 from studiogan_guidance.samplers.critic import Critic
 from studiogan_guidance.samplers.gandance import guide
 from studiogan_guidance.training.base import STAGES, Loop, Stage, Trained, descend, moving_average, still
 
-SEEDS = 2**41  # of the noise of training: far from the seeds of images and of class means
 STRENGTHS = ("none", "class", "row", "both")
 DISTANCES = ("energy", "sliced")
 NO_STRENGTHS = (
@@ -55,7 +57,8 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     equal distributions.
     """
     n, m = len(x), len(y)
-    between, of_x, of_y = torch.cdist(x, y).mean(), torch.cdist(x, x).sum(), torch.cdist(y, y).sum()
+    pairs = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # which would cancel
+    between, of_x, of_y = pairs(x, y).mean(), pairs(x, x).sum(), pairs(y, y).sum()
     distance: Tensor = 2 * between - of_x / (n * n - n) - of_y / (m * m - m)
     return distance
 
@@ -112,7 +115,8 @@ class JointStage(Stage):
 
     Args:
         distill: weight of |h - class_mean|^2 / unit^2; beside another objective it fades out over the first tenth.
-        latent: weight of the distance between the distribution of h and that of the generator's own codes.
+        latent: weight of the distance between the distribution of h and that of the generator's own codes; None: 1 if
+            there is no other objective, else 0.
         adversarial: weight of the non-saturating logistic loss on images of h; real images are used without labels. The
             score is a learned head on the discriminator's features (with ``head_hidden`` units, 0: linear) plus, with
             ``marginal``, the discriminator's own logit without a label (``samplers.critic``).
@@ -144,7 +148,7 @@ class JointStage(Stage):
     """
 
     distill: float = 0.0
-    latent: float = 1.0
+    latent: float | None = None
     adversarial: float = 0.0
     distance: str = "energy"
     base: str | None = None
@@ -172,13 +176,17 @@ class JointStage(Stage):
     strength_batch: int = 256
 
     def __post_init__(self) -> None:
-        weights = {"distill": self.distill, "latent": self.latent, "adversarial": self.adversarial}
-        if not sum(weights.values()) > 0 or min(weights.values()) < 0:
+        weights = self.weights
+        if not 0 < sum(weights.values()) < math.inf or min(weights.values()) < 0:
             said = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
             raise UserError(f"joint needs an objective, found {said}: give at least one of them a weight above 0")
         for name, known in (("distance", DISTANCES), ("strengths", STRENGTHS)):
             if getattr(self, name) not in known:
                 raise UserError(f"joint.{name} is '{getattr(self, name)}': {nearest(getattr(self, name), known)}")
+        if not self.scales:
+            raise UserError("joint.scales is empty: give guidance scales such as 0.9:1.1:1.3")
+        for scale in (*self.scales, self.strength_scale):
+            finite("joint.scales and joint.strength_scale", scale)
         if self.base is not None:
             JOINTS[self.base]
         if self.base in ("learned", "class_subset"):
@@ -190,23 +198,36 @@ class JointStage(Stage):
         if not 0 <= self.ema < 1 or not 0 < self.rate < math.inf:
             raise UserError(f"joint.ema must be in [0, 1) and joint.lr positive, found {self.ema} and {self.lr}")
 
-    def check(self, networks: Networks, discriminator: nn.Module) -> None:
+    def check(self, networks: Networks, discriminator: nn.Module, processes: int) -> None:
         view_for(networks)
+        self._shares(processes)
         if self.adversarial:
             Critic(discriminator)
         if self.strengths != "none":
             raise UserError(NO_STRENGTHS)
 
+    def _shares(self, processes: int) -> None:
+        if self.batch % processes or self.batch < 2 * processes:
+            raise UserError(
+                f"joint.batch is {self.batch}: give a multiple of the {processes} processes, 2 or more for each"
+            )
+
     def after_training(self, run: Trained) -> dict[str, Any]:
         """Train, keep the best, write the files; returns step, FID and scale of what was kept, and its path."""
         group = Group(run.rank, run.world_size)
-        if self.batch % group.size:
-            raise UserError(f"joint.batch is {self.batch}: give a multiple of the {group.size} processes")
+        self._shares(group.size)
         view = view_for(run.networks)
         with still(run.networks.generator):
             result = Training(self, run, view, group).go()
         run.log(f"The joint of step {result['step']} is in {result['joint']}")
         return result
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each objective."""
+        others = {"distill": self.distill, "adversarial": self.adversarial}
+        latent = self.latent if self.latent is not None else float(not any(others.values()))
+        return {**others, "latent": latent}
 
     @property
     def rate(self) -> float:
@@ -216,7 +237,7 @@ class JointStage(Stage):
     @property
     def fades(self) -> bool:
         """Whether ``distill`` is there for the start only."""
-        return bool(self.distill and (self.latent or self.adversarial))
+        return bool(self.distill and (self.weights["latent"] or self.adversarial))
 
     @property
     def start(self) -> str | None:
@@ -229,9 +250,8 @@ class Training:
 
     def __init__(self, stage: JointStage, run: Trained, view: LatentView, group: Group) -> None:
         self.stage, self.run, self.view, self.group = stage, run, view, group
-        self.first_seed = SEEDS + (run.seed % 2**20) * 2**40
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed)
+            torch.default_generator.manual_seed(run.seed)  # of the CPU alone, which is put back
             self.joint = learned.create(view, stage.start, stage.hidden, stage.depth)
         self.average = copy.deepcopy(self.joint)
         self.unit = self.joint.get_buffer("unit")
@@ -268,7 +288,7 @@ class Training:
                 ) from error
             power = features.square().mean()
             self.group.average([power])
-            torch.manual_seed(self.run.seed)
+            torch.default_generator.manual_seed(self.run.seed)
             return Head(features.shape[1], power.sqrt(), self.stage.head_hidden).to(view.device)
 
     def _adam(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -286,11 +306,13 @@ class Training:
         generator = learned.fingerprint(self.view.generator)
         identity = {**options, "seed": self.run.seed, "generator_sha256": generator}
         path = self.run.folder / "joint"
-        anew = () if self.run.evaluation else ("generator_sha256",)  # a host run may have trained on in its folder
+        if self.critic:
+            identity["discriminator_sha256"] = learned.fingerprint(self.critic.module)
+        anew = () if self.run.evaluation else tuple(identity)  # a host run cannot choose another folder
         loop = Loop(path, identity, self.modules, self.optimisers, self.group, self.run.record, anew)
         self.loop, self.real = loop, self._real(loop.step)
         frozen = [self.critic.module] if self.critic else []
-        if loop.step == 0:
+        if loop.step == 0 and not loop.kept:
             self._keep()
         with still(*frozen):
             loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep)
@@ -305,8 +327,9 @@ class Training:
 
     def _draw(self, block: int, count: int) -> Inputs:
         """This process's share of ``count`` inputs; the same for the same ``block`` of the same run."""
-        first = self.first_seed + (block + 1) * 2**16
-        return self.view.draw(range(first + self.group.rank, first + count, self.group.size), 0, LabelPlan())
+        return self.view.draw(
+            seeds(count, self.run.seed, block + 1)[self.group.rank :: self.group.size], 0, LabelPlan()
+        )
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Step ``step``; the losses before it."""
@@ -321,9 +344,9 @@ class Training:
                 losses["distill"] = ((h - target) / self.unit).square().mean()
                 fade = max(0.0, 1 - 10 * step / stage.steps) if stage.fades else 1.0
                 total = total + stage.distill * fade * losses["distill"]
-            if stage.latent:
+            if stage.weights["latent"]:
                 losses["latent"] = self._latent(flat(h), step)
-                total = total + stage.latent * losses["latent"]
+                total = total + stage.weights["latent"] * losses["latent"]
             if self.critic and self.head:
                 features, score = self._score(view.decode(h, inputs.z, inputs.noise))
                 losses["adversarial"] = F.softplus(-(score + self.head(features)).float()).mean()
@@ -343,11 +366,12 @@ class Training:
     def _latent(self, h: Tensor, step: int) -> Tensor:
         inputs = self._draw(2 * step + 1, self.stage.batch)
         codes = flat(self.view.encode(inputs.z, inputs.labels))
-        x, y = ((values / self.unit).float() for values in (h, codes))
-        if self.stage.distance == "energy":
-            return energy_distance(x, y)
-        gen = torch.Generator().manual_seed(self.first_seed + step)
-        return sliced_wasserstein(x, y, F.normalize(torch.randn(64, x.shape[1], generator=gen)).to(x.device))
+        with torch.autocast(self.view.device.type, enabled=False):
+            x, y = ((values / self.unit).float() for values in (h, codes))
+            if self.stage.distance == "energy":
+                return energy_distance(x, y)
+            gen = torch.Generator().manual_seed(seeds(1, self.run.seed, step, 1)[0])
+            return sliced_wasserstein(x, y, F.normalize(torch.randn(64, x.shape[1], generator=gen)).to(x.device))
 
     def _head(self, features: Tensor, score: Tensor, step: int) -> Tensor:
         """The head's logistic loss on real images and on these fakes; every ``r1_every`` steps with R1."""
@@ -417,7 +441,7 @@ class Training:
                 value.requires_grad_(True)
             mean, factor = (torch.from_numpy(x).float().to(view.device) for x in (real.stats.mean, real.factor))
             soft: Callable[[Tensor], Tensor] = getattr(evaluation.bench.backbone, "soft")  # noqa: B009  a protocol lacks it
-            learn_strengths(view, joint, parameters, soft, mean, factor, stage, self.first_seed)
+            learn_strengths(view, joint, parameters, soft, mean, factor, stage, self.run.seed)
         for value in (joint.class_strength, joint.row_strength):
             value.requires_grad_(False)
             value.copy_(self.group.agree(value.cpu()))
@@ -436,7 +460,7 @@ def learn_strengths(
     mean: Tensor,
     factor: Tensor,
     stage: JointStage,
-    first_seed: int,
+    seed: int,
 ) -> None:
     """Move the strengths ``parameters`` of ``joint`` down the Frechet distance between guided images and a Gaussian.
 
@@ -450,16 +474,15 @@ def learn_strengths(
         soft: images to features, with gradients.
         mean, factor: of the real features: [D], and L [D, D] with L L^T their covariance.
         stage: gives strength_scale, strength_steps and strength_batch.
-        first_seed: of the noise.
+        seed: of the noise.
     """
     optimiser = torch.optim.Adam(parameters, 0.05)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(1, stage.strength_steps))  # linearly to 0
     bank: list[Tensor] = []
     with view.frozen():
         for step in progress(range(stage.strength_steps), "strengths"):
-            first = first_seed + 2**38 + step * stage.strength_batch
             with torch.no_grad():
-                inputs = view.draw(range(first, first + stage.strength_batch), 0, LabelPlan())
+                inputs = view.draw(seeds(stage.strength_batch, seed, step, 2), 0, LabelPlan())
                 code = view.encode(inputs.z, inputs.labels)
                 h = joint(view, inputs, code)
             guided = guide(code, h, 1 + (stage.strength_scale - 1) * joint.strength(inputs.labels, code))
@@ -470,6 +493,11 @@ def learn_strengths(
             loss.backward(inputs=parameters)
             optimiser.step()
             schedule.step()
+
+
+def seeds(count: int, *key: int) -> list[int]:
+    """Seeds of images for a place in a run, hashed: a generator of the CPU takes the low 32 bits of a seed only."""
+    return [int(seed) for seed in np.random.SeedSequence(key).generate_state(count)]
 
 
 def flat(codes: Tensor) -> Tensor:

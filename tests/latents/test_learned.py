@@ -78,7 +78,7 @@ def test_strengths_multiply_what_the_scale_adds(tmp_path: Path, toy_view: Latent
     by_hand = torch.zeros_like(h)
     for i, c in enumerate(inputs.labels):
         for r in range(3):
-            scale = 1 + 0.5 * joint.class_strength[c] * joint.row_strength[r]
+            scale = 1 + 0.5 * (joint.class_strength[c] + joint.row_strength[r] - 1)
             by_hand[i, r] = h[i, r] + scale * (code[i, r] - h[i, r])
     torch.testing.assert_close(guided(toy_view, scale=1.5, **options), by_hand)
     soft = dataclasses.replace(inputs, labels=torch.nn.functional.one_hot(inputs.labels, 5).float())  # interpolations
