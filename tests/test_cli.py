@@ -94,6 +94,7 @@ def test_list_and_doctor() -> None:
         "global_mean",
         "class_shift",
         "mean_embedding",
+        "learned",
     ]
     assert all(
         row["name"] and row["description"] and row["paper"]

@@ -185,8 +185,9 @@ class JointStage(Stage):
                 raise UserError(f"joint.{name} is '{getattr(self, name)}': {nearest(getattr(self, name), known)}")
         if not self.scales:
             raise UserError("joint.scales is empty: give guidance scales such as 0.9:1.1:1.3")
-        for scale in (*self.scales, self.strength_scale):
-            finite("joint.scales and joint.strength_scale", scale)
+        for scale in self.scales:
+            finite("joint.scales", scale)
+        finite("joint.strength_scale", self.strength_scale)
         if self.base is not None:
             JOINTS[self.base]
         if self.base in ("learned", "class_subset"):

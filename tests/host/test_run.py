@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import json
 import os
 import subprocess
@@ -258,6 +259,7 @@ def test_a_stage_follows_the_loop_and_adds_its_loss(
         def after_training(self, run: Trained) -> None:
             runs.append((run, len(steps)))
             assert next(run.real(8))[0].shape == (8, 3, 32, 32)
+            assert [len(labels) for _, labels in itertools.islice(run.real(3), 4)] == [3, 3, 3, 3]  # cut from 8: 3, 3
             run.log("the probe was here")
 
         def discriminator_loss(self, step: DiscriminatorStep) -> torch.Tensor:

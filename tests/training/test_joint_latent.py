@@ -23,6 +23,7 @@ from studiogan_guidance.training.joint_latent import (
     energy_distance,
     frechet,
     learn_strengths,
+    seeds,
     sliced_wasserstein,
 )
 
@@ -175,7 +176,7 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"latent": 0}, "joint needs an objective, found distill 0, latent 0, adversarial 0"),
+        ({"latent": 0}, "joint needs an objective, found distill 0, adversarial 0, latent 0"),
         ({"latent": -1, "distill": 2}, "joint needs an objective"),
         ({"distance": "energi"}, "joint.distance is 'energi': did you mean 'energy'"),
         ({"strengths": "layer"}, "joint.strengths is 'layer'"),
@@ -183,6 +184,8 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
         ({"base": "class_maen"}, "did you mean 'class_mean'"),
         ({"batch": 1}, "joint.batch must be 2 or more, found 1"),
         ({"r1": math.nan}, "joint.r1 must be 0 or more"),
+        ({"scales": ()}, "joint.scales is empty"),
+        ({"strength_scale": math.nan}, "joint.strength_scale must be a finite number"),
         ({"ema": 1}, r"joint.ema must be in \[0, 1\)"),
         ({"stpes": 3}, "did you mean 'steps'"),
     ],
@@ -190,6 +193,20 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         STAGES.create("joint", options)
+
+
+def test_latent_is_the_objective_where_nothing_else_is_asked_for() -> None:
+    assert JointStage().weights == {"distill": 0, "adversarial": 0, "latent": 1}
+    assert JointStage(distill=1).weights == {"distill": 1, "adversarial": 0, "latent": 0}
+    assert JointStage(adversarial=1, latent=2).weights == {"distill": 0, "adversarial": 1, "latent": 2}
+
+
+def test_noise_differs_between_places_and_runs_and_fits_into_a_generator() -> None:
+    keys = [(seed, place, kind) for seed in range(3) for place in range(3) for kind in range(3)]
+    drawn = [tuple(seeds(64, *key)) for key in keys]
+    assert len({seed for one in drawn for seed in one}) > 64 * 27 - 3
+    assert max(map(max, drawn)) < 2**32  # of more, a generator of the CPU sees the low 32 bits
+    assert drawn[0] == tuple(seeds(64, 0, 0, 0))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

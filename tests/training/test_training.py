@@ -24,7 +24,8 @@ from studiogan_guidance.evaluation.features import BuiltinImages
 from studiogan_guidance.training.base import Loop, shuffled, still, train
 
 BOTH = ["-o", "adversarial=1", "-o", "distill=1", "-o", "batch=8", "-o", "steps=40", "-o", "save_every=7",
-        "-o", "note_every=1", "-o", "eval_every=0", "-o", "hidden=16"]  # fmt: skip
+        "-o", "note_every=1", "-o", "eval_every=20", "-o", "hidden=16", "-o", "latent=1", "-o", "scales=0.9",
+        "--num", "30"]  # fmt: skip
 NAMES = ("joint.safetensors", "joint-last.safetensors", "joint.jsonl")
 
 
@@ -36,7 +37,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run on the built-in, with all objectives."""
     folder = tmp_path_factory.mktemp("whole")
-    assert ok("train", "--out", folder, *BOTH)["step"] == 40
+    assert ok("train", "--out", folder, *BOTH)["fid"] > 0
     return folder
 
 
@@ -55,8 +56,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path: Path, whole
     time.sleep(0.4)
     process.kill()
     process.wait()
-    assert not (tmp_path / "joint.safetensors").exists()
-    assert ok("train", "--out", tmp_path, *BOTH)["step"] == 40
+    assert not (tmp_path / "joint-last.safetensors").exists()
+    ok("train", "--out", tmp_path, *BOTH)
     assert files(tmp_path) == files(whole)
 
 
@@ -68,10 +69,10 @@ def test_sigterm_saves_the_step_that_it_came_in(tmp_path: Path, whole: Path) -> 
     assert "Traceback" not in said
     step = torch.load(tmp_path / "joint.state", weights_only=True)["step"]
     assert f"stopped at step {step} of 40: the same command goes on from here" in said
-    assert ok("train", "--out", tmp_path, *BOTH)["step"] == 40
+    ok("train", "--out", tmp_path, *BOTH)
     assert files(tmp_path) == files(whole)
     before = (tmp_path / "joint.state").stat().st_mtime_ns
-    assert ok("train", "--out", tmp_path, *BOTH)["step"] == 40  # and once more: there is nothing to do
+    ok("train", "--out", tmp_path, *BOTH)  # and once more: there is nothing to do
     assert (tmp_path / "joint.state").stat().st_mtime_ns == before
 
 
