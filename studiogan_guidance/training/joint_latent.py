@@ -352,10 +352,15 @@ class Training:
                 features, score = self._score(view.decode(h, inputs.z, inputs.noise))
                 losses["adversarial"] = F.softplus(-(score + self.head(features)).float()).mean()
                 total = total + stage.adversarial * losses["adversarial"]
-                losses["head"] = self._head(features.detach(), score.detach(), step)
+                features, score = features.detach(), score.detach()  # the graph is let go before that of the head
         descend(total, self.learning, self.optimisers["joint_optimiser"], self.group, stage.clip)
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        del h, total
         if self.head:
+            with torch.autocast(view.device.type, torch.bfloat16, enabled=stage.bf16):
+                losses["head"] = self._head(features, score, step)
             descend(losses["head"], self.head.parameters(), self.optimisers["head_optimiser"], self.group, 0)
+            losses["head"] = losses["head"].detach()
         moving_average(self.average, self.joint, min(stage.ema, (1 + step) / (10 + step)))
         return losses
 
