@@ -280,3 +280,11 @@ def test_on_a_gpu_features_are_those_of_the_cpu() -> None:
             for place in (CPU, device)
         ]
         np.testing.assert_allclose(stats[0], stats[1], rtol=1e-2, atol=1e-2)
+
+
+def test_soft_features_of_the_built_in_are_its_features_with_gradients() -> None:
+    backbone, images = BuiltinBackbone("cpu"), next(iter(BuiltinImages("test").batches(4)))[0].requires_grad_()
+    found = backbone.soft(images)
+    torch.testing.assert_close(found, backbone(backbone.prepare(images))[0], atol=1e-4, rtol=1e-4)
+    (slope,) = torch.autograd.grad(found.sum(), images)
+    assert slope.abs().sum(dim=(1, 2, 3)).min() > 0

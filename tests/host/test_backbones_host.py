@@ -123,3 +123,17 @@ def test_names_are_those_that_the_host_knows(checkout: Checkout) -> None:
     assert all(name in source for name in HOST)
     with pytest.raises(UserError, match="the host has no backbone 'VGG'"):
         HostBackbone("VGG", checkout, CPU)
+
+
+@pytest.mark.parametrize("resizer", ["legacy", "clean"])
+def test_soft_features_are_those_of_the_metric_with_gradients(resizer: str, hub: None, checkout: Checkout) -> None:
+    """On images in 256 steps there is nothing to round, so only gradients are new."""
+    backbone = HostBackbone("InceptionV3_tf", checkout, CPU, resizer, "device")
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = (pixels / 127.5 - 1).requires_grad_()
+    with torch.no_grad():
+        expected = backbone(backbone.prepare(images))[0]
+    found = backbone.soft(images)
+    torch.testing.assert_close(found, expected, atol=1e-3 * expected.abs().max().item(), rtol=0)
+    (slope,) = torch.autograd.grad(found.sum(), images)
+    assert slope.abs().sum(dim=(1, 2, 3)).min() > 0
