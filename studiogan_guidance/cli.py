@@ -82,6 +82,7 @@ SHARED = (
     click.option("--labels", metavar="HOW", help="Draw labels uniform or as in the data. [uniform]"),
     click.option("--noise-mode", metavar="MODE", help="StyleGAN2's layer noise: random or const. [random]"),
     click.option("--restat", type=int, metavar="N", help="Redo batch-norm statistics on N x 64 samples. [0: no]"),
+    click.option("--held-out", metavar="DIR", help="Real images (valid split) to calibrate D on. [--data]"),
     click.option("--sampler", metavar="NAME", help="Overrides the sampler of the YAML; see 'list'."),
     click.option(
         "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the sampler; repeatable."

@@ -38,6 +38,8 @@ class RunConfig:
         ckpt: folder with the host's ``model=G*-weights-step*.pth`` files.
         which: choose among them: best or current, ema or raw; by default best before current, ema before raw.
         data: folder of real images as the host expects it (``train/<class>/*``, ``valid/<class>/*``, or CIFAR's own).
+        held_out: folder of real images whose valid split (CIFAR: test) discriminators are calibrated on, where a
+            sampler needs that; by default ``data``. What is measured against that split should have another folder.
         studiogan: the host's checkout; by default it is looked for (see ``doctor``).
         out: folder for results.
         device: auto, cpu, cuda or cuda:N.
@@ -71,6 +73,7 @@ class RunConfig:
     ckpt: str | None = None
     which: tuple[str, ...] = ()
     data: str | None = None
+    held_out: str | None = None
     studiogan: str | None = None
     out: str = "runs"
     device: str = "auto"

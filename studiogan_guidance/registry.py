@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from studiogan_guidance.common import UserError, nearest
 
 T = TypeVar("T")
+Spec = str | dict[str, Any]  # of a thing with options: its name, or {"name": ..., option: value}
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,31 @@ class Registry(Generic[T]):
         self.kind = kind
         self._group = group
         self._entries: dict[str, Entry[T]] = {}
+        self._aliases: dict[str, str] = {}
 
     def register(self, name: str, description: str, paper: str) -> Callable[[T], T]:
         """Decorator that adds a thing under ``name``; a second use of the name raises ValueError."""
 
         def add(target: T) -> T:
-            if name in self._entries:
-                raise ValueError(f"a {self.kind} named '{name}' is registered already: choose another name")
+            self._free(name)
             self._entries[name] = Entry(name, target, description, paper)
             return target
 
         return add
 
+    def alias(self, other: str, name: str) -> None:
+        """Let ``other`` stand for the registered ``name``; a second use of a name raises ValueError."""
+        self._free(other)
+        self._aliases[other] = self._entries[name].name
+
+    def _free(self, name: str) -> None:
+        if name in self._entries or name in self._aliases:
+            raise ValueError(f"a {self.kind} named '{name}' is registered already: choose another name")
+
     def __getitem__(self, name: str) -> Entry[T]:
-        """The entry called ``name``; UserError with the nearest known name if there is none."""
+        """The entry called ``name``, by an alias too; UserError with the nearest known name if there is none."""
         self._load_plugins()
+        name = self._aliases.get(name, name)
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}")
         return self._entries[name]
@@ -60,16 +71,25 @@ class Registry(Generic[T]):
     def create(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
         """An instance of the dataclass called ``name``; strings (from a command line) become the type of the field.
 
+        A key with a dot, such as ``base.scale``, is an option of the thing that the option ``base`` names.
+
         Raises:
             UserError: unknown name or option (the nearest known one is named), a value of the wrong type or range.
         """
         cls: Any = self[name].target
         fields = typing.get_type_hints(cls)
-        for key in options or {}:
+        options = _nested(options or {})
+        for key in options:
             if key not in fields:
                 known = nearest(key, fields) if fields else "it takes none"
                 raise UserError(f"{self.kind} '{name}' has no option '{key}': {known}")
-        return cls(**{key: _convert(f"{name}.{key}", value, fields[key]) for key, value in (options or {}).items()})
+        return cls(**{key: _convert(f"{name}.{key}", value, fields[key]) for key, value in options.items()})
+
+    def name_of(self, thing: object) -> str:
+        """The name under which the class of ``thing`` is registered, or that of the class itself."""
+        return next(
+            (name for name, entry in self._entries.items() if entry.target is type(thing)), type(thing).__name__
+        )
 
     def __iter__(self) -> Iterator[Entry[T]]:
         self._load_plugins()
@@ -81,7 +101,22 @@ class Registry(Generic[T]):
             point.load()
 
 
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {key: value for key, value in options.items() if "." not in key}
+    for key, value in options.items():
+        head, dot, tail = key.partition(".")
+        if dot:
+            inner = whole.get(head, {})
+            whole[head] = {**({"name": inner} if isinstance(inner, str) else inner), tail: value}
+    return whole
+
+
 def _convert(name: str, value: Any, kind: Any) -> Any:
+    if kind == Spec:
+        named = isinstance(value, dict) and isinstance(value.get("name"), str)
+        if not (named or isinstance(value, str)):
+            raise UserError(f"{name} must be a name or a mapping with a name, found {value!r}")
+        return value
     union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     kinds = typing.get_args(kind) if union else (kind,)
     if types.NoneType in kinds and (value is None or value in ("none", "null")):

@@ -11,6 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+# First seeds of what is not an image of a run (a CPU generator takes the low 32 bits of a seed):
+COMPANIONS = 2**31  # the images that share a minibatch statistic with the one that is scored
+FAKES = COMPANIONS + 2**20  # what discriminators are calibrated on
+PILOTS = COMPANIONS + 2**24  # draws that bounds, priors, centres and constants are estimated from
+POOLS = COMPANIONS + 2**29  # pools that images are chosen from
+
 
 def generators(seeds: Sequence[int]) -> list[Generator]:
     """One CPU generator per seed, ``torch.Generator().manual_seed(seed)``."""
@@ -24,9 +30,14 @@ def randn(gens: Sequence[Generator], *shape: int) -> Tensor:
 
 def uniform(gens: Sequence[Generator], *shape: int) -> Tensor:
     """Uniform numbers in [-1, 1), [len(gens), *shape], row i from generator i alone."""
-    return torch.stack([torch.rand(shape, generator=g) for g in gens]) * 2 - 1
+    return unit(gens, *shape) * 2 - 1
 
 
 def randint(gens: Sequence[Generator], high: int, *shape: int) -> Tensor:
     """Whole numbers in [0, high), int64 [len(gens), *shape], row i from generator i alone."""
     return torch.stack([torch.randint(high, shape, generator=g) for g in gens])
+
+
+def unit(gens: Sequence[Generator], *shape: int) -> Tensor:
+    """Uniform numbers in [0, 1), [len(gens), *shape], row i from generator i alone."""
+    return torch.stack([torch.rand(shape, generator=g) for g in gens])

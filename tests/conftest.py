@@ -21,6 +21,7 @@ from studiogan_guidance.doctor import INCEPTION, missing_host_packages
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import Networks, view_for
+from studiogan_guidance.latents.base import Beside
 
 
 def _host() -> tuple[Checkout | None, str]:
@@ -144,18 +145,48 @@ class ToyGAN(nn.Module):
 
 
 class Readout(nn.Module):
-    """The last row of w as a picture."""
+    """The last row of w as a picture, through two blocks that do nothing."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.num_ws = rows
+        self.blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
 
     def forward(self, ws: Tensor) -> Tensor:
-        return ws[:, -1].reshape(-1, 3, 2, 2)
+        return self.blocks[1](self.blocks[0](ws[:, -1].reshape(-1, 3, 2, 2)))
 
 
-def toy_networks(gan: ToyGAN, digest: str = "toy") -> Networks:
-    return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, torch.device("cpu"), digest, "a toy")
+class ToyCritic(nn.Module):
+    """logit_c(x) = slope . x - curve |x - mean|^2 / 2, the same for all classes, so gradients are known."""
+
+    d_cond_mtd = "MD"
+
+    def __init__(self, gan: ToyGAN, slope: float = 0.3, curve: float = 0.05) -> None:
+        super().__init__()
+        self.num_classes, self.mean, self.curve = gan.classes, gan.mean, curve
+        self.slope = slope * torch.randn(gan.w_dim, generator=torch.Generator().manual_seed(2))
+
+    def forward(self, x: Tensor, labels: Tensor, eval: bool = False, adc_fake: bool = False) -> dict[str, Tensor]:
+        h = x.flatten(1)
+        logits = h @ self.slope - self.curve * (h - self.mean).square().sum(1) / 2
+        return {"h": h, "adv_output": logits}
+
+
+def toy_networks(gan: ToyGAN, digest: str = "toy", critic: nn.Module | None = None) -> Networks:
+    """The toy as Networks; its held-out images are nearer to the mean than its own, so a critic has something to say.
+
+    A snapshot is the toy whose classes lie ``float(path)`` times as far apart.
+    """
+
+    def held_out(count: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(3)
+        labels = torch.arange(count) % gan.classes
+        w = gan.mapping(torch.randn(count, gan.z_dim, generator=g), nn.functional.one_hot(labels, gan.classes).float())
+        return gan.synthesis(gan.mean + 0.7 * (w - gan.mean)), labels
+
+    beside = Beside(lambda: critic or ToyCritic(gan), held_out, "a toy", lambda path: ToyGAN(between=float(path)))
+    device = torch.device("cpu")
+    return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, device, digest, "a toy", beside=beside)
 
 
 @pytest.fixture

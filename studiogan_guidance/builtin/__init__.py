@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from importlib.resources import as_file, files
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from studiogan_guidance.builtin import data, network
-from studiogan_guidance.latents.base import Networks
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Beside, Networks
 
 __all__ = ["data", "load", "network", "networks"]
 
@@ -40,4 +42,31 @@ def networks(device: str | torch.device = "cpu") -> Networks:
         device=torch.device(device),
         digest=digest,
         source="the built-in GAN",
+        beside=Beside(
+            discriminator=lambda: load(network.Discriminator, "discriminator", device)[0],
+            held_out=held_out,
+            held_out_name="valid split of MNIST-5k",
+            snapshot=lambda path: snapshot(generator, path),
+        ),
     )
+
+
+def held_out(count: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` digits of the valid split, which the discriminator has not seen, and their labels."""
+    images, labels = data.digits("valid")
+    return images[:count], labels[:count]
+
+
+def snapshot(generator: network.Generator, path: str) -> network.Generator:
+    """A copy of ``generator`` with the weights of a safetensors file, as ``python -m ...builtin.train`` writes it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    other = copy.deepcopy(generator)
+    try:
+        other.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"cannot read the built-in's weights in {path}: {' '.join(str(error).split())[:160]}"
+        ) from error
+    return other.eval().requires_grad_(False)

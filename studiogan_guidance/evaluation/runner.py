@@ -41,6 +41,7 @@ from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
+from studiogan_guidance.latents.base import Beside
 from studiogan_guidance.samplers import Sampler, Samples, restat
 
 Array = NDArray[Any]
@@ -95,7 +96,32 @@ def open_networks(cfg: RunConfig) -> Networks:
     from studiogan_guidance.host import networks
     from studiogan_guidance.host.locate import locate
 
-    return networks.load(cfg, locate(cfg.studiogan), device)
+    loaded = networks.load(cfg, locate(cfg.studiogan), device)
+    beside = Beside(
+        discriminator=lambda: open_discriminator(cfg),
+        held_out=lambda count: _held_out(cfg, loaded, count),
+        held_out_name=f"{held_out_split(cfg)} split of {cfg.held_out or cfg.data}",
+        snapshot=lambda path: networks.snapshot(loaded.generator, path, cfg),
+    )
+    return dataclasses.replace(loaded, beside=beside)
+
+
+def held_out_split(cfg: RunConfig) -> str:
+    """The split of a checkpoint's data that its discriminator was not trained on: valid, or test for CIFAR."""
+    return "test" if validation_split(cfg) == "train" else "valid"
+
+
+def _held_out(cfg: RunConfig, networks: Networks, count: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` images of the held-out split, evenly spread over it, and their labels."""
+    if not (cfg.held_out or cfg.data):
+        raise UserError(
+            "this sampler calibrates the discriminator on held-out real images: add --held-out DIR (or --data DIR), or "
+            "say -o calibration=none"
+        )
+    real = open_real(dataclasses.replace(cfg, data=cfg.held_out or cfg.data, reference=held_out_split(cfg)), networks)
+    chosen = sorted({i * len(real) // count for i in range(count)})
+    parts = list(real.batches(cfg.batch_size, only=chosen))
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def open_discriminator(cfg: RunConfig) -> torch.nn.Module:

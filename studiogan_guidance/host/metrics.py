@@ -21,7 +21,7 @@ from studiogan_guidance.evaluation.resize import filter_of
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
-from studiogan_guidance.host.networks import weights_digest
+from studiogan_guidance.latents.base import weights_digest
 
 UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host neither crops nor resizes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import os
@@ -40,6 +41,15 @@ def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
     networks = dataclasses.replace(build(sections, checkout, device), digest=_sha256(path), source=str(path))
     _fill(networks.generator, state, path, cfg)
     return networks
+
+
+def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.Module:
+    """A copy of ``generator`` with the weights of another checkpoint of its run: a .pth file, or a folder with some."""
+    where = Path(path)
+    where = find(where, "G", cfg.which) if where.is_dir() else where
+    other = copy.deepcopy(generator)
+    _fill(other, read(where), where, cfg)
+    return other.eval().requires_grad_(False)
 
 
 def load_discriminator(cfg: RunConfig, checkout: Checkout, device: torch.device) -> torch.nn.Module:
@@ -203,14 +213,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
     return dict(content)
-
-
-def weights_digest(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

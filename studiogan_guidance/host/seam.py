@@ -23,9 +23,9 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.config import RunConfig, read
 from studiogan_guidance.evaluation import report
 from studiogan_guidance.host.imports import module
-from studiogan_guidance.host.networks import describe, host_sections, weights_digest
+from studiogan_guidance.host.networks import describe, host_sections
 from studiogan_guidance.latents import LabelPlan, view_for
-from studiogan_guidance.latents.base import Inputs
+from studiogan_guidance.latents.base import Inputs, weights_digest
 from studiogan_guidance.samplers import Sampler, Truncation, restat
 from studiogan_guidance.training.base import STAGES, Stage
 
@@ -154,7 +154,7 @@ class Session:
         networks = describe(network, model, num_classes, 0, torch.device(device), folder)
         digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
-        self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).of(self.bare)
+        self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).while_drawing(self.bare)
         sampler = sampler_of(run)
         assert sampler is not None
         sampler.check(self.view)

@@ -19,9 +19,10 @@ from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import commit_of
 from studiogan_guidance.host.metrics import backbone_protocol, fingerprint
-from studiogan_guidance.host.networks import describe, weights_digest
+from studiogan_guidance.host.networks import describe
 from studiogan_guidance.host.seam import KEYS, Session, guides, now, sampler_of, stages_of
 from studiogan_guidance.latents import Networks
+from studiogan_guidance.latents.base import weights_digest
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.base import DiscriminatorStep, Stage, Trained
 

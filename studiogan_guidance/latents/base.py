@@ -6,11 +6,15 @@ Samplers know views; only views know architectures.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +23,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import rng
 
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What lies beside a generator, for the samplers that need more; each is opened when it is asked for.
+
+    Attributes:
+        discriminator: the discriminator of the same step, in evaluation mode, its parameters frozen.
+        held_out: up to n real images that it was not trained on, float [N, 3, H, W] in [-1, 1], and labels int64 [N].
+        held_out_name: what those images are, for results.
+        snapshot: the generator with the weights of another checkpoint of the same run, by its path.
+    """
+
+    discriminator: Callable[[], nn.Module]
+    held_out: Callable[[int], tuple[Tensor, Tensor]]
+    held_out_name: str
+    snapshot: Callable[[str], nn.Module]
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -26,7 +49,8 @@ class Networks:
 
     ``z_dim`` is the width of the prior noise; InfoGAN generators take ``info_discrete`` one-hot vectors of
     ``info_discrete_dim`` and ``info_continuous`` numbers in [-1, 1] behind it. ``digest`` is the hash of the weights;
-    without one, nothing about them is cached on disk. With ``batch_statistics``, batch norms keep the mode that they
+    without one, nothing about them is cached on disk. ``beside`` opens the
+    discriminator and the like. With ``batch_statistics``, batch norms keep the mode that they
     are found in, so that a host that wants the statistics of each batch gets them.
     """
 
@@ -44,6 +68,7 @@ class Networks:
     info_discrete_dim: int = 0
     info_continuous: int = 0
     batch_statistics: bool = False
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,20 @@ class Inputs:
     labels: Tensor
     noise: list[Tensor] | None
     generators: list[Generator]
+
+    def take(self, rows: Sequence[int]) -> Inputs:
+        """The inputs of some images of the batch, by number."""
+        where = torch.tensor(rows, dtype=torch.int64)
+        noise = self.noise and [layer[where.to(layer.device)] for layer in self.noise]
+        on_device = where.to(self.z.device)
+        gens = [self.generators[row] for row in rows]
+        return Inputs(self.seeds[where], self.z[on_device], self.labels[on_device], noise, gens)
+
+    def put(self, rows: Tensor, other: Inputs) -> None:
+        """Overwrite noise and layer noise by those of ``other`` where the mask ``rows``, bool [B], says so."""
+        rows = rows.to(self.z.device)
+        for own, new in zip([self.z, *(self.noise or [])], [other.z, *(other.noise or [])]):
+            own[rows] = new[rows]
 
 
 @dataclass(frozen=True)
@@ -94,7 +133,12 @@ class LatentView(ABC):
         self.num_classes = networks.num_classes
         self.device = networks.device
         self.cost: Counter[str] = Counter()  # rows that went through each network so far
+        self.setup: Counter[str] = Counter()  # the same, for what was computed once and serves all images
+        self.notes: dict[str, Tensor] = {}  # what a sampler has to say about each image of the batch, [B]
+        self.on_disk = bool(networks.digest)  # whether what is computed once may be cached there
         self.learned: dict[str, nn.Module] = {}  # joints that were loaded for this view, by path
+        self.bare: LatentView = self  # of a generator with a sampler built in: that of the generator itself
+        self._memo: dict[str, object] = {}
 
     @abstractmethod
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -107,6 +151,11 @@ class LatentView(ABC):
     def noise_sizes(self) -> list[int]:
         """Side of each per-image noise input, in the order in which they are drawn; empty for most families."""
         return []
+
+    def layers(self) -> list[nn.Module]:
+        """Modules whose outputs are the generator's feature maps, coarse to fine; empty where there are none."""
+        blocks = getattr(self.generator, "blocks", ())
+        return [block[-1] if isinstance(block, nn.ModuleList) else block for block in blocks]
 
     def class_means(self) -> Tensor:
         """Mean code of every class over the prior noise, [C, ...]; exact for families whose code ignores z."""
@@ -140,6 +189,13 @@ class LatentView(ABC):
         noise = [rng.randn(gens, 1, size, size).to(self.device) for size in sizes] or None
         return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise, gens)
 
+    def redraw(self, inputs: Inputs) -> Inputs:
+        """Fresh noise for the same labels: each image's generator gives z, InfoGAN numbers and layer noise anew."""
+        gens = inputs.generators
+        z = torch.cat([self.prior(gens), self.info(gens)], 1)
+        noise = [rng.randn(gens, *layer.shape[1:]).to(layer.device) for layer in inputs.noise or []] or None
+        return dataclasses.replace(inputs, z=z.to(inputs.z.device), noise=noise)
+
     def prior(self, gens: Sequence[Generator]) -> Tensor:
         """Prior noise on the CPU, [B, z_dim]: standard normal, or uniform in [-1, 1)."""
         draw = rng.randn if self.networks.z_prior == "gaussian" else rng.uniform
@@ -164,3 +220,28 @@ class LatentView(ABC):
         finally:
             for module, mode in training.items():
                 module.training = mode
+
+    def once(self, key: str, build: Callable[[], V]) -> V:
+        """What ``build()`` gives, computed once for this view; its passes are booked in ``setup``, not in ``cost``."""
+        if key not in self._memo:
+            before = self.cost.copy()
+            value = build()
+            self.setup.update(self.cost - before)
+            self.cost.clear()
+            self.cost.update(before)
+            self._memo[key] = value
+        return cast(V, self._memo[key])
+
+    def built_in(self) -> LatentView:
+        """A copy to build a sampler into: it shares generator, cost and notes, and does anew what is done once."""
+        view = copy.copy(self)
+        view._memo = {}
+        return view
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studiogan_guidance import rng
@@ -48,6 +48,9 @@ class WView(LatentView):
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
         self.cost["synthesis"] += len(code)
         return self._synthesise(code, noise)
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.synthesis.blocks)
 
     def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
         """Mean w for the same z over each image's classes ``labels`` [B, K]; [B, rows, w_dim].
@@ -121,6 +124,12 @@ class StyleGANView(WView):
         if self.networks.backbone == "stylegan3":  # accepts a noise mode and ignores it
             return []
         return [layer for layer in self.synthesis.modules() if "noise_const" in layer._buffers]
+
+    def layers(self) -> list[nn.Module]:
+        net = self.synthesis
+        if self.networks.backbone == "stylegan3":
+            return [getattr(net, name) for name in net.layer_names[:-1]]  # the last one makes RGB
+        return [getattr(net, f"b{side}") for side in net.block_resolutions]
 
     def noise_sizes(self) -> list[int]:
         return [int(layer.resolution) for layer in self._noisy_layers()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
 from studiogan_guidance.latents.learned import learned
-from studiogan_guidance.samplers.base import Sampler, finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler, finite
 from studiogan_guidance.samplers.truncation import Truncation
 
 
@@ -24,6 +25,9 @@ def guide(code: Tensor, joint: Tensor, scale: float | Tensor) -> Tensor:
     return code if isinstance(scale, (int, float)) and scale == 1 else joint + scale * (code - joint)
 
 
+@SAMPLERS.register(
+    "gandance", "extrapolate from the condition-free code towards the class", "Zhang et al., GANdance, ECCV 2024"
+)
 @dataclass(frozen=True)
 class GANdance(Sampler):
     """Extrapolate each code away from the code of no particular class: code_g = joint + scale * (code - joint).
@@ -119,6 +123,27 @@ class GANdance(Sampler):
         inputs = dataclasses.replace(inputs, z=z)
         return view.decode(self.guided(view, inputs, view.encode(z, inputs.labels)), z, inputs.noise)
 
+    def of(self, view: LatentView) -> LatentView:
+        if self.joint == "class_subset":
+            raise UserError(
+                "gandance with joint=class_subset draws anew for each call and cannot be a base: use another"
+            )
+        guided: Any = view.built_in()
+
+        def encode(z: Tensor, labels: Tensor) -> Tensor:
+            z = self._truncation.truncated_z(view, z)
+            return self.guided(view, Inputs(labels, z, labels, None, []), view.encode(z, labels))
+
+        def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+            return view.decode(code, self._truncation.truncated_z(view, z), noise)
+
+        def class_means() -> Tensor:
+            labels = torch.arange(view.num_classes, device=view.device)
+            return self._guided_means(view, Inputs(labels, labels, labels, None, []))
+
+        guided.encode, guided.decode, guided.class_means = encode, decode, class_means
+        return cast(LatentView, guided)
+
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The guided codes, of the shape of ``code`` (for samplers that build on guidance)."""
         if self.scale == 1 and self._truncation.psi == 1:
@@ -130,10 +155,14 @@ class GANdance(Sampler):
         )
         if self._truncation.psi == 1:
             return guided
+        return self._truncation.truncated_code(guided, self._guided_means(view, inputs))
+
+    def _guided_means(self, view: LatentView, inputs: Inputs) -> Tensor:
+        """The mean code of each image's class, guided away from the mean of all; of the shape of codes."""
         means = view.class_means()
         own = of_class(means, inputs.labels)
         mean = view.global_mean() if self.joint == "global_mean" else means.mean(0)
-        return self._truncation.truncated_code(guided, self._away(view, inputs, own, mean))
+        return own if self.scale == 1 else self._away(view, inputs, own, mean)
 
     @property
     def _joint_options(self) -> JointOptions:

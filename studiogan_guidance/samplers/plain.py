@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import Sampler
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler
 
 
+@SAMPLERS.register("plain", "the generator as it is", "each backbone's own")
 @dataclass(frozen=True)
 class Plain(Sampler):
     """Decode the code of the noise and the label as they are; the reference for every other sampler.
@@ -24,3 +25,6 @@ class Plain(Sampler):
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         return view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+
+    def of(self, view: LatentView) -> LatentView:
+        return view

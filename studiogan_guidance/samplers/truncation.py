@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import Sampler, finite
+from studiogan_guidance.latents.joint import of_class
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler, finite
 
 CENTRES = ("global", "class")
 
@@ -30,6 +30,11 @@ def truncated_normal(z: Tensor, threshold: float) -> Tensor:
     return (size * z.sign()).to(z.dtype)
 
 
+@SAMPLERS.register(
+    "truncation",
+    "truncated-normal z; w towards the global or the class mean",
+    "Brock et al. 2019, arXiv:1809.11096; Karras et al. 2019, arXiv:1812.04948; Dobler et al. 2022, arXiv:2202.11777",
+)
 @dataclass(frozen=True)
 class Truncation(Sampler):
     """Trade diversity for fidelity by pulling samples towards the middle of the latent space.
@@ -87,9 +92,11 @@ class Truncation(Sampler):
         z = self.truncated_z(view, inputs.z)
         code = view.encode(z, inputs.labels)
         if self.psi != 1:
-            mean = view.global_mean() if self.center == "global" else view.class_means()[inputs.labels]
-            code = self.truncated_code(code, mean)
+            code = self.truncated_code(code, self._mean(view, inputs.labels))
         return view.decode(code, z, inputs.noise)
+
+    def _mean(self, view: LatentView, labels: Tensor) -> Tensor:
+        return view.global_mean() if self.center == "global" else of_class(view.class_means(), labels)
 
     def truncated_z(self, view: LatentView, z: Tensor) -> Tensor:
         """Prior noise with its Gaussian part truncated to the threshold, [B, Z]."""
@@ -104,13 +111,27 @@ class Truncation(Sampler):
         return pulled if self.cutoff is None else torch.cat([pulled[:, : self.cutoff], code[:, self.cutoff :]], 1)
 
     def of(self, view: LatentView) -> LatentView:
-        """``view`` as that of a generator with this truncation built in, for other samplers to work on.
+        truncated: Any = view.built_in()
 
-        Noise is truncated as it is drawn, and codes towards the global mean as they are decoded.
-        """
+        def encode(z: Tensor, labels: Tensor) -> Tensor:
+            code = view.encode(self.truncated_z(view, z), labels)
+            return code if self.psi == 1 else self.truncated_code(code, self._mean(view, labels))
+
+        def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+            return view.decode(code, self.truncated_z(view, z), noise)
+
+        def class_means() -> Tensor:
+            means, labels = view.class_means(), torch.arange(view.num_classes, device=view.device)
+            return means if self.psi == 1 else self.truncated_code(means, self._mean(view, labels))
+
+        truncated.encode, truncated.decode, truncated.class_means = encode, decode, class_means
+        return cast(LatentView, truncated)
+
+    def while_drawing(self, view: LatentView) -> LatentView:
+        """``view`` with noise truncated as it is drawn, and codes towards the global mean after any guidance."""
         if self.neutral:
             return view
-        truncated: Any = copy.copy(view)
+        truncated: Any = view.built_in()
 
         def draw(*args: Any, **kwargs: Any) -> Inputs:
             inputs = view.draw(*args, **kwargs)

@@ -16,7 +16,7 @@ from studiogan_guidance.evaluation.resize import filter_of, resize
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.metrics import HostBackbone
-from studiogan_guidance.host.networks import weights_digest
+from studiogan_guidance.latents.base import weights_digest
 
 pytestmark = pytest.mark.studiogan
 CPU = torch.device("cpu")

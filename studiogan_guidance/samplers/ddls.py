@@ -1,0 +1,141 @@
+"""Discriminator-driven latent sampling: a Langevin chain in the latent space, and its Metropolis-corrected form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
+from studiogan_guidance.samplers.critic import Climbing
+from studiogan_guidance.samplers.latent import Latent, climb
+
+Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
+
+
+def ula(z: Tensor, energy: Energy, step: float, noise: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """One unadjusted Langevin step, ``z - step/2 grad E(z) + temperature sqrt(step) noise``; the new z and E(z) [B].
+
+    Che et al. 2020, arXiv:2003.06060, algorithm 1. ``z`` and ``noise`` are [B, D]. For a Gaussian of variance 1 the
+    chain's own variance is temperature^2 / (1 - step/4).
+    """
+    values, slope = climb(energy, z)
+    return z - step / 2 * slope + temperature * step**0.5 * noise, values
+
+
+State = tuple[Tensor, Tensor, Tensor]  # z [B, D], E(z) [B], its gradient [B, D]
+
+
+def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tensor) -> tuple[State, Tensor]:
+    """One Metropolis-adjusted Langevin step; the new state, and whether each chain moved, bool [B].
+
+    log alpha = E(z) - E(z') + log q(z|z') - log q(z'|z), q(z'|z) = N(z - step/2 grad E(z), step I); moves where
+    ``chance``, uniform [B], is below alpha (Roberts and Tweedie 1996, Bernoulli 2(4); with DDLS: section 3.2 of
+    arXiv:2003.06060).
+    """
+    z, old, slope = state
+    proposal = z - step / 2 * slope + step**0.5 * noise
+    new, new_slope = climb(energy, proposal)
+    back = (z - proposal + step / 2 * new_slope).square().sum(1) / (2 * step)
+    forth = (noise.square().sum(1)) / 2
+    moved = chance.log() < old - new - back + forth
+    pick = moved[:, None]
+    return (torch.where(pick, proposal, z), torch.where(moved, new, old), torch.where(pick, new_slope, slope)), moved
+
+
+@SAMPLERS.register(
+    "ddls", "Langevin chain in the latent, towards what the discriminator likes", "Che et al. 2020, arXiv:2003.06060"
+)
+@dataclass(frozen=True)
+class DDLS(Climbing):
+    """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio, so images follow the data better than p_g.
+
+    E(z) = -log p0(z) - d(G(z)); z <- z - step/2 grad E(z) + temperature sqrt(step) n, started at the plain z. A uniform
+    prior reflects at its borders. Layer noise and InfoGAN's numbers of an image stay as they are.
+
+    Paper: Che et al., "Your GAN is secretly an energy-based model", NeurIPS 2020, arXiv:2003.06060, algorithm 1.
+    Defaults are those of its CIFAR-10 experiments (as we recall them; the official code was not at hand).
+
+    Args:
+        steps: of the chain, from 0 (neutral) up.
+        step: epsilon, positive; gradients are multiplied by half of it, noise by its root.
+        temperature: multiplies the noise, from 0 up; 1 is the sampler of the paper, less is cooler.
+        mala: correct each step by Metropolis' rule, which makes the target exact at any step.
+        space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
+        base, calibration, calibration_images: see ``Judged``.
+
+    Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
+    prior; ``acceptance`` with ``mala``.
+
+    Raises:
+        UserError: values out of range, mala at another temperature than 1, space w without w, no discriminator.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("ddls", {"steps": 2, "step": 0.05, "calibration_images": 100})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
+        >>> batch.cost["backward"], sorted(batch.notes)[-3:]
+        (4, ['norm', 'score', 'score_start'])
+    """
+
+    steps: int = 1000
+    step: float = 0.01
+    temperature: float = 1.0
+    mala: bool = False
+    space: str = "z"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, steps=0, temperature=0)
+        one_of(self, space=latent.SPACES)
+        finite("ddls.step", self.step)
+        if not self.step > 0:
+            raise UserError(f"ddls.step must be positive, found {self.step}: 0.01 is usual")
+        if self.mala and self.temperature != 1:
+            raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
+
+    @property
+    def _still(self) -> bool:
+        return self.steps == 0
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        latent.check(view, self.space)
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        ratio = self.ratio(view)
+        place, labels, gens = latent.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
+        scores: list[Tensor] = []
+
+        def energy(u: Tensor) -> Tensor:
+            view.cost["backward"] += len(u)
+            scores[1:] = [ratio(place.images(u), labels)]
+            return place.energy(u) - scores[-1]
+
+        u, moved = self.chain(place, energy, gens)
+        images = place.images(u)
+        notes = {"acceptance": moved} if self.mala else {}
+        norm = torch.linalg.vector_norm(u, dim=1) / u.shape[1] ** 0.5
+        self.note(view, ratio, score=ratio(images, labels), score_start=scores[0], norm=norm, **notes)
+        return images
+
+    def chain(self, place: Latent, energy: Energy, gens: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+        """The last state u [B, D], and the share of steps in which each chain moved, [B]."""
+        u, width = place.start, place.start.shape[1]
+        accepted = torch.zeros(len(u))
+        state = (u, *climb(energy, u)) if self.mala else None
+        for _ in range(self.steps):
+            noise = rng.randn(gens, width).to(u)
+            if state is None:
+                u = place.inside(ula(u, energy, self.step, noise, self.temperature)[0])
+            else:
+                state, moved = mala(state, energy, self.step, noise, rng.unit(gens).to(u))
+                accepted += moved.cpu()
+        return (u if state is None else state[0]), accepted / self.steps

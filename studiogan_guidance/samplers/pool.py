@@ -1,0 +1,61 @@
+"""Values of a long row of random draws, computed once, in chunks that are kept on disk: a stopped run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from studiogan_guidance import __version__
+from studiogan_guidance.common import cache_dir, progress, replacing
+from studiogan_guidance.latents.base import LatentView
+
+CHUNK = 256  # draws between two visits to the disk
+Array = NDArray[Any]
+
+
+def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compute: Callable[[range], Tensor]) -> Array:
+    """Values [size, ...] of the draws 0 to ``size``, which ``compute`` gives for a range of them, on the CPU.
+
+    Each chunk of 256 goes into the cache folder under a hash of the generator's weights and ``key``, which must name
+    everything else that the values depend on; what is there is not computed again, and a larger pool begins with the
+    chunks of a smaller one. Without a hash of the weights nothing is kept on disk.
+
+    Args:
+        view: whose generator they are about.
+        what: a word for the progress bar and the folder.
+        key: plain data.
+        size: of the pool.
+        compute: numbers of draws -> their values, [len, ...].
+    """
+    facts = {"weights": view.networks.digest, "version": __version__, **key}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    folder = cache_dir() / "pools" / f"{what.replace(' ', '-')}-{name}" if view.on_disk else None
+
+    def chunk(start: int) -> Array:
+        draws = range(start, min(start + CHUNK, size))
+        path = folder and folder / f"{start:08d}-{len(draws)}.npy"
+        if found := _read(path):
+            return found[0]
+        with view.frozen(), torch.no_grad():
+            made: Array = compute(draws).cpu().numpy()
+        if path:
+            with replacing(path) as beside:
+                np.save(beside, made)
+        return made
+
+    return np.concatenate([chunk(start) for start in progress(range(0, size, CHUNK), what)])
+
+
+def _read(path: Path | None) -> list[Array]:
+    try:
+        return [np.load(path)] if path else []
+    except (OSError, ValueError, EOFError):  # missing or damaged
+        return []
