@@ -83,6 +83,8 @@ SHARED = (
     click.option("--noise-mode", metavar="MODE", help="StyleGAN2's layer noise: random or const. [random]"),
     click.option("--restat", type=int, metavar="N", help="Redo batch-norm statistics on N x 64 samples. [0: no]"),
     click.option("--held-out", metavar="DIR", help="Real images (valid split) to calibrate D on. [--data]"),
+)
+CHOSEN = (
     click.option("--sampler", metavar="NAME", help="Overrides the sampler of the YAML; see 'list'."),
     click.option(
         "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="Option of the sampler; repeatable."
@@ -130,7 +132,7 @@ def main() -> None:
 
 
 @main.command()
-@shared(SHARED)
+@shared(SHARED, CHOSEN)
 @click.option(
     "--scales", callback=_numbers(float, "numbers"), metavar="1,1.5,2", help="One column of the grid per scale."
 )
@@ -155,7 +157,7 @@ def sample(
 
 
 @main.command("eval")
-@shared(SHARED, MEASURED, COMPARED)
+@shared(SHARED, CHOSEN, MEASURED, COMPARED)
 def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Measure a sampler, and plain sampling beside it; adds a line for each to DIR/results.jsonl.
 
@@ -191,7 +193,7 @@ def _pairs(text: tuple[str, ...], flag: str, form: str) -> dict[str, list[str]]:
 
 
 @main.command()
-@shared(SHARED, MEASURED, COMPARED)
+@shared(SHARED, CHOSEN, MEASURED, COMPARED)
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2,...", help="Values of an option of the sampler; repeatable.")
 def sweep(config: str | None, options: tuple[str, ...], as_json: bool, grid: tuple[str, ...], **given: Any) -> None:
     """Measure every point of a grid on the same seeds: results.jsonl, table.csv, and pictures of the trade-off.
@@ -211,7 +213,7 @@ def sweep(config: str | None, options: tuple[str, ...], as_json: bool, grid: tup
 
 
 @main.command()
-@shared(SHARED, MEASURED)
+@shared(SHARED, CHOSEN, MEASURED)
 @click.option("--over", multiple=True, metavar="KEY=LOW:HIGH", help="Range of an option; repeatable. [scale=0.8:2]")
 @click.option("--objective", default="fid", show_default=True, help="fid, fid_infinity, kid or class_fid.")
 @click.option("--min-recall", type=float, metavar="R", help="Only candidates of at least this recall. [no bound]")
@@ -254,6 +256,46 @@ def tune(
         click.echo(json.dumps(report.plain_data(result)))
     elif result:
         click.echo(report.tuned(result))
+
+
+def _listed(item: str) -> dict[str, str]:
+    name, colon, text = item.partition(":")
+    pairs = [part.partition("=") for part in text.split(",")] if colon else []
+    if not name or not all(key and equals for key, equals, _ in pairs):
+        raise UserError(f"--with takes a sampler such as plain or gandance:scale=1.1,joint=class_mean, found '{item}'")
+    return {**{key: value for key, _, value in pairs}, "name": name}
+
+
+@main.command()
+@shared(SHARED, MEASURED)
+@click.option(
+    "--with", "others", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="A sampler; repeatable. [every one]"
+)
+@click.option("--seeds", type=int, default=1, show_default=True, help="Seed ranges to measure each one on.")
+@click.argument("results", nargs=-1)
+def compare(
+    config: str | None, as_json: bool, others: tuple[str, ...], seeds: int, results: tuple[str, ...], **given: Any
+) -> None:
+    """Measure samplers on the same seeds and labels, plain first: results.jsonl, compare.{txt,csv,json,png} in DIR.
+
+    Without --with and a list `compare:` in the YAML: every sampler at its defaults. With RESULTS, files results.jsonl
+    or folders that hold one, nothing is measured: their rows are compared, if their protocols are the same. A run that
+    was stopped goes on where it was when the command is given again; processes may share a folder.
+
+    \b
+    studiogan-guidance compare --with gandance:scale=1.1 --with "ddls:steps=50,step=0.05,base=gandance,base.scale=1.1"
+    studiogan-guidance compare -c my.yaml --ckpt DIR --data DIR --seeds 3 --out runs/compare
+    studiogan-guidance compare runs/a runs/b/results.jsonl
+    """
+    if results and (others or seeds != 1):
+        raise UserError("RESULTS are only read, so that --with and --seeds have no meaning: drop them, or the paths")
+    cfg = _load(config, (), compare=tuple(_listed(item) for item in others), **given)
+    from studiogan_guidance.evaluation import compare as module
+    from studiogan_guidance.evaluation import report
+
+    result = module.reread(cfg, [Path(path) for path in results]) if results else module.compare(cfg, seeds)
+    if result:
+        click.echo(json.dumps(report.plain_data(result)) if as_json else report.compared(result))
 
 
 @main.command()

@@ -63,6 +63,7 @@ class RunConfig:
         restat: batches of 64 images over which the statistics of batch norms are accumulated anew with the sampler on;
             0 keeps those of the checkpoint.
         stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
+        compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``; none: every one there is.
         compare_plain: also measure plain sampling on the same seeds and labels.
         host: sections in capitals of the host's YAML (DATA, MODEL, ...), where the file has them.
     """
@@ -95,6 +96,7 @@ class RunConfig:
     splits: int = 1
     restat: int = 0
     stages: tuple[Any, ...] = ()
+    compare: tuple[Any, ...] = ()
     compare_plain: bool = True
     host: Mapping[str, Any] = field(default_factory=dict)
 
@@ -181,7 +183,8 @@ def named(spec: Any, what: str, path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The keys of a file, or of a packaged one, with ``sampler`` and ``stages`` as mappings; the host's under ``host``.
+    """The keys of a file, or of a packaged one, with ``sampler``, ``stages`` and ``compare`` as mappings; the host's
+    under ``host``.
 
     ``sampler``, ``stages`` and ``restat`` may also stand in the host's RUN section.
     """
@@ -206,7 +209,7 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
         if value is not None:
             values[key] = tuple(value) if isinstance(value, list) else value
-    for key in ("metrics", "which", "classes", "stages"):
+    for key in ("metrics", "which", "classes", "stages", "compare"):
         if key in values and not isinstance(values[key], tuple):
             values[key] = (values[key],)
     if values["host"] and values.get("host_config"):
@@ -215,5 +218,6 @@ def read(path: Path) -> dict[str, Any]:
         values["host_config"] = str(path.parent / values["host_config"])
     if "sampler" in values:
         values["sampler"] = named(values["sampler"], "sampler", path)
-    values["stages"] = tuple(named(stage, "a stage", path) for stage in values.get("stages", ()))
+    for key, what in (("stages", "a stage"), ("compare", "a sampler to compare")):
+        values[key] = tuple(named(spec, what, path) for spec in values.get(key, ()))
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.doctor import INCEPTION, missing_host_packages
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
-from studiogan_guidance.latents import Networks, view_for
+from studiogan_guidance.latents import LatentView, Networks, view_for
 from studiogan_guidance.latents.base import Beside
 
 
@@ -187,6 +187,38 @@ def toy_networks(gan: ToyGAN, digest: str = "toy", critic: nn.Module | None = No
     beside = Beside(lambda: critic or ToyCritic(gan), held_out, "a toy", lambda path: ToyGAN(between=float(path)))
     device = torch.device("cpu")
     return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, device, digest, "a toy", beside=beside)
+
+
+class IdentityView(LatentView):
+    """G(z, c) = z, so the law of images is the prior; codes are one-hot labels and do nothing."""
+
+    def encode(self, z: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.one_hot(labels, self.num_classes).float()
+
+    def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+        self.cost["synthesis"] += len(z)
+        return z
+
+
+def identity_view(
+    logit: Callable[[Tensor, Tensor], Tensor], real: Tensor | None = None, z_dim: int = 1, classes: int = 2, **more: Any
+) -> LatentView:
+    """An ``IdentityView`` whose discriminator says ``logit(x [B, Z], labels) [B]``; ``real`` are held-out images."""
+
+    class Says(nn.Module):
+        d_cond_mtd, num_classes = "MD", classes
+
+        def forward(self, x: Tensor, labels: Tensor, eval: bool = False, adc_fake: bool = False) -> dict[str, Tensor]:
+            return {"h": x, "adv_output": logit(x, labels)}
+
+    def held_out(count: int) -> tuple[Tensor, Tensor]:
+        images = real if real is not None else torch.randn(count, z_dim, generator=torch.Generator().manual_seed(9))
+        return images[:count], torch.arange(len(images[:count])) % classes
+
+    beside = Beside(Says, held_out, "nowhere", lambda path: nn.Identity())
+    device = torch.device("cpu")
+    given = {"digest": "", "source": "the identity", "beside": beside, **more}
+    return IdentityView(Networks(nn.Identity(), "identity", classes, z_dim, 1, device, **given))
 
 
 @pytest.fixture

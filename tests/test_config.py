@@ -61,6 +61,7 @@ def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
         ("which: newest", "which has 'newest'"),
         ("sampler: plain\nRUN: {sampler: plain}", "has sampler twice"),
         ("stages: [3]", "a stage in .* must be a name or a mapping"),
+        ("compare: [3]", "a sampler to compare in .* must be a name or a mapping"),
         ("restat: -1", "restat must be a whole number from 0 up"),
         ("num: 0", "num must be a whole number from 1 up"),
         ("seed: true", "seed must be of type int, found True"),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,9 +22,16 @@ from numpy.typing import NDArray
 from studiogan_guidance import __version__
 from studiogan_guidance.common import UserError, replacing
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 HEADINGS = {"fid": "FID", "is": "IS", "precision": "precision", "recall": "recall", "density": "density"}
 HEADINGS |= {"coverage": "coverage", "accuracy": "accuracy", "fid_infinity": "FID-inf", "kid": "KID"}
 HEADINGS |= {f"class_{key}": f"class {key}" for key in ("fid", "precision", "recall", "density", "coverage")}
+PASSES = {"mapping": "mapping", "synthesis": "G", "discriminator": "D", "backward": "backward"}
+PASSES |= {"acceptance": "accepted"}
+MARKS = "osD^v"  # of points of one colour
+CHOSEN = ("precision", "recall"), ("density", "coverage")  # fidelity against diversity
 
 
 CAPTION = 14  # pixels
@@ -83,7 +90,8 @@ def identity(row: Mapping[str, Any]) -> str:
         row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config", "environment")
     )
     source = [generator.get("sha256"), generator.get("model_sha256"), environment.get(PACKAGE, __version__)]
-    source += [generator[key] for key in ("joint_sha256",) if key in generator]
+    source += [generator[key] for key in sorted(generator) if key.endswith("_sha256") and key != "model_sha256"]
+    source += [generator[key] for key in ("calibrated_on",) if key in generator]
     facts = plain_data([sampler, options, protocol, source, sorted(config.get("metrics") or ())])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -98,14 +106,22 @@ def row(
     generator: Mapping[str, Any],
     config: Mapping[str, Any],
     device: str,
+    setup: Mapping[str, int] | None = None,
+    notes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """One self-describing result: a line of results.jsonl."""
+    """One self-describing result: a line of results.jsonl.
+
+    ``cost`` is passes per image (and seconds), ``setup`` passes in all for what was computed once, ``notes`` the means
+    of what the sampler had to say about each image.
+    """
     return {
         "sampler": sampler,
         "options": options,
         "metrics": metrics,
         "protocol": protocol,
         "cost": cost,
+        "setup": setup or {},
+        "notes": notes or {},
         "seconds": round(seconds, 3),
         "generator": generator,
         "config": config,
@@ -116,7 +132,6 @@ def row(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of an evaluation as text, one line a sampler, with the protocol below."""
-    from rich.console import Console
     from rich.table import Table
 
     names = [key for key in HEADINGS if any(key in row["metrics"] for row in rows)]
@@ -127,10 +142,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         metrics = [row["metrics"].get(key) for key in names]
         cells = [number(key, value) for key, value in zip(names, metrics)]
         grid.add_row(row["sampler"], short(row["options"]), *cells, f"{row['seconds']:.1f}")
+    return _text(grid, rows[0]["protocol"])
+
+
+def _text(grid: Table, protocol: Mapping[str, Any]) -> str:
+    from rich.console import Console
+
     console = Console(width=1000, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(grid)
-    protocol = "  ".join(f"{key}={value}" for key, value in rows[0]["protocol"].items())
-    return console.export_text().rstrip("\n") + f"\n\nprotocol: {protocol}"
+    lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
+    return "\n".join([*lines, "", "protocol: " + "  ".join(f"{key}={value}" for key, value in protocol.items())])
 
 
 def tuned(result: Mapping[str, Any]) -> str:
@@ -155,20 +176,56 @@ def tuned(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{result['evaluations']} evaluations; use it: eval -c {result['config']}"])
 
 
+def compared(result: Mapping[str, Any]) -> str:
+    """What ``compare`` found, as text: one line a sampler, with the protocol below.
+
+    Behind the metrics stand the passes per image (mapping network, generator, discriminator, backward), the share of
+    the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling.
+    """
+    from rich.table import Table
+
+    rows = result["rows"]
+    names = [key for key in HEADINGS if any(key in row["metrics"] for row in rows)]
+    passes = [key for key in PASSES if any(key in row["cost"] for row in rows)]
+    grid = Table(box=None, pad_edge=False)
+    headings = (*(HEADINGS[key] for key in names), *(PASSES[key] for key in passes), "time")
+    for heading in ("sampler", "options", *headings):
+        grid.add_column(heading, justify="left" if heading in ("sampler", "options") else "right", no_wrap=True)
+    for row in rows:
+        cells = [deviating(key, row["metrics"].get(key, {})) for key in names]
+        cells += ["-" if key not in row["cost"] else f"{row['cost'][key]:.4g}" for key in passes]
+        cells.append("-" if row["time"] is None else f"{row['time']:.2f}")
+        grid.add_row(row["sampler"], short(row["differs"]), *cells)
+    return _text(grid, result["protocol"])
+
+
+def deviating(metric: str, value: Mapping[str, Any]) -> str:
+    """Mean and, if there is one, standard deviation of a metric for the screen."""
+    tail = "" if value.get("std") is None else f" ± {number(metric, value['std'])}"
+    return number(metric, value.get("mean")) + tail
+
+
 def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table for a spreadsheet: sampler, seconds, options, metrics, cost and protocol, one column each."""
-    flat = [
+    """Rows as a table for a spreadsheet: sampler, seconds, options, metrics, cost, set-up, notes, protocol.
+
+    Each is a column of its own; the base of a sampler is one of text. An option named like a metric, a pass or a part
+    of the protocol stands under ``options.<name>``.
+    """
+    parts = ("metrics", "cost", "protocol")
+    taken = {"sampler", "seconds"} | {key for row in rows for part in parts for key in row[part]}
+    lines = [
         {key: row[key] for key in ("sampler", "seconds")}
-        | row["options"]
+        | {f"options.{key}" if key in taken else key: word(value) for key, value in row["options"].items()}
         | row["metrics"]
         | row["cost"]
+        | {f"{part}.{key}": value for part in ("setup", "notes") for key, value in row.get(part, {}).items()}
         | row["protocol"]
         for row in rows
     ]
     with replacing(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
         writer.writeheader()
-        writer.writerows(flat)
+        writer.writerows(lines)
 
 
 def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plain: Mapping[str, Any] | None) -> None:
@@ -179,12 +236,13 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plai
     """
     from matplotlib.figure import Figure
 
-    lines: dict[str, list[Mapping[str, Any]]] = {}
+    lines: dict[tuple[str, ...], list[tuple[Any, Mapping[str, Any]]]] = {}  # by words: (value of the axis, row)
     for row in rows:
-        if row["options"].get(axis) is not None:
-            others = {key: value for key, value in row["options"].items() if key != axis}
-            lines.setdefault(short(others), []).append(row)
-    common = set.intersection(*(set(name.split()) for name in lines)) if len(lines) > 1 else set()
+        options = flat(row["options"])
+        if options.get(axis) is not None:
+            words = (short({key: value}) for key, value in options.items() if key != axis)
+            lines.setdefault(tuple(filter(None, words)), []).append((options[axis], row))
+    common = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
     charts = {"fid": ("", "fid"), "precision_recall": ("recall", "precision")}
     for name, (x, y) in charts.items():
         if any(row["metrics"].get(key) is None for row in rows for key in filter(None, (x, y))):
@@ -192,13 +250,13 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plai
         figure = Figure((5, 3.6), layout="constrained")
         axes = figure.add_subplot(xlabel=x or axis, ylabel=HEADINGS[y])
         for label, points in lines.items():
-            points = sorted(points, key=lambda row: row["options"][axis])
-            xs = [row["metrics"][x] if x else row["options"][axis] for row in points]
-            ys = [row["metrics"][y] for row in points]
-            words = " ".join(word for word in label.split() if word not in common)
-            axes.plot(xs, ys, "o-", markersize=4, label=words if len(lines) > 1 else points[0]["sampler"])
-            for row, *(at_x, at_y) in zip(points, xs, ys) if x else ():
-                axes.annotate(f"{row['options'][axis]:g}", (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8)
+            points = sorted(points, key=lambda point: point[0])
+            xs = [row["metrics"][x] if x else value for value, row in points]
+            ys = [row["metrics"][y] for _, row in points]
+            text = " ".join(word for word in label if word not in common)
+            axes.plot(xs, ys, "o-", markersize=4, label=text if len(lines) > 1 else points[0][1]["sampler"])
+            for (value, _), at_x, at_y in zip(points, xs, ys) if x else ():
+                axes.annotate(f"{value:g}", (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8)
         if plain and x:
             axes.plot(plain["metrics"][x], plain["metrics"][y], "k*", markersize=9, label="plain")
         elif plain:
@@ -208,14 +266,67 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plai
             figure.savefig(beside, dpi=130)
 
 
+def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
+    """Fidelity against diversity, a point for each sampler of ``compare``, plain sampling as a star; names at the side.
+
+    Precision against recall, or density against coverage where there is no such row; without either, no picture.
+    """
+    from matplotlib.figure import Figure
+
+    rows = result["rows"]
+    for y, x in CHOSEN:
+        if all(row["metrics"].get(key, {}).get("mean") is not None for row in rows for key in (x, y)):
+            break
+    else:
+        path.unlink(missing_ok=True)  # that of other rows
+        return
+    figure = Figure((8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    for i, row in enumerate(rows):
+        (at_x, of_x), (at_y, of_y) = ((row["metrics"][key]["mean"], row["metrics"][key]["std"]) for key in (x, y))
+        colour, mark, size = (
+            ("black", "*", 12) if row["sampler"] == "plain" else (f"C{i}", MARKS[i // 10 % len(MARKS)], 6)
+        )
+        axes.errorbar(
+            at_x, at_y, of_y, of_x, marker=mark, markersize=size, color=colour, linestyle="", label=row["label"]
+        )
+    figure.legend(loc="outside right upper", fontsize=8)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=130)
+
+
 def number(metric: str, value: float | None) -> str:
     """A metric for the screen; KID is of the order of 0.001."""
     return "-" if value is None else f"{value:.6g}" if metric == "kid" else f"{value:.3f}"
 
 
 def short(options: Mapping[str, Any]) -> str:
-    """Options that say something, as key=value words."""
-    return " ".join(f"{key}={value}" for key, value in options.items() if value not in (None, False))
+    """Options that say something, as key=value words; those of a base stand in parentheses behind its name."""
+    return " ".join(
+        f"{key}={word(value)}" for key, value in options.items() if value is not None and value is not False
+    )
+
+
+def word(value: Any) -> Any:
+    """The value of an option for a table: a base with its options as one text, anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = short({key: item for key, item in value.items() if key != "name"})
+    return f"{value['name']}({inner})" if inner else value["name"]
+
+
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of a base beside them under names with a dot, as a command line takes them.
+
+    Example:
+        >>> flat({"steps": 5, "base": {"name": "gandance", "scale": 1.1}})
+        {'steps': 5, 'base': 'gandance', 'base.scale': 1.1}
+    """
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        inner = flat(value) if isinstance(value, Mapping) else {"name": value}
+        found |= {key if name == "name" else f"{key}.{name}": item for name, item in inner.items()}
+    return found
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:

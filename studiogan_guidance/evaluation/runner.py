@@ -42,7 +42,7 @@ from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
 from studiogan_guidance.latents.base import Beside
-from studiogan_guidance.samplers import Sampler, Samples, restat
+from studiogan_guidance.samplers import SAMPLERS, Sampler, Samples, restat
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -119,8 +119,13 @@ def _held_out(cfg: RunConfig, networks: Networks, count: int) -> tuple[Tensor, T
             "say -o calibration=none"
         )
     real = open_real(dataclasses.replace(cfg, data=cfg.held_out or cfg.data, reference=held_out_split(cfg)), networks)
+    return spread_images(real, count)
+
+
+def spread_images(real: Real, count: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` real images, evenly spread over the split, [N, 3, H, W] in [-1, 1], and their labels [N]."""
     chosen = sorted({i * len(real) // count for i in range(count)})
-    parts = list(real.batches(cfg.batch_size, only=chosen))
+    parts = list(real.batches(64, only=chosen))
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -244,7 +249,7 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
             report.save_png(folder / "images" / f"{seeds[i]:06d}-{labels[i]:03d}{tail}.png", image)
     options = samplers.options(chosen[0]) | ({"scale": list(scales)} if scales else {})
     written = {"grid": str(folder / "grid.png"), "samples": str(folder / "samples.npz")}
-    return {**written, "sampler": cfg.sampler, "options": options, "images": len(images)}
+    return {**written, "sampler": SAMPLERS[cfg.sampler].name, "options": options, "images": len(images)}
 
 
 def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
@@ -252,8 +257,8 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
 
     Under torchrun the processes take the batches in turn, so that values agree with those of one process to rounding.
 
-    Returns one row a sampler: sampler, options, metrics, protocol, cost (per image), seconds, and where they came from;
-    in processes above rank 0, nothing.
+    Returns one row a sampler: sampler, options, metrics, protocol, cost (per image), set-up (in all), notes (means over
+    the images), seconds, and where they came from; in processes above rank 0, nothing.
     """
     with distributed.group() as group:
         wanted = [(cfg.sampler, dict(cfg.options))]
@@ -282,7 +287,7 @@ class Evaluation:
         networks: Networks | None = None,
     ) -> None:
         self.cfg, self.group = cfg, group
-        created = [(name, samplers.create(name, options)) for name, options in wanted]
+        created = [(SAMPLERS[name].name, samplers.create(name, options)) for name, options in wanted]
         self.networks = networks or open_networks(cfg)
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
@@ -331,7 +336,7 @@ class Evaluation:
         """The part of a row that is known before anything is measured."""
         net = self.networks
         return {
-            "sampler": name,
+            "sampler": SAMPLERS[name].name,
             "options": samplers.options(sampler),
             "protocol": self.protocol(seed),
             "generator": {
@@ -345,11 +350,14 @@ class Evaluation:
         }
 
     def measure(self, name: str, sampler: Sampler, seed: int | None = None) -> dict[str, Any] | None:
-        """The row of one sampler, from ``seed`` on (by default the configuration's); None above rank 0."""
+        """The row of one sampler, from ``seed`` on (by default the configuration's); None above rank 0.
+
+        A sampler that is refused while it samples is refused, by the same UserError, in all processes.
+        """
         seed = self.cfg.seed if seed is None else seed
-        real = self.real
+        real, before = self.real, self.view.setup.copy()
         started = time.perf_counter()
-        fake, cost = self._features(name, sampler, seed)
+        fake, cost, notes = self._features(name, sampler, seed)
         if fake is None or real is None:
             return None  # rank 0 has them all
         values, per_class = self._values(real, fake)
@@ -358,13 +366,18 @@ class Evaluation:
             **self.facts(name, sampler, seed),
             metrics=values,
             cost=cost,
+            setup=dict(self.view.setup - before),
+            notes=notes,
             seconds=time.perf_counter() - started,
             device=f"{self.networks.device}{processes}",
         ) | ({"per_class": per_class} if per_class else {})
 
-    def _features(self, name: str, sampler: Sampler, seed: int) -> tuple[FeatureStats | None, dict[str, float]]:
+    def _features(
+        self, name: str, sampler: Sampler, seed: int
+    ) -> tuple[FeatureStats | None, dict[str, float], dict[str, float]]:
         cfg, view, group, size = self.cfg, self.view, self.group, self.cfg.batch_size
         cost: Counter[str] = Counter()
+        notes: dict[str, list[float]] = {}
         sampling = 0.0
 
         def batch_of(seeds: range) -> Samples:
@@ -386,18 +399,35 @@ class Evaluation:
                 if batch is None:
                     return
                 cost.update(batch.cost)
+                for key, note in batch.notes.items():
+                    notes.setdefault(key, []).extend(note.double().tolist())
                 yield batch.images, batch.labels
 
-        with restat.applied(statistics(cfg, view, sampler)):
-            steps = progress(batches(), name, total=math.ceil(self.num / size / group.size))
-            fake = accumulate(steps, self.bench.backbone, features=_neighbours(cfg), probabilities=_classified(self))
-        parts = group.gather((fake, cost, sampling))
+        fake, refused = None, None
+        try:
+            with restat.applied(statistics(cfg, view, sampler)):
+                steps = progress(batches(), name, total=math.ceil(self.num / size / group.size))
+                fake = accumulate(
+                    steps, self.bench.backbone, features=_neighbours(cfg), probabilities=_classified(self)
+                )
+        except UserError as error:
+            refused = error
+        parts = group.gather((fake, cost, notes, sampling, refused))
+        refused = group.agree(next((part[4] for part in parts if part[4]), None))
+        if refused:
+            raise refused
         if not parts:
-            return None, {}
+            return None, {}, {}
         total = sum((part[1] for part in parts), Counter[str]())
         per_image = {key: count / self.num for key, count in sorted(total.items())}
-        whole = merge([part[0] for part in parts], size) if len(parts) > 1 else fake
-        return whole, {**per_image, "sampling_seconds": round(max(part[2] for part in parts), 3)}
+        if total["proposed"]:
+            per_image["acceptance"] = total["accepted"] / total["proposed"]
+        per_image["sampling_seconds"] = round(max(part[3] for part in parts), 3)
+        for part in parts[1:]:
+            for key, values in part[2].items():
+                notes.setdefault(key, []).extend(values)
+        whole = merge([cast(FeatureStats, part[0]) for part in parts], size) if len(parts) > 1 else fake
+        return whole, per_image, {key: float(np.mean(values)) for key, values in sorted(notes.items())}
 
     def _values(self, real: Reference, fake: FeatureStats) -> tuple[dict[str, float], dict[str, Any]]:
         cfg, stats, device = self.cfg, real.stats, str(self.networks.device)
@@ -464,8 +494,15 @@ def _classified(evaluation: Evaluation) -> bool:
 
 
 def statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:
-    """The batch-norm statistics that a run asks for; empty for those of the checkpoint."""
-    return restat.accumulate(view, sampler, cfg.restat) if cfg.restat else {}
+    """The batch-norm statistics that a run asks for; empty for those of the checkpoint.
+
+    They are the sampler's own, so what was computed once under other statistics is forgotten, and not kept on disk.
+    """
+    if not cfg.restat:
+        return {}
+    view.on_disk = False
+    view.forget()
+    return restat.accumulate(view, sampler, cfg.restat)
 
 
 def _default_count(real: Real) -> int:

@@ -10,7 +10,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +64,26 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
     return rows
 
 
-def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> list[dict[str, Any]]:
+def complete(
+    evaluation: Evaluation,
+    points: Sequence[Point],
+    folder: Path,
+    refused: Callable[[Point, UserError], None] | None = None,
+) -> list[dict[str, Any]]:
     """The rows of ``points`` in their order, found in the folder's results.jsonl or measured and added to it now.
 
-    Points that another process is measuring are waited for. Returns nothing in processes above rank 0.
+    Points that another process is measuring are waited for. Returns nothing in processes above rank 0. A point that is
+    refused while it is measured ends the work, or is handed to ``refused`` and left out.
     """
     path, group = folder / "results.jsonl", evaluation.group
     report.appendable(path)
     keys = [report.identity(evaluation.facts(*point)) for point in points]
-    locks, waited = folder / ".locks", False
+    locks, waited, left_out = folder / ".locks", False, set[str]()
     while True:
         found = _found(path) if group.rank == 0 else {}
-        todo = [i for i, key in enumerate(keys) if key not in found]
+        todo = [i for i, key in enumerate(keys) if key not in found and key not in left_out]
         if not group.agree(bool(todo)):
-            return [found[key] for key in keys] if group.rank == 0 else []
+            return [found[key] for key in keys if key in found] if group.rank == 0 else []
         lock, index = _take(locks, keys, todo, path) if group.rank == 0 else (None, None)
         index = group.agree(index)
         if index is None:
@@ -87,10 +93,18 @@ def complete(evaluation: Evaluation, points: Sequence[Point], folder: Path) -> l
             time.sleep(0.5)
             continue
         name, sampler, seed = points[index]
-        row = evaluation.measure(name, sampler, seed)
-        if row and lock:
-            report.append(path, [row])
-            lock.release()
+        try:
+            row = evaluation.measure(name, sampler, seed)
+            if row:
+                report.append(path, [row])
+        except UserError as error:
+            if refused is None:
+                raise
+            refused(points[index], error)
+            left_out.add(keys[index])
+        finally:
+            if lock:
+                lock.release()
 
 
 def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
@@ -102,7 +116,8 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
     seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
     columns, captions = [], []
     for name, sampler in chosen:
-        captions.append(" ".join(str(getattr(sampler, key, name)) for key in options))
+        values = report.flat(samplers.options(sampler))
+        captions.append(" ".join(str(values.get(key, name)) for key in options))
         with restat.applied(statistics(cfg, evaluation.view, sampler)):
             batch = next(sampler.stream(evaluation.view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
         columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
@@ -128,5 +143,5 @@ def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> 
 
 
 def _numbers(made: Sequence[Sampler], key: str) -> bool:
-    values = [getattr(sampler, key) for sampler in made]
+    values = [report.flat(samplers.options(sampler)).get(key) for sampler in made]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)

@@ -25,8 +25,9 @@ from studiogan_guidance.evaluation import report
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.networks import describe, host_sections
 from studiogan_guidance.latents import LabelPlan, view_for
-from studiogan_guidance.latents.base import Inputs, weights_digest
+from studiogan_guidance.latents.base import Beside, Inputs, weights_digest
 from studiogan_guidance.samplers import Sampler, Truncation, restat
+from studiogan_guidance.samplers.base import Stacked
 from studiogan_guidance.training.base import STAGES, Stage
 
 STYLE = ("stylegan2", "stylegan3")
@@ -38,7 +39,7 @@ def overwrite_cfgs(original: Any) -> Any:
 
     def overwrite(self: Any, cfg_file: str) -> None:
         values = read(Path(cfg_file))
-        foreign = sorted(set(values) - {"host", "host_config", *KEYS})
+        foreign = sorted(key for key in set(values) - {"host", "host_config", *KEYS} if values[key] != ())
         if foreign:
             raise UserError(
                 f"{cfg_file} has {', '.join(foreign)}, which only 'studiogan-guidance sample' and 'eval' read: in a "
@@ -94,6 +95,8 @@ def check_compatability(original: Any) -> Any:
         for asked, flag in (
             (run.langevin_sampling, "-lgv (Langevin sampling)"),
             (self.LOSS.apply_lo and self.LOSS.lo_steps4eval, "LOSS.apply_lo (latent optimisation)"),
+            (run.interpolation and isinstance(sampler, Stacked), "-itp (which mixes classes)"),
+            (run.semantic_factorization and isinstance(sampler, Stacked), "-sefa"),
             (run.truncation_factor != -1 and isinstance(sampler, Truncation), "--truncation_factor"),
             (run.restat and run.standing_statistics, "-std_stat, when restat is on,"),
             (run.restat and run.batch_statistics, "-batch_stat, when restat is on,"),
@@ -152,6 +155,7 @@ class Session:
         network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
         folder = str(now.folder or run.ckpt_dir)
         networks = describe(network, model, num_classes, 0, torch.device(device), folder)
+        networks = dataclasses.replace(networks, beside=now.beside)
         digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
         self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).while_drawing(self.bare)
@@ -197,6 +201,7 @@ class Now:
     """What the analysis that is going on has reached; ``first`` is the position of its first image.
 
     ``seed`` and ``folder`` (of the checkpoints) are those of rank 0: a new run has a folder in the first process only.
+    ``beside`` opens the discriminator of the run and the like.
     """
 
     session: Session | None = None
@@ -205,6 +210,7 @@ class Now:
     direct: bool = False
     seed: int | None = None
     folder: str | None = None
+    beside: Beside | None = None
     first: int = 0
     cost: list[tuple[int, dict[str, int]]] = dataclasses.field(default_factory=list)
 

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import samplers
+from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import report
+from studiogan_guidance.evaluation.runner import spread_images
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import module
-from studiogan_guidance.host.locate import commit_of
-from studiogan_guidance.host.metrics import backbone_protocol, fingerprint
-from studiogan_guidance.host.networks import describe
+from studiogan_guidance.host.locate import Checkout, commit_of
+from studiogan_guidance.host.metrics import RealImages, backbone_protocol, fingerprint
+from studiogan_guidance.host.networks import describe, snapshot
 from studiogan_guidance.host.seam import KEYS, Session, guides, now, sampler_of, stages_of
 from studiogan_guidance.latents import Networks
-from studiogan_guidance.latents.base import weights_digest
+from studiogan_guidance.latents.base import Beside, weights_digest
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.base import DiscriminatorStep, Stage, Trained
 
@@ -66,6 +68,7 @@ class GuidedWorker:
         self._extra = stages_of(self.RUN)
         now.seed, now.training = _shared(self.RUN.seed, self.DDP), False
         now.folder = _shared(self.RUN.ckpt_dir, self.DDP)
+        now.beside = self._beside()
         self._evaluations = 0  # of those after the training, which --num_eval repeats
         if guides(self.RUN):  # what cannot work fails before the training
             now.training = True
@@ -139,6 +142,22 @@ class GuidedWorker:
     @property
     def _processes(self) -> int:
         return self.OPTIMIZATION.world_size if self.DDP else 1  # without -DDP the host counts GPUs there
+
+    def _beside(self) -> Beside:
+        run, peel = self.RUN, module("utils.misc").peel_model
+        split = "test" if self.DATA.name.startswith("CIFAR") else "valid"
+
+        def held_out(count: int) -> tuple[Tensor, Tensor]:
+            cfg = RunConfig(data=run.data_dir, reference=split, pre_resizer=run.pre_resizer)
+            root = Path(module("config").__file__).parents[1]
+            return spread_images(RealImages(cfg, Checkout(root, None), self.DATA.name, self.DATA.img_size), count)
+
+        return Beside(
+            discriminator=lambda: peel(self.Dis).eval(),  # the host, which has just done the same, sets it back
+            held_out=held_out,
+            held_out_name=f"{split} split of {run.data_dir}",
+            snapshot=lambda path: snapshot(peel(self.gen_ctlr.generator), path, RunConfig()),
+        )
 
     def _described(self) -> Networks:
         generator = module("utils.misc").peel_model(self.gen_ctlr.generator)

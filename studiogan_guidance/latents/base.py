@@ -232,6 +232,10 @@ class LatentView(ABC):
             self._memo[key] = value
         return cast(V, self._memo[key])
 
+    def forget(self) -> None:
+        """Do anew what was done once, as when the statistics of batch norms have changed since."""
+        self._memo.clear()
+
     def built_in(self) -> LatentView:
         """A copy to build a sampler into: it shares generator, cost and notes, and does anew what is done once."""
         view = copy.copy(self)

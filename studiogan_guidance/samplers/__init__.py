@@ -1,6 +1,24 @@
 """Samplers by name. Other packages add theirs through the entry-point group ``studiogan_guidance.samplers``."""
 
-from studiogan_guidance.samplers import ddls, gandance, plain, truncation  # noqa: F401  each registers itself
+from studiogan_guidance.samplers import (  # noqa: F401  each registers itself
+    autoguidance,
+    cluster_truncation,
+    collaborative,
+    conditional_truncation,
+    ddls,
+    dgflow,
+    dot,
+    drs,
+    ex2mcmc,
+    gandance,
+    hubness,
+    isir,
+    metropolis,
+    plain,
+    polarity,
+    simplicial,
+    truncation,
+)
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, Samples, create, options
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.samplers.plain import Plain

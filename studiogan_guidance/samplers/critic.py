@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from studiogan_guidance import builtin, rng
 from studiogan_guidance.common import UserError
-from studiogan_guidance.latents.base import LabelPlan, LatentView, weights_digest
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, weights_digest
+from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import Stacked, least, one_of
 
 Array = NDArray[Any]
@@ -79,6 +80,9 @@ class Critic:
         if self._logits == self._builtin:
             features = self._any.features(images)
             return features, self._any.score(features, labels)
+        if len(images) == 1 and self._logits == self._heads:  # the host's MD cannot answer about one image
+            features, twice = self.judge(images.repeat(2, 1, 1, 1), labels.repeat(2))
+            return features[:1], twice[:1]
         with self._accompanied(len(images)):
             out = self._any(images, labels, eval=True, adc_fake=False)
         logits: Tensor = out["adv_output"]
@@ -95,9 +99,9 @@ class Critic:
         seen: list[Tensor] = []
         handle = self._group.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         with torch.no_grad():
-            self._any(images, labels, eval=True)
+            self._any(images.repeat(2, 1, 1, 1), labels.repeat(2), eval=True)  # (MD cannot answer about one image)
         handle.remove()
-        self._company = seen[0]
+        self._company = seen[0][: len(images)]
 
     @property
     def _group(self) -> Any:
@@ -354,6 +358,18 @@ class Judged(Stacked):
         weights, offset = logistic_map(evidence.numpy(), is_real)
         return replace(ratio, weights=torch.from_numpy(weights), offset=offset)
 
+    def scores(self, view: LatentView, label: int, size: int) -> Array:
+        """Log ratios float64 [size] of fakes of a class, ``drawn(view, label, size, range(size))``; kept on disk."""
+        ratio = self.ratio(view)
+        key = {"class": label, "base": str(self.base), "critic": self.files(view), "by": self.calibration_images}
+
+        def compute(draws: range) -> Tensor:
+            inputs = drawn(view, label, size, draws)
+            images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+            return ratio(images, inputs.labels).double()
+
+        return pool.values(view, "scores of fakes", {**key, "calibration": self.calibration, "of": size}, size, compute)
+
     def note(self, view: LatentView, ratio: LogRatio, **notes: Tensor) -> None:
         """Leave notes about each image, [B], and how well the discriminator is calibrated."""
         count = len(next(iter(notes.values())))
@@ -369,6 +385,12 @@ class Climbing(Judged):
         super().__post_init__()
         if self.calibration == "isotonic":
             raise UserError("calibration=isotonic has no gradient to follow: use logistic")
+
+
+def drawn(view: LatentView, label: int, size: int, draws: Sequence[int]) -> Inputs:
+    """Members ``draws`` of the pool of ``size`` draws of a class, each by a seed of its own."""
+    seeds = [rng.POOLS + (label * size + draw) % 2**30 for draw in draws]
+    return view.draw(seeds, 0, LabelPlan((label,)))
 
 
 def fakes(view: LatentView, first: int, labels: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

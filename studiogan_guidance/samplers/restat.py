@@ -6,7 +6,6 @@ evaluation with standing statistics (Brock et al. 2019, arXiv:1809.11096, append
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,21 +28,24 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
     Labels are uniform; seeds are fixed, so every process gets the same. The generator is left as it was found.
 
     Raises:
-        UserError: a generator without batch norms.
+        UserError: a generator without batch norms, or a sampler whose other passes would go into the statistics, too.
     """
     norms = [module for module in view.generator.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         raise UserError(f"restat needs batch norms, but {view.networks.backbone} has none: set restat to 0")
     kept = [(norm, dict(norm.__dict__), dict(norm._buffers)) for norm in norms]
-    in_training = copy.copy(view)
+    in_training = view.built_in()  # what is computed once under these norms serves no other images
+    in_training.on_disk = False
     in_training.networks = dataclasses.replace(view.networks, batch_statistics=True)
     try:
         for norm in norms:
             norm._buffers.update({key: value.clone() for key, value in norm._buffers.items() if value is not None})
             norm.training, norm.track_running_stats, norm.momentum = True, True, None  # None: the mean of all batches
             norm.reset_running_stats()
-        for _ in sampler.stream(in_training, range(SEED, SEED + batches * BATCH_SIZE), BATCH_SIZE, LabelPlan()):
-            pass
+        setup = view.setup["synthesis"]
+        for batch in sampler.stream(in_training, range(SEED, SEED + batches * BATCH_SIZE), BATCH_SIZE, LabelPlan()):
+            if batch.cost["synthesis"] != len(batch.images) or view.setup["synthesis"] != setup:
+                raise UserError(f"restat needs a sampler with one pass of the generator an image, unlike {sampler}")
         return {norm: (norm._buffers["running_mean"], norm._buffers["running_var"]) for norm in norms}
     finally:
         for norm, attributes, buffers in kept:

@@ -1,5 +1,7 @@
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,3 +40,63 @@ def test_the_table_shows_each_row_and_the_protocol() -> None:
     assert "3.250" in text
     assert "layers" not in text
     assert text.endswith("protocol: num=10")
+
+
+BASE = {"name": "gandance", "scale": 1.1, "joint": "class_mean", "psi": None, "keep_norm": False}
+
+
+def test_a_base_reads_as_one_word() -> None:
+    options = {"steps": 0, "mala": False, "base": {**BASE, "base": {"name": "plain"}}}
+    assert report.short(options) == "steps=0 base=gandance(scale=1.1 joint=class_mean base=plain)"
+    assert report.flat(options)["base.base"] == "plain"
+
+
+def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_path: Path) -> None:
+    row = {
+        "sampler": "ddls",
+        "seconds": 1.0,
+        "options": {"k": 3, "base": BASE},
+        "metrics": {"fid": 2.0},
+        "cost": {"synthesis": 5.0, "acceptance": 0.5},
+        "setup": {"synthesis": 64},
+        "notes": {"acceptance": 0.25},
+        "protocol": {"k": 5},
+    }
+    plain = {**row, "sampler": "plain", "options": {}, "notes": {}, "setup": {}}
+    report.save_csv(tmp_path / "t.csv", [plain, row])
+    with (tmp_path / "t.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["k"], first["options.k"], first["setup.synthesis"]) == ("5", "", "")
+    assert second == {
+        "sampler": "ddls",
+        "seconds": "1.0",
+        "options.k": "3",
+        "base": "gandance(scale=1.1 joint=class_mean)",
+        "fid": "2.0",
+        "synthesis": "5.0",
+        "acceptance": "0.5",
+        "setup.synthesis": "64",
+        "notes.acceptance": "0.25",
+        "k": "5",
+    }
+
+
+def test_rows_of_other_files_are_other_rows() -> None:
+    row: dict[str, Any] = {
+        "sampler": "plain",
+        "options": {},
+        "protocol": {"num": 10},
+        "generator": {"backbone": "b", "sha256": "a", "model_sha256": "m"},
+        "config": {"metrics": ["fid"]},
+        "environment": {"studiogan_guidance": "0.1.0"},
+    }
+
+    def identity(**more: str) -> str:
+        return report.identity({**row, "generator": {**row["generator"], **more}})
+
+    assert identity() == "f953c3f5713363b8c1445520caebd04d"  # as before there were such files
+    assert identity(joint_sha256="j") == "f8790d88c1512b3c3d26a3b9e92d4299"
+    others = [{}, {"discriminator_sha256": "d"}, {"discriminator_sha256": "e"}, {"calibrated_on": "valid split"}]
+    others += [{"discriminator_sha256": "d", "calibrated_on": "valid split"}, {"joint_sha256": "j"}]
+    assert len({identity(**other) for other in others}) == len(others)
+    assert identity(source="elsewhere") == identity()

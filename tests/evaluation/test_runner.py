@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import ok
+from torch import Tensor
 
 from studiogan_guidance import builtin, samplers
+from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import runner
 from studiogan_guidance.evaluation.backbones import BuiltinBackbone
+from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.features import BuiltinImages, FeatureStats, accumulate
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_infinity, moments
 from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.prdc import prdc
-from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
+from studiogan_guidance.latents.base import Inputs
+from studiogan_guidance.registry import Entry
+from studiogan_guidance.samplers import SAMPLERS, Plain, restat
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +125,71 @@ class Mean(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.float().mean((1, 3)) / 255
+
+
+def pilot(view: LatentView) -> float:
+    """The mean pixel of five fixed images."""
+    inputs = view.draw(range(900, 905), 0, LabelPlan())
+    return float(view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise).mean())
+
+
+@dataclass(frozen=True)
+class Choosy(Plain):
+    """Accepts images of even seeds, says so, and looks at five images before all."""
+
+    def images(self, view: LatentView, inputs: Inputs) -> Tensor:
+        even = (inputs.seeds % 2 == 0).float()
+        view.cost["proposed"] += 2 * len(even)
+        view.cost["accepted"] += int(even.sum())
+        view.notes |= {"even": even, "pilot": torch.full((len(even),), view.once("pilot", lambda: pilot(view)))}
+        return super().images(view, inputs)
+
+
+@pytest.fixture
+def choosy(monkeypatch: pytest.MonkeyPatch) -> Choosy:
+    monkeypatch.setitem(SAMPLERS._entries, "choosy", Entry("choosy", Choosy, "", ""))
+    return Choosy()
+
+
+def evaluation(**given: Any) -> runner.Evaluation:
+    return runner.Evaluation(RunConfig(metrics=("fid",), num=45, batch_size=20, **given), Group(), [("plain", {})])
+
+
+def test_a_row_tells_notes_acceptance_and_setup(choosy: Choosy) -> None:
+    bench = evaluation(seed=8)
+    row, again = (bench.measure("choosy", choosy) for _ in range(2))
+    assert row is not None
+    assert again is not None
+    assert row["notes"]["even"] == pytest.approx(23 / 45)  # seeds 8 to 52; batches of 20, 20 and 5
+    cost = {key: value for key, value in row["cost"].items() if key != "sampling_seconds"}
+    assert cost == pytest.approx(
+        {"mapping": 1, "synthesis": 1, "proposed": 2, "accepted": 23 / 45, "acceptance": 23 / 90}
+    )
+    assert row["setup"] == {"mapping": 5, "synthesis": 5}
+    assert (again["setup"], again["notes"]) == ({}, row["notes"])  # it is known by now
+    plain = bench.measure("plain", Plain())
+    assert plain is not None
+    assert (plain["setup"], plain["notes"], plain["metrics"]) == ({}, {}, row["metrics"])
+
+
+def test_with_statistics_of_its_own_each_sampler_does_anew_what_is_done_once(choosy: Choosy) -> None:
+    bench = evaluation(restat=1)
+    assert bench.view.on_disk
+    rows = [bench.measure("choosy", choosy) for _ in range(2)]
+    assert not bench.view.on_disk
+    view = view_for(builtin.networks())
+    with restat.applied(restat.accumulate(view, choosy, 1)), view.frozen(), torch.no_grad():
+        expected = pilot(view)  # under the statistics that its images are made with, not those of the accumulation
+    for row in rows:
+        assert row is not None
+        assert row["notes"]["pilot"] == pytest.approx(expected, rel=1e-5)
+        assert row["setup"] == {"mapping": 10, "synthesis": 10}  # once for the accumulation, once for the images
+
+
+def test_rows_have_the_registered_name_of_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS._aliases, "guidance", "gandance")
+    plain, row = ok("eval", "--num", 40, "--metrics", "fid", "--sampler", "guidance", "--out", tmp_path)["rows"]
+    assert (plain["sampler"], row["sampler"]) == ("plain", "gandance")
+    flags = ["--num", 40, "--metrics", "fid", "--out", tmp_path, "--grid", "scale=1.2"]
+    (same,) = ok("sweep", *flags, "--sampler", "guidance", "--no-compare-plain")["rows"]
+    assert same == row  # found, not measured again

@@ -69,6 +69,23 @@ def test_charts_show_plain_sampling(grid: str, name: str, tmp_path: Path, monkey
     assert (plain["sampler"], plain["options"].get("scale", 1)) == (name, 1)
 
 
+def test_options_of_a_base_are_swept_under_names_with_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    charts, strips = report.save_charts, report.captioned
+    monkeypatch.setattr(report, "save_charts", lambda *args: (shown.append(args[2]), charts(*args)))
+    monkeypatch.setattr(report, "captioned", lambda sheet, words: (shown.append(words), strips(sheet, words))[1])
+    options = {"steps": 1, "step": 0.05, "calibration": "none", "base": "gandance"}
+    flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    grid = ["--grid", "base.scale=1.3,1.6"]
+    rows = ok("sweep", *SMALL, "--metrics", "fid", "--sampler", "ddls", *flags, *grid, "--out", tmp_path)["rows"]
+    assert shown == ["base.scale", ["plain", "1.3", "1.6"]]
+    assert [row["options"]["base"]["scale"] for row in rows[1:]] == [1.3, 1.6]
+    assert rows[1]["metrics"] != rows[2]["metrics"]
+    assert (tmp_path / "fid.png").exists()
+    with (tmp_path / "table.csv").open() as file:
+        assert [row["base"][:18] for row in csv.DictReader(file)] == ["", "gandance(scale=1.3", "gandance(scale=1.6"]
+
+
 def test_a_second_sweep_measures_only_what_is_new(tmp_path: Path) -> None:
     ok("sweep", *SMALL, "--metrics", "fid", "--grid", "scale=1,1.5", "--out", tmp_path)
     before = lines(tmp_path)

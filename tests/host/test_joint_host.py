@@ -111,7 +111,7 @@ def test_the_one_logit_is_the_hosts_whatever_the_label(name: str, model: dict[st
 @pytest.mark.parametrize(("name", "kind"), [("big_resnet", "MH"), ("stylegan2", "MH"), ("stylegan2", "PD")])
 def test_a_discriminator_without_a_marginal_is_refused(name: str, kind: str, checkout: Checkout) -> None:
     discriminator = both(name, checkout, d_cond_mtd=kind)[1]
-    with pytest.raises(UserError, match=f"no unconditional score in a discriminator with d_cond_mtd {kind}: use"):
+    with pytest.raises(UserError, match=f"no score of single images in a discriminator with d_cond_mtd {kind}: use"):
         Critic(discriminator)
 
 
@@ -401,7 +401,7 @@ def test_an_evaluation_without_the_file_fails_at_the_start_in_one_line(
     ("option", "name", "message"),
     [
         ("strengths: class", "big_resnet", "joint.strengths needs validation data"),
-        ("adversarial: 1", "mh", "no unconditional score in a discriminator with d_cond_mtd MH"),
+        ("adversarial: 1", "mh", "no score of single images in a discriminator with d_cond_mtd MH"),
     ],
 )
 def test_what_the_stage_cannot_do_is_said_before_the_training(

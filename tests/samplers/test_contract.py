@@ -31,6 +31,33 @@ CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutr
         ],
     ),
     "truncation": ({}, [{"psi": 0.5}, {"psi": 1.5, "center": "class"}, {"threshold": 0.5}, {"psi": 0.2, "cutoff": 3}]),
+    "ddls": (
+        {"steps": 0},
+        [{"steps": 3, "step": 0.2}, {"steps": 3, "step": 0.3, "mala": True}, {"steps": 2, "step": 0.2, "space": "w"}],
+    ),
+    "dgflow": ({"steps": 0}, [{"steps": 3}, {"steps": 2, "divergence": "js", "space": "w"}]),
+    "dot": ({"steps": 0}, [{"steps": 5, "pairs": 10, "rate": 0.1}, {"steps": 5, "k_eff": 0.1, "projection": "none"}]),
+    "isir": ({"steps": 0}, [{"steps": 2, "particles": 4}, {"steps": 1, "calibration": "isotonic"}]),
+    "ex2mcmc": ({"steps": 0}, [{"steps": 2, "particles": 4}, {"steps": 1, "space": "w", "base": "truncation"}]),
+    "collaborative": (
+        {"steps": 0},
+        [{"steps": 3, "rate": 2}, {"steps": 3, "rate": 0.02, "relative": True, "layer": 0}],
+    ),
+    "conditional_truncation": ({"psi": 1}, [{"psi": 0.5}, {"psi": 0.5, "base": "gandance", "cutoff": 3}]),
+    "cluster_truncation": (
+        {"psi": 1},
+        [{"clusters": 4, "draws": 400}, {"psi": 0.2, "clusters": 2, "draws": 200, "per_class": True}],
+    ),
+    "hubness": (
+        {"threshold": None},
+        [{"pool": 200, "threshold": 6}, {"pool": 200, "threshold": 5, "space": "w", "metric": "cosine"}],
+    ),
+    "simplicial": (
+        {"accept": 1},
+        [{"cells": 3, "draws": 100, "accept": 0.2}, {"centers": "axes", "cells": 3, "threshold": 0.6}],
+    ),
+    "polarity": ({"rho": 0}, [{"k": 2, "pool": 100}, {"rho": 1, "k": 1, "pool": 200, "base": "gandance"}]),
+    "autoguidance": ({"scale": 1}, [{"reference": "0.5", "scale": 2}, {"reference": "0.2", "base": "truncation"}]),
 }
 EVERY = [(name, options) for name, (_, variants) in CASES.items() for options in variants]
 

@@ -1,0 +1,126 @@
+"""Guidance away from an earlier version of the same generator, which makes the same errors, only larger ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, weights_digest
+from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite
+from studiogan_guidance.samplers.gandance import guide
+
+
+@SAMPLERS.register(
+    "autoguidance",
+    "extrapolate from an earlier snapshot's code towards today's",
+    "Karras et al. 2024, arXiv:2406.02507",
+)
+@dataclass(frozen=True)
+class Autoguidance(Stacked):
+    """Extrapolate each code away from what an earlier snapshot of the same run makes of the same noise and class.
+
+    code_g = f_ref(z, c) + scale * (f(z, c) - f_ref(z, c)), and today's network makes the image. It has a meaning only
+    if both networks share one latent space, as snapshots of one run about do: compare images at scale 0 first, which
+    should look alike. On a base, f_ref is the base on top of the reference. The paper guides denoisers of diffusion
+    models; codes of GANs are our analogue.
+
+    Paper: Karras et al., "Guiding a diffusion model with a bad version of itself", NeurIPS 2024, arXiv:2406.02507
+    (its rule, with codes in the place of denoised images).
+
+    Args:
+        scale: finite number; 1 is plain (neutral), more guides, 0 is the code of the reference; 1.2 to 2.5 is usual
+            for diffusion.
+        reference: path of another checkpoint of the same run, a file or (of the host) a folder.
+        base: see ``Stacked``.
+
+    Raises:
+        UserError: no reference, one that does not fit, or one whose codes equal those of the generator (label vectors
+            hold nothing that is learned, and nor does a copy).
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> path = tempfile.mkdtemp() + "/earlier.safetensors"
+        >>> save_file({name: 0.9 * value for name, value in view.generator.state_dict().items()}, path)
+        >>> sampler = samplers.create("autoguidance", {"scale": 1.5, "reference": path})
+        >>> next(sampler.stream(view, range(2), 2, LabelPlan())).cost["mapping"]
+        4
+    """
+
+    scale: float = 1.5
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite("autoguidance.scale", self.scale)
+
+    @property
+    def _still(self) -> bool:
+        return self.scale == 1
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        if not self._still:
+            self.earlier(self.under(view))
+
+    def files(self, view: LatentView) -> dict[str, str]:
+        files = super().files(view)
+        return files if self._still else files | {"reference_sha256": self.earlier(self.under(view.bare))[1]}
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        return view.decode(self.guided(view, inputs.z, inputs.labels), inputs.z, inputs.noise)
+
+    def guided(self, view: LatentView, z: Tensor, labels: Tensor) -> Tensor:
+        """Guided codes on the view of the base, of the shape of its codes."""
+        reference, _ = self.earlier(view)
+        with reference.frozen():
+            return guide(view.encode(z, labels), reference.encode(z, labels), self.scale)
+
+    def of(self, view: LatentView) -> LatentView:
+        view = self.under(view)
+        if self._still:
+            return view
+        guided: Any = view.built_in()
+
+        def class_means() -> Tensor:
+            return guide(view.class_means(), self.earlier(view)[0].class_means(), self.scale)
+
+        guided.encode = lambda z, labels: self.guided(view, z, labels)
+        guided.class_means = class_means
+        return cast(LatentView, guided)
+
+    def earlier(self, view: LatentView) -> tuple[LatentView, str]:
+        """The view of the base on the reference, and the hash of its weights; ``view`` is that of the base."""
+        return view.once(f"reference {self.reference} of {self.base}", lambda: self._opened(view))
+
+    def _opened(self, view: LatentView) -> tuple[LatentView, str]:
+        networks, what = view.networks, f"autoguidance.reference {self.reference}"
+        if self.reference is None:
+            raise UserError(
+                "autoguidance needs a reference: give -o reference=PATH of an earlier checkpoint of the run"
+            )
+        if networks.beside is None:
+            raise UserError(f"{what}: {networks.source} comes without a way to open other checkpoints of its run")
+        module = networks.beside.snapshot(self.reference)
+        digest = weights_digest(module)
+        other = dataclasses.replace(networks, generator=module, digest=digest if view.on_disk else "")
+        bare = type(view.bare)(other)
+        bare.cost, bare.setup = view.cost, view.setup  # its passes are those of this sampler
+        reference = self.under(bare)
+        with view.frozen(), reference.frozen(), torch.no_grad():
+            inputs = view.draw(range(rng.PILOTS, rng.PILOTS + 4), 0, LabelPlan(), "const")
+            codes = [each.encode(inputs.z, inputs.labels) for each in (view, reference)]
+        if codes[0].shape != codes[1].shape:
+            raise UserError(f"{what} has codes of another size than {networks.source}: use a snapshot of the same run")
+        if torch.equal(*codes):
+            why = "it is the same checkpoint, or codes are label vectors, in which nothing is learned"
+            raise UserError(f"{what} gives the very codes of {networks.source} ({why}): use gandance")
+        return reference, digest

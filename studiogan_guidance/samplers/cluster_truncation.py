@@ -1,0 +1,136 @@
+"""Truncation of w towards the nearest of many centres, so that modes which lie far from any mean survive it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import LabelPlan, LatentView
+from studiogan_guidance.samplers import pool
+from studiogan_guidance.samplers.base import SAMPLERS, least
+from studiogan_guidance.samplers.conditional_truncation import Pulled
+
+BATCH_SIZE = 500  # of mapping calls
+
+
+def centres_of(points: Tensor, count: int) -> Tensor:
+    """The ``count`` centres that k-means finds in ``points`` [N, D], started at a fixed seed; [count, D]."""
+    from sklearn.cluster import KMeans
+
+    fit = KMeans(count, n_init=1, random_state=0).fit(points.numpy())
+    return torch.from_numpy(fit.cluster_centers_)
+
+
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """The number of the centre [K, D] that is nearest to each point [B, D] by L2, int64 [B]."""
+    return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+@SAMPLERS.register(
+    "cluster_truncation", "w towards the nearest of many k-means centres", "Mokady et al. 2022, arXiv:2202.12211"
+)
+@dataclass(frozen=True)
+class ClusterTruncation(Pulled):
+    """Cluster draws of w by k-means, and pull each w towards the nearest centre: fidelity, with the modes kept.
+
+    w' = q + psi * (w - q), q the centre nearest to w by L2 over all rows. One cluster is truncation towards the mean of
+    all draws; one cluster a class with ``per_class`` is ``conditional_truncation``. The paper measures nearness by
+    LPIPS between images; L2 in w is the way of StyleGAN-XL.
+
+    Paper: Mokady et al., "Self-Distilled StyleGAN", SIGGRAPH 2022, arXiv:2202.12211 (multi-modal
+    truncation); distance: Sauer et al. 2022, arXiv:2202.00273.
+
+    Args:
+        psi: finite number; 1 is plain (neutral), 0 is the centre itself, more than 1 spreads.
+        cutoff: number of leading w rows to pull; None pulls all.
+        clusters: number of centres, from 1 up; with ``per_class`` of each class.
+        draws: number of w that are clustered, of uniform classes; with ``per_class`` shared by the classes.
+        per_class: cluster the draws of each class by themselves, and pull towards centres of the image's class.
+        base: see ``Stacked``; draws are its codes.
+
+    Notes of each image: ``distance``, |w - q| / sqrt(rows) before the pull.
+
+    Raises:
+        UserError: a generator without w, values out of range, fewer draws than centres.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("cluster_truncation", {"clusters": 8, "draws": 1000})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
+        >>> batch.cost["mapping"], view.setup["mapping"]  # the draws, and one more to look at its rows
+        (2, 1001)
+    """
+
+    clusters: int = 64
+    draws: int = 60_000
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, clusters=1, draws=1)
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        if self._share(view) < self.clusters:
+            raise UserError(
+                f"cluster_truncation.draws is {self.draws}, which is {self._share(view)} for {self.clusters} centres: "
+                "give more draws"
+            )
+
+    def _share(self, view: LatentView) -> int:
+        return math.ceil(self.draws / view.num_classes) if self.per_class else self.draws
+
+    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
+        kept, spread, weights = self._rows(view)
+        tables = view.once(
+            f"centres {self.clusters} {self.draws} {self.per_class}", lambda: self._tables(view)
+        )  # [groups, clusters, kept * w_dim]
+        groups = labels.tolist() if self.per_class else [0] * len(labels)
+        points = (code[:, kept] * weights).flatten(1)
+        picks = [tables[group][nearest(point[None], tables[group])] for group, point in zip(groups, points)]
+        found = torch.cat(picks)
+        distance = torch.linalg.vector_norm(points - found, dim=1) / len(spread) ** 0.5
+        view.notes["distance"] = distance.float().cpu()
+        return (found.view(len(code), len(kept), -1) / weights)[:, spread]
+
+    def _rows(self, view: LatentView) -> tuple[Tensor, Tensor, Tensor]:
+        """Which rows of w differ, [kept], to which of them each row is equal, [rows], and roots of how many [kept, 1].
+
+        Most generators have equal rows, which need not be clustered again and again.
+        """
+
+        def looked_at() -> tuple[Tensor, Tensor, Tensor]:
+            with view.frozen(), torch.no_grad():
+                inputs = view.draw([rng.PILOTS], 0, LabelPlan(), "const")
+                code = view.encode(inputs.z, inputs.labels)[0]
+            _, spread, counts = torch.unique_consecutive(code, dim=0, return_inverse=True, return_counts=True)
+            return counts.cumsum(0) - 1, spread, counts.to(code).sqrt()[:, None]
+
+        return view.once("rows of w that differ", looked_at)
+
+    def _tables(self, view: LatentView) -> Tensor:
+        key = {"base": str(self.base), **self.files(view), "prior": view.networks.z_prior, "share": self._share(view)}
+
+        def compute(groups: range) -> Tensor:
+            return torch.stack([centres_of(self._points(view, group), self.clusters) for group in groups])
+
+        count = view.num_classes if self.per_class else 1
+        key |= {"clusters": self.clusters, "per_class": self.per_class}
+        return torch.from_numpy(pool.values(view, "cluster centres", key, count, compute)).to(view.device)
+
+    def _points(self, view: LatentView, label: int) -> Tensor:
+        """Codes that are clustered, their different rows side by side, [draws, kept * w_dim], on the CPU."""
+        kept, _, weights = self._rows(view)
+        plan = LabelPlan((label,)) if self.per_class else LabelPlan()
+        points = []
+        for start in range(0, self._share(view), BATCH_SIZE):
+            seeds = range(rng.PILOTS + start, rng.PILOTS + min(start + BATCH_SIZE, self._share(view)))
+            inputs = view.draw(seeds, 0, plan, "const")
+            points.append((view.encode(inputs.z, inputs.labels)[:, kept] * weights).flatten(1).cpu())
+        return torch.cat(points)

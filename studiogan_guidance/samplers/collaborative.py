@@ -1,0 +1,143 @@
+"""Collaborative sampling: refine a feature map inside the generator by the discriminator's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least
+from studiogan_guidance.samplers.critic import Climbing
+
+
+@contextmanager
+def replaced(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While inside, ``layer`` gives ``change(a)`` for its feature map a; what it gives beside that (RGB) stays."""
+
+    def hook(module: nn.Module, args: Any, out: Any) -> Any:
+        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def scale_free(slope: Tensor, a: Tensor) -> Tensor:
+    """``slope`` [B, ...] of a length such that its root mean square is that of ``a``, image by image."""
+    rms, slope_rms = (x.flatten(1).square().mean(1).sqrt().clamp_min(1e-12) for x in (a, slope))
+    return slope * (rms / slope_rms).view(-1, *[1] * (a.dim() - 1))
+
+
+@SAMPLERS.register(
+    "collaborative",
+    "refines a feature map of the generator by the discriminator's gradient",
+    "Liu, Kothari, Alahi 2020, arXiv:1902.00813",
+)
+@dataclass(frozen=True)
+class Collaborative(Climbing):
+    """Climb the log ratio d by moving one feature map a of the generator, and keep the image with the highest d.
+
+    v <- momentum v + grad_a d; a <- a + rate v, from the plain a (v = 0). The layers before a run as ever, those after
+    it see the refined a; the generator is not changed. Never worse than the plain image, in the eyes of the
+    discriminator: this maximises d and samples nothing, so few steps are the restraint.
+
+    Paper: Liu, Kothari, Alahi, "Collaborative sampling in generative adversarial networks", AAAI 2020,
+    arXiv:1902.00813, section 3 (without discriminator shaping, which trains the discriminator anew); layer, steps and
+    rate are among those of its scripts; momentum is our choice.
+
+    Args:
+        layer: number of the block whose output is refined, coarse to fine, from 0 up.
+        steps: from 0 (neutral) up; each is a pass through generator and discriminator and back to the layer.
+        rate: eta, positive.
+        momentum: from 0 up, below 1.
+        relative: rescale each gradient to the root mean square of a, so that rate is a share of a, whatever the
+            network and its logits are like (0.001 is a start, as steps add up by momentum); off by default.
+        base, calibration, calibration_images: see ``Judged``.
+
+    Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``best_step``, the number of steps
+    behind the image that is kept.
+
+    Raises:
+        UserError: values out of range, a layer that the generator does not have or whose output leads to no image, no
+            discriminator.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("collaborative", {"steps": 2, "calibration_images": 100})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
+        >>> batch.cost["backward"], bool((batch.notes["score"] >= batch.notes["score_start"]).all())
+        (4, True)
+    """
+
+    layer: int = 1
+    steps: int = 50
+    rate: float = 0.1
+    momentum: float = 0.9
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, layer=0, steps=0, momentum=0)
+        finite("collaborative.rate", self.rate)
+        if not self.rate > 0:
+            raise UserError(f"collaborative.rate must be positive, found {self.rate}: 0.1 is usual")
+        if not self.momentum < 1:
+            raise UserError(f"collaborative.momentum must be below 1, found {self.momentum}: 0.9 is usual")
+
+    @property
+    def _still(self) -> bool:
+        return self.steps == 0
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        count = len(view.layers())
+        if not self._still and self.layer >= count:
+            has = f"layers 0-{count - 1}" if count else "no layers that are known: use ddls or dgflow"
+            raise UserError(f"collaborative.layer is {self.layer}, but this {view.networks.backbone} has {has}")
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        ratio, code, layer = self.ratio(view), view.encode(inputs.z, inputs.labels), view.layers()[self.layer]
+
+        def judged(given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            """The feature map, ``given`` or the layer's own, the images that follow from it, and their d."""
+            met: list[Tensor] = []
+
+            def put(own: Tensor) -> Tensor:
+                torch.set_grad_enabled(True)  # from here on, until the end of the block below
+                met.append((own if given is None else given).detach().requires_grad_())
+                return met[0].clone()  # which the generator may change in place
+
+            with torch.no_grad(), replaced(layer, put):
+                images = view.decode(code, inputs.z, inputs.noise)
+                d = ratio(images, inputs.labels)
+            return met[0], images, d
+
+        a, images, d = judged(None)
+        best, score, best_step = images.detach().clone(), d.detach(), torch.zeros(len(d))
+        start, velocity = score, torch.zeros_like(a)
+        for step in range(1, self.steps + 1):
+            velocity = self.momentum * velocity + self._slope(a, d)
+            view.cost["backward"] += len(d)
+            a, images, d = judged(a.detach() + self.rate * velocity)
+            better = d.detach() > score
+            best[better] = images.detach()[better]
+            score, best_step[better.cpu()] = torch.where(better, d.detach(), score), float(step)
+        self.note(view, ratio, score=score, score_start=start, best_step=best_step)
+        return best
+
+    def _slope(self, a: Tensor, d: Tensor) -> Tensor:
+        slope = torch.autograd.grad(d, a, torch.ones_like(d), allow_unused=True)[0] if d.requires_grad else None
+        if slope is None:
+            raise UserError(
+                f"no image follows from the output of layer {self.layer}: choose a lower collaborative.layer"
+            )
+        return scale_free(slope, a.detach()) if self.relative else slope

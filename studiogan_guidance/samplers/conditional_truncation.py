@@ -1,0 +1,92 @@
+"""Truncation of w towards the mean of its class, and what truncations of w towards some centre share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.latents.joint import of_class
+from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite
+from studiogan_guidance.samplers.truncation import Truncation
+
+
+@dataclass(frozen=True)
+class Pulled(Stacked):
+    """A sampler that pulls each w of its base towards a centre of its own: centre + psi * (w - centre).
+
+    Args:
+        psi: finite number; 1 is plain (neutral), 0 is the centre itself, more than 1 spreads.
+        cutoff: number of leading w rows to pull; None pulls all.
+    """
+
+    psi: float = 0.7
+    cutoff: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(f"{SAMPLERS.name_of(self)}.psi", self.psi)
+
+    @property
+    def _still(self) -> bool:
+        return self.psi == 1
+
+    @property
+    def _pull(self) -> Truncation:
+        return Truncation(psi=self.psi, center="class", cutoff=self.cutoff)
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        name, backbone = SAMPLERS.name_of(self), view.networks.backbone
+        if view.rows is None and not self._still:
+            raise UserError(f"{name} needs a generator with w, {backbone} has none: use truncation with threshold")
+        if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
+            raise UserError(f"{name}.cutoff is {self.cutoff}, but this generator has w rows 0-{view.rows or 0}")
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        code = view.encode(inputs.z, inputs.labels)
+        code = self._pull.truncated_code(code, self.centres(view, inputs.labels, code))
+        return view.decode(code, inputs.z, inputs.noise)
+
+    @abstractmethod
+    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
+        """What each w moves towards, of the shape of ``code`` [B, rows, w_dim]."""
+
+
+@SAMPLERS.register(
+    "conditional_truncation", "w towards the mean w of its class", "Dobler et al. 2022, arXiv:2202.11777"
+)
+@dataclass(frozen=True)
+class ConditionalTruncation(Pulled):
+    """Pull w towards the mean of its class, so that little psi gives the typical image of the class, not of the data.
+
+    w' = m_c + psi * (w - m_c), with m_c = E_z f(z, c) over 10,000 draws. On a guided base, w and m_c are the guided
+    ones: guide, then truncate. It is ``truncation`` with ``center=class``, but works on any base and may be one.
+
+    Paper: Dobler et al., "Art creation with multi-conditional StyleGANs", 2022, arXiv:2202.11777 (conditional
+    truncation trick); also StyleGAN-XL, Sauer et al. 2022, arXiv:2202.00273.
+
+    Args:
+        psi: finite number; 1 is plain (neutral), 0 is the mean itself, more than 1 spreads; 0.5 to 1 is usual.
+        cutoff: number of leading w rows to truncate; None truncates all.
+        base: see ``Stacked``.
+
+    Raises:
+        UserError: a generator without w, a value out of range.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("conditional_truncation", {"psi": 0.5, "base": "gandance", "base.scale": 1.5})
+        >>> tuple(next(sampler.stream(view, range(2), 2, LabelPlan())).images.shape)
+        (2, 3, 32, 32)
+    """
+
+    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
+        return of_class(view.class_means(), labels)
+
+    def of(self, view: LatentView) -> LatentView:
+        return self._pull.of(self.under(view))

@@ -1,0 +1,114 @@
+"""Discriminator gradient flow: the latent drifts up the log density ratio, with little noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
+from studiogan_guidance.samplers.critic import Climbing
+from studiogan_guidance.samplers.latent import climb
+
+DIVERGENCES = ("kl", "logd", "js")
+
+
+def drift(d: Tensor, divergence: str) -> Tensor:
+    """s_f(d), what the gradient of the log ratio d is multiplied by; any shape.
+
+    1 for kl, 1 / (1 + e^d) for logd, 1 / (1 + e^-d) for js (Ansari et al. 2021, arXiv:2012.00780).
+    """
+    size: Tensor = {"kl": torch.ones_like, "logd": lambda d: torch.sigmoid(-d), "js": torch.sigmoid}[divergence](d)
+    return size
+
+
+def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise: Tensor) -> Tensor:
+    """One step of the flow, ``z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) noise``, [B, D]; ``size`` s_f(d) is [B].
+
+    Ansari et al. 2021, arXiv:2012.00780, algorithm 1.
+    """
+    return z + eta * size[:, None] * slope + math.sqrt(2 * eta * gamma) * noise
+
+
+@SAMPLERS.register(
+    "dgflow",
+    "a few noisy gradient steps of the latent up the discriminator's log ratio",
+    "Ansari et al. 2021, arXiv:2012.00780",
+)
+@dataclass(frozen=True)
+class DGflow(Climbing):
+    """Refine the latent along the gradient flow of a divergence between data and generator, discretised.
+
+    z <- z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) xi, d the log density ratio, from the plain z. Nothing holds z
+    to its prior but the number of steps: watch the note ``norm``. A uniform prior reflects at its borders. Layer noise
+    and InfoGAN's numbers of an image stay as they are.
+
+    Paper: Ansari, Ang, Soh, "Refining deep generative models via discriminator gradient flow", ICLR 2021,
+    arXiv:2012.00780, algorithm 1; defaults are its own.
+
+    Args:
+        steps: from 0 (neutral) up.
+        eta: size of a step, from 0 up.
+        gamma: strength of the entropy term, from 0 (no noise) up.
+        divergence: kl (s_f = 1), logd (less where the ratio is high: it stops in time) or js (less where it is low).
+        space: z, or w for generators that have it, whitened within classes.
+        base, calibration, calibration_images: see ``Judged``.
+
+    Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
+    prior.
+
+    Raises:
+        UserError: values out of range, space w without w, no discriminator.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("dgflow", {"steps": 2, "calibration_images": 100})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
+        >>> batch.cost["backward"], batch.cost["discriminator"]
+        (4, 6)
+    """
+
+    steps: int = 25
+    eta: float = 0.1
+    gamma: float = 0.01
+    divergence: str = "kl"
+    space: str = "z"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, steps=0, eta=0, gamma=0)
+        one_of(self, divergence=DIVERGENCES, space=latent.SPACES)
+        for name in ("eta", "gamma"):
+            finite(f"dgflow.{name}", getattr(self, name))
+        if self.steps and not self.eta:
+            raise UserError(f"dgflow.eta is 0, so {self.steps} steps would not move: use steps=0 for plain sampling")
+
+    @property
+    def _still(self) -> bool:
+        return self.steps == 0
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        latent.check(view, self.space)
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        ratio, place = self.ratio(view), latent.of_inputs(view, inputs, self.space)
+        z, start = place.start, None
+        for _ in range(self.steps):
+            d, slope = climb(lambda u: ratio(place.images(u), inputs.labels), z)
+            view.cost["backward"] += len(z)
+            start = d if start is None else start
+            noise = rng.randn(inputs.generators, z.shape[1]).to(z)
+            z = place.inside(flow(z, slope, drift(d, self.divergence), self.eta, self.gamma, noise))
+        images = place.images(z)
+        norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
+        assert start is not None  # without steps this is not called
+        self.note(view, ratio, score=ratio(images, inputs.labels), score_start=start, norm=norm)
+        return images

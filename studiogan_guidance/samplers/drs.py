@@ -1,0 +1,131 @@
+"""Discriminator rejection sampling: propose, and accept with the density ratio over its largest value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.samplers.base import SAMPLERS, least
+from studiogan_guidance.samplers.critic import Judged
+
+TRIES = 10_000  # proposals for one image before giving up
+LEAST = 50  # fakes behind the bound of a class
+
+
+def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0, epsilon: float = 1e-6) -> Tensor:
+    """F = delta - log(1 - exp(delta - epsilon)) - gamma with delta = ratio - bound, at most 0; any shape.
+
+    A fake is accepted with probability sigmoid(F); for gamma = 0 and epsilon -> 0 that is exp(delta), ordinary
+    rejection. Azadi et al. 2018, arXiv:1810.06758, eq. 8.
+    """
+    delta = (ratio - bound).clamp(max=0)
+    return delta - torch.log(-torch.expm1(delta - epsilon)) - gamma
+
+
+@SAMPLERS.register(
+    "drs", "rejection by the discriminator, with bounds for each class", "Azadi et al. 2019, arXiv:1810.06758"
+)
+@dataclass(frozen=True)
+class DRS(Judged):
+    """Draw images of the wanted class until the discriminator accepts one; each seed gives exactly one image.
+
+    The bound of a class is the largest log ratio among ``burn_in`` fakes, and gamma the percentile of F among them.
+    Both are fixed then (the paper raises them as it goes, which would make images depend on each other); a fake beyond
+    the bound is accepted with the probability of one at the bound. The first proposal is the plain image.
+
+    Paper: Azadi et al., "Discriminator rejection sampling", ICLR 2019, arXiv:1810.06758, algorithm 1.
+
+    Args:
+        percentile: of F, 0 to 100, that becomes gamma; more accepts fewer, better images; 80 to 95 is usual.
+        gamma: that number itself instead; -inf accepts everything (neutral), 0 is ordinary rejection.
+        epsilon: positive; keeps F finite at the bound.
+        burn_in: number of fakes in all behind the bounds, shared by the classes, at least 50 each.
+        base, calibration, calibration_images: see ``Judged``.
+
+    Notes of each image: ``score``, its log ratio; ``tries``, its number of proposals.
+
+    Raises:
+        UserError: values out of range, no discriminator, or 10,000 proposals in vain.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("drs", {"burn_in": 100, "calibration": "none"})
+        >>> batch = next(sampler.stream(view, range(4), 4, LabelPlan(classes=(3,))))
+        >>> batch.cost["accepted"], batch.cost["proposed"] >= 4
+        (4, True)
+    """
+
+    percentile: float = 80.0
+    gamma: float | None = None
+    epsilon: float = 1e-6
+    burn_in: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, percentile=0, burn_in=1)
+        if self.percentile > 100:
+            raise UserError(f"drs.percentile must be at most 100, found {self.percentile}: 80 is usual")
+        if not self.epsilon > 0:
+            raise UserError(f"drs.epsilon must be positive, found {self.epsilon}: 1e-6 is usual")
+        if self.gamma is not None and not self.gamma < math.inf:
+            raise UserError(f"drs.gamma must be a number below infinity, found {self.gamma}")
+
+    @property
+    def _still(self) -> bool:
+        return self.gamma == -math.inf
+
+    def limits(self, view: LatentView, label: int) -> tuple[float, float]:
+        """(bound, gamma) of a class."""
+        size = max(LEAST, math.ceil(self.burn_in / view.num_classes))
+
+        def made() -> tuple[float, float]:
+            ratios = torch.from_numpy(self.scores(view, label, size))
+            found = acceptance(ratios, float(ratios.max()), epsilon=self.epsilon).numpy()
+            gamma = float(np.percentile(found, self.percentile)) if self.gamma is None else self.gamma
+            return float(ratios.max()), gamma
+
+        return view.once(f"limits {label} of {self}", made)
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        ratio, labels = self.ratio(view), inputs.labels.tolist()
+        limits = torch.tensor([self.limits(view, label) for label in labels], dtype=torch.float64)
+        count = len(labels)
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        tries = torch.zeros(count)
+        rows, proposal = list(range(count)), inputs
+        while True:
+            images = view.decode(view.encode(proposal.z, proposal.labels), proposal.z, proposal.noise)
+            ratios = ratio(images, proposal.labels)
+            bound, gamma = limits[rows].unbind(1)
+            chance = torch.sigmoid(acceptance(ratios.cpu().double(), bound, gamma, self.epsilon))
+            accepted = rng.unit(proposal.generators) < chance
+            for i, row in enumerate(rows):  # an image's proposals stand in their order: the first accepted one counts
+                if row not in kept:
+                    tries[row] += 1
+                    if accepted[i]:
+                        kept[row] = images[i], ratios[i]
+            todo = [row for row in range(count) if row not in kept]
+            if not todo:
+                break
+            if tries.max() >= TRIES:
+                raise UserError(f"{self} accepted none of {TRIES} images of class {labels[todo[0]]}: lower percentile")
+            rows = todo * (count // len(todo))  # few images left: several proposals for each at once
+            seeds = [int(rng.randint([inputs.generators[row]], 2**31 - 1)) for row in rows]
+            proposal = view.draw(seeds, 0, LabelPlan(tuple(labels[row] for row in rows)), noise_mode(inputs))
+        view.cost["proposed"] += int(tries.sum())
+        view.cost["accepted"] += count
+        self.note(view, ratio, score=torch.stack([kept[row][1] for row in range(count)]), tries=tries)
+        return torch.stack([kept[row][0] for row in range(count)])
+
+
+def noise_mode(inputs: Inputs) -> str:
+    """The mode that gives fresh inputs the same kind of layer noise."""
+    return "random" if inputs.noise else "const"

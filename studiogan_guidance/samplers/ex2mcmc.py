@@ -1,0 +1,111 @@
+"""Explore and exploit: jumps by resampling among fresh draws, and Metropolis-adjusted Langevin steps between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
+from studiogan_guidance.samplers.critic import Climbing
+from studiogan_guidance.samplers.ddls import mala
+from studiogan_guidance.samplers.isir import isir_choice
+from studiogan_guidance.samplers.latent import climb
+
+
+@SAMPLERS.register(
+    "ex2mcmc", "jumps among fresh latents and Langevin steps in turn", "Samsonov et al. 2022, arXiv:2111.02702"
+)
+@dataclass(frozen=True)
+class Ex2MCMC(Climbing):
+    """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio: by jumps between modes, and walks in them.
+
+    Each step is one move of ``isir`` among the current latent and fresh ones, then ``mala_steps`` moves of ``ddls``
+    with ``mala``; both leave the same law as it is. Layer noise and InfoGAN's numbers of an image stay as they are
+    (unlike in ``isir``: the Langevin moves need one and the same function of z).
+
+    Paper: Samsonov et al., "Local-global MCMC kernels: the best of both worlds", NeurIPS 2022, arXiv:2111.02702,
+    algorithm 2; particles and mala_steps are those of its GAN experiments, which adapt the step (to an acceptance of
+    0.67, see the note ``acceptance``); steps and step are our choice.
+
+    Args:
+        steps: number of jumps, from 0 (neutral) up, each with its Langevin moves.
+        particles: among which a jump chooses, from 2 up, the current one included.
+        mala_steps: Langevin moves after each jump, from 1 up.
+        step: their epsilon, positive.
+        space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
+        base, calibration, calibration_images: see ``Judged``.
+
+    Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
+    prior; ``acceptance``, the share of Langevin moves that were accepted; ``jumps``, the share of jumps that moved.
+
+    Raises:
+        UserError: values out of range, space w without w, no discriminator.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("ex2mcmc", {"steps": 1, "particles": 3, "calibration_images": 100})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
+        >>> batch.cost["proposed"], batch.cost["backward"]
+        (10, 8)
+    """
+
+    steps: int = 60
+    particles: int = 10
+    mala_steps: int = 3
+    step: float = 0.1
+    space: str = "z"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, steps=0, particles=2, mala_steps=1)
+        one_of(self, space=latent.SPACES)
+        finite("ex2mcmc.step", self.step)
+        if not self.step > 0:
+            raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
+
+    @property
+    def _still(self) -> bool:
+        return self.steps == 0
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        latent.check(view, self.space)
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        ratio, place = self.ratio(view), latent.of_inputs(view, inputs, self.space)
+        gens, z = inputs.generators, place.start
+
+        def d(u: Tensor) -> Tensor:
+            return ratio(place.images(u), inputs.labels)
+
+        def energy(u: Tensor) -> Tensor:
+            view.cost["backward"] += len(u)
+            return place.energy(u) - d(u)
+
+        accepted, jumps = torch.zeros(len(z)), torch.zeros(len(z))
+        start = score = d(z)
+        for _ in range(self.steps):
+            fresh = [place.draw(gens) for _ in range(self.particles - 1)]
+            weights = torch.stack([score, *map(d, fresh)], 1)
+            choice = isir_choice(weights, rng.unit(gens).to(z))
+            jumps += (choice > 0).cpu()
+            z = torch.stack([z, *fresh])[choice, torch.arange(len(z), device=z.device)]
+            state = (z, *climb(energy, z))
+            for _ in range(self.mala_steps):
+                state, moved = mala(state, energy, self.step, rng.randn(gens, z.shape[1]).to(z), rng.unit(gens).to(z))
+                accepted += moved.cpu()
+            z, score = state[0], place.energy(state[0]) - state[1]
+        moves = self.steps * self.mala_steps
+        view.cost["proposed"] += len(z) * (self.steps * (self.particles - 1) + moves)
+        view.cost["accepted"] += int(jumps.sum() + accepted.sum())
+        norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
+        notes = {"acceptance": accepted / moves, "jumps": jumps / self.steps}
+        self.note(view, ratio, score=score, score_start=start, norm=norm, **notes)
+        return place.images(z)

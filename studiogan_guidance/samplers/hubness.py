@@ -1,0 +1,136 @@
+"""The hubness prior: latents that are among the nearest neighbours of unusually many others."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers.base import SAMPLERS, Stacked, least, one_of
+
+METRICS = ("l2", "cosine")
+ROWS = 1024  # rows of the table of distances that are held at a time, and of a mapping call
+BLOCK = 64  # consecutive seeds that share a pool, and hubs of a pool that are kept
+KEPT = 256  # pools whose hubs are kept
+Hubs = tuple[Tensor, float]  # z [H, z_dim], share of the pool
+
+
+def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
+    """In how many of the others' lists of ``k`` nearest neighbours each point of [N, D] is, int64 [N]; they sum to N k.
+
+    Liang et al. 2022, arXiv:2206.06014. A part of the N x N table of distances is held at a time.
+    """
+    points = F.normalize(points) if metric == "cosine" else points
+    half, counts = points.square().sum(1) / 2, torch.zeros(len(points), dtype=torch.int64)
+    for start in range(0, len(points), ROWS):
+        some = points[start : start + ROWS]
+        distance = half - some @ points.T  # (|x - y|^2 - |x|^2) / 2 for each y
+        own = torch.arange(len(some))
+        distance[own, start + own] = torch.inf
+        listed = distance.topk(k, largest=False).indices.flatten().cpu()
+        counts += torch.bincount(listed, minlength=len(points))
+    return counts
+
+
+@SAMPLERS.register(
+    "hubness", "latents that are near neighbours of many others (hubs)", "Liang et al. 2022, arXiv:2206.06014"
+)
+@dataclass(frozen=True)
+class Hubness(Stacked):
+    """Replace the prior noise by hubs of a pool: draws that many others have among their nearest neighbours.
+
+    Hubs lie near the centre of the latent space, so this is a sharper truncation without a threshold on the norm.
+    An image of seed s gets pool number s // 64 and there, in a fixed random order, hub number s % 64: no hub comes
+    twice in a pool (unless it has fewer than 64), and no image depends on another. Only the prior part of z is
+    replaced; InfoGAN's numbers and layer noise stay.
+
+    Paper: Liang et al., "Exploring and exploiting hubness priors for high-quality GAN latent sampling", ICML 2022,
+    arXiv:2206.06014.
+
+    Args:
+        pool: N, number of draws among which neighbours are counted; more than k.
+        k: length of the lists of neighbours, from 1 up.
+        threshold: hubs are in more than so many lists, from 0 up; None is plain (neutral). Counts have mean k, and a
+            long tail only in high dimensions: below about 30 of them lower it.
+        space: z; or w of the image's class, for generators that have it (of layers the mean). w costs N mapping passes
+            for each class among 64 seeds, so it is best sampled class by class.
+        metric: l2 or cosine.
+        base: see ``Stacked``; w is that of the base.
+
+    Notes of each image: ``hubs``, the share of its pool that are hubs.
+
+    Raises:
+        UserError: values out of range, space w without w, a pool without hubs.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("hubness", {"pool": 500, "threshold": 20})
+        >>> batch = next(sampler.stream(view, range(4), 4, LabelPlan()))
+        >>> bool((batch.notes["hubs"] < 0.1).all())
+        True
+    """
+
+    pool: int = 10_000
+    k: int = 5
+    threshold: float | None = 50.0
+    space: str = "z"
+    metric: str = "l2"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, k=1, pool=self.k + 1, threshold=0)
+        one_of(self, space=latent.SPACES, metric=METRICS)
+
+    @property
+    def _still(self) -> bool:
+        return self.threshold is None
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        latent.check(view, self.space)
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        found = [self.hubs(view, seed // BLOCK, c) for seed, c in zip(inputs.seeds.tolist(), inputs.labels.tolist())]
+        picks = [hubs[seed % BLOCK % len(hubs)] for seed, (hubs, _) in zip(inputs.seeds.tolist(), found)]
+        z = torch.cat([torch.stack(picks).to(inputs.z), inputs.z[:, view.networks.z_dim :]], 1)
+        view.notes["hubs"] = torch.tensor([share for _, share in found])
+        return view.decode(view.encode(z, inputs.labels), z, inputs.noise)
+
+    def hubs(self, view: LatentView, number: int, label: int) -> Hubs:
+        """Up to 64 hubs of a pool (in w: of the pool as the class maps it), and which share of it are hubs."""
+        kept: OrderedDict[tuple[int, int], Hubs] = view.once(f"hubs of {self}", OrderedDict)
+        key = (number, label if self.space == "w" else 0)
+        if key not in kept:
+            kept[key] = self._made(view, number, label)
+            while len(kept) > KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
+
+    def _made(self, view: LatentView, number: int, label: int) -> Hubs:
+        assert self.threshold is not None
+        gens = rng.generators([rng.POOLS + number % 2**30]) * self.pool  # one generator, used again and again
+        z, info = view.prior(gens), view.info(gens)
+        order = torch.randperm(self.pool, generator=gens[0])
+        points = z.to(view.device)
+        if self.space == "w":
+            whole = torch.cat([z, info], 1).to(view.device)
+            labels = torch.full((self.pool,), label, device=view.device)
+            points = torch.cat([view.encode(*some).mean(1) for some in zip(whole.split(ROWS), labels.split(ROWS))])
+        counts = hub_counts(points, self.k, self.metric)
+        hubs = order[counts[order] > self.threshold]
+        if not len(hubs):
+            raise UserError(
+                f"hubness.threshold is {self.threshold:g}, but the largest hub of a pool of {self.pool} is in "
+                f"{int(counts.max())} lists: lower it"
+            )
+        view.cost.update(proposed=self.pool, accepted=len(hubs))
+        return z[hubs[:BLOCK]], len(hubs) / self.pool

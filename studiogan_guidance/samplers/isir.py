@@ -1,0 +1,97 @@
+"""Iterated sampling importance resampling: choose among fresh proposals and the current image, again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers.base import SAMPLERS, least
+from studiogan_guidance.samplers.critic import Judged
+
+
+def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
+    """The number of the particle that each row takes, int64 [B], with probability softmax(log_weights).
+
+    Samsonov et al. 2022, arXiv:2111.02702, algorithm 1. ``log_weights`` is [B, N], ``chance`` is uniform in [0, 1),
+    [B]. A particle of weight 0 is never taken.
+    """
+    edges = log_weights.double().softmax(1).cumsum(1)
+    aim = chance.double() * edges[:, -1]
+    return torch.searchsorted(edges, aim[:, None], right=True)[:, 0]
+
+
+@SAMPLERS.register(
+    "isir", "resampling among fresh proposals by their density ratios", "Samsonov et al. 2022, arXiv:2111.02702"
+)
+@dataclass(frozen=True)
+class ISIR(Judged):
+    """In each step draw fresh proposals of the class, and take one of them or the current image by their weights.
+
+    The weights are exp(d), d the log density ratio, so the chain's law is p_g(x|c) exp(d(x)), without gradients. A
+    proposal is fresh in everything that is random about an image, layer noise and InfoGAN's numbers too: it need not be
+    near the current one. The first current image is the plain one.
+
+    The particles of a step come one batch after the other, and each replaces what was taken so far with its share of
+    the weights up to it, which is the same law and keeps one proposal in memory.
+
+    Paper: Samsonov et al., "Local-global MCMC kernels: the best of both worlds", NeurIPS 2022, arXiv:2111.02702,
+    algorithm 1; 10 particles as there.
+
+    Args:
+        steps: length of the chain, from 0 (neutral) up.
+        particles: from 2 up, the current image being one; each other one is a pass of generator and discriminator.
+        base, calibration, calibration_images: see ``Judged``.
+
+    Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``acceptance``, the share of steps
+    that changed the image.
+
+    Raises:
+        UserError: values out of range, no discriminator.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("isir", {"steps": 2, "particles": 3, "calibration_images": 100})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
+        >>> batch.cost["proposed"], batch.cost["discriminator"]
+        (8, 10)
+    """
+
+    steps: int = 100
+    particles: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, steps=0, particles=2)
+
+    @property
+    def _still(self) -> bool:
+        return self.steps == 0
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        ratio, count = self.ratio(view), len(inputs.z)
+
+        def judged(some: Inputs) -> tuple[Tensor, Tensor]:
+            made = view.decode(view.encode(some.z, some.labels), some.z, some.noise)
+            return made, ratio(made, some.labels)
+
+        images, start = judged(inputs)
+        images = images.clone()
+        score, changes = start, torch.zeros(count)
+        for _ in range(self.steps):
+            total, changed = score, torch.zeros(count, dtype=torch.bool, device=score.device)
+            for _ in range(self.particles - 1):
+                made, new = judged(view.redraw(inputs))
+                taken = isir_choice(torch.stack([total, new], 1), rng.unit(inputs.generators).to(new)) == 1
+                images[taken] = made[taken]
+                score, changed = torch.where(taken, new, score), changed | taken
+                total = torch.logaddexp(total, new)
+            changes += changed.cpu()
+        view.cost["proposed"] += count * self.steps * (self.particles - 1)
+        view.cost["accepted"] += int(changes.sum())
+        self.note(view, ratio, score=score, score_start=start, acceptance=changes / self.steps)
+        return images

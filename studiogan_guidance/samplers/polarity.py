@@ -1,0 +1,157 @@
+"""Polarity sampling: more, or fewer, of the images of where the generator stretches the latent space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.samplers import pool
+from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite, least
+from studiogan_guidance.samplers.critic import BATCH_SIZE
+from studiogan_guidance.samplers.drs import noise_mode
+
+LEAST = 1e-12  # a singular value: less counts as much
+
+
+def log_volume(jacobian: Tensor, k: int) -> Tensor:
+    """S = sum_{j <= k} log sigma_j of the largest k singular values of each Jacobian [B, rows, columns]; [B]."""
+    sigma: Tensor = torch.linalg.svdvals(jacobian.double())
+    return sigma[:, :k].clamp_min(LEAST).log().sum(1)
+
+
+def polarity_weights(volumes: Tensor, rho: float) -> Tensor:
+    """softmax(rho S) over a pool [N], which is prod_j sigma_j^rho without its over- and underflow.
+
+    Humayun et al. 2022, arXiv:2203.01993 (whose code clips products to 1e-200 and 1e200).
+    """
+    return torch.softmax(rho * volumes.double(), 0)
+
+
+def projection(pixels: int, count: int) -> Tensor:
+    """``count`` random orthonormal directions, the same each time, [pixels, count]; at most ``pixels`` of them."""
+    gen = torch.Generator().manual_seed(0)
+    basis: Tensor = torch.linalg.qr(torch.randn(pixels, min(count, pixels), generator=gen))[0]
+    return basis
+
+
+@SAMPLERS.register(
+    "polarity", "sample by the generator's volume change to the power rho", "Humayun et al. 2022, arXiv:2203.01993"
+)
+@dataclass(frozen=True)
+class Polarity(Stacked):
+    """Choose latents by how much the generator stretches there: rho < 0 for modes and quality, rho > 0 for variety.
+
+    p(z) ~ p0(z) (prod_{j <= k} sigma_j)^rho over a pool of z for each class, sigma the singular values of the Jacobian
+    of d(P G(z, c)) / dz, P random orthonormal directions of the image. rho = 1 is MaGNET: uniform on the manifold of
+    images, up to what k leaves out. The volumes are computed once, for classes that occur, and kept on disk.
+
+    Paper: Humayun et al., "Polarity sampling: quality and diversity control of pre-trained generative networks via
+    singular values", CVPR 2022, arXiv:2203.01993. It resamples a pool without replacement; here each image draws
+    from the pool by itself, so that none depends on another, and a pool with few effective members gives duplicates.
+
+    Args:
+        rho: finite number; 0 is plain (neutral); the paper uses -2 to 2.
+        k: number of singular values, from 1 up to the rank that is possible; the paper uses 10 to 30.
+        pool: number of z in all, shared by the classes; each costs one pass of G and ``projections`` backward passes.
+        projections: number of directions of the image, at most that of its pixels.
+        base: see ``Stacked``; the Jacobians are those of the base.
+
+    Notes of each image: ``effective``, the effective share of the pool of its class, 1 / (N sum_i p_i^2): 1 for equal
+    weights; the number of different images is N times that at most.
+
+    Raises:
+        UserError: values out of range, more singular values than the Jacobian has.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("polarity", {"rho": -1, "k": 4, "pool": 80, "projections": 8})
+        >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan(classes=(3,))))
+        >>> view.setup["backward"], bool((batch.notes["effective"] < 1).all())
+        (64, True)
+    """
+
+    rho: float = -0.5
+    k: int = 15
+    pool: int = 200_000
+    projections: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite("polarity.rho", self.rho)
+        least(self, k=1, pool=1, projections=1)
+
+    @property
+    def _still(self) -> bool:
+        return self.rho == 0
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        rank = min(view.networks.z_dim, self.projections, 3 * view.networks.image_size**2)
+        if not self._still and self.k > rank:
+            raise UserError(f"polarity.k is {self.k}, but these Jacobians have rank {rank} at most: lower k")
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        labels, mode = inputs.labels.tolist(), noise_mode(inputs)
+        members = []
+        effective = torch.zeros(len(labels))
+        for i, (label, chance) in enumerate(zip(labels, rng.unit(inputs.generators).double())):
+            edges, effective[i] = self.edges(view, label, mode)
+            members.append(int(torch.searchsorted(edges, chance * edges[-1], right=True).clamp(max=len(edges) - 1)))
+        view.notes["effective"] = effective
+        chosen = self._drawn(view, labels, members, mode)
+        return view.decode(view.encode(chosen.z, chosen.labels), chosen.z, chosen.noise)
+
+    def edges(self, view: LatentView, label: int, mode: str) -> tuple[Tensor, float]:
+        """Sums of the weights of the pool of a class up to each member, float64 [N], and its effective share."""
+
+        def made() -> tuple[Tensor, float]:
+            weights = polarity_weights(self.volumes(view, label, mode), self.rho)
+            return weights.cumsum(0), float(1 / (len(weights) * weights.square().sum()))
+
+        return view.once(f"edges {label} {mode} of {self}", made)
+
+    def volumes(self, view: LatentView, label: int, mode: str) -> Tensor:
+        """S of each member of the pool of a class, float64 [N]; kept on disk."""
+        size = self._size(view)
+        key = {"base": str(self.base), **self.files(view), "prior": view.networks.z_prior, "noise": mode, "of": size}
+        key |= {"class": label, "k": self.k, "projections": self.projections}
+
+        def compute(draws: range) -> Tensor:
+            parts = [draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE)]
+            inputs = [self._drawn(view, [label] * len(part), part, mode) for part in parts]
+            return torch.cat([log_volume(self.jacobian(view, some), self.k) for some in inputs])
+
+        return torch.from_numpy(pool.values(view, "log volumes", key, size, compute))
+
+    def jacobian(self, view: LatentView, inputs: Inputs) -> Tensor:
+        """d(P G(z)) / dz of each image, [B, directions, z_dim], by one backward pass a direction."""
+        prior, info = inputs.z.split([view.networks.z_dim, inputs.z.shape[1] - view.networks.z_dim], 1)
+        with torch.enable_grad():
+            z = prior.detach().requires_grad_()
+            whole = torch.cat([z, info], 1)
+            images = view.decode(view.encode(whole, inputs.labels), whole, inputs.noise).flatten(1)
+            width = images.shape[1]
+            basis = view.once(
+                f"projection {width} {self.projections}", lambda: projection(width, self.projections).to(view.device)
+            )
+            along = (images @ basis).unbind(1)
+            rows = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in along]
+        view.cost["backward"] += len(z) * len(rows)
+        return torch.stack(rows, 1)
+
+    def _size(self, view: LatentView) -> int:
+        return math.ceil(self.pool / view.num_classes)
+
+    def _drawn(self, view: LatentView, labels: Sequence[int], members: Sequence[int], mode: str) -> Inputs:
+        """Members of the pools of classes, each by a seed of its own, with its own layer noise."""
+        size = self._size(view)
+        seeds = [rng.POOLS + (label * size + member) % 2**30 for label, member in zip(labels, members)]
+        return view.draw(seeds, 0, LabelPlan(tuple(labels)), mode)

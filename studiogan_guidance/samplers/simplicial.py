@@ -1,0 +1,208 @@
+"""Simplicial truncation: reject latents that lie between the cells into which the latent space is cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.common import UserError
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import critic, pool
+from studiogan_guidance.samplers.base import SAMPLERS, Stacked, least, one_of
+
+CENTERS = ("clusters", "axes")
+TRIES = 10_000  # latents for one image before giving up
+QUANTILE_DRAWS = 10_000  # prior draws behind tau
+LEAST = 20  # images a cell that a classifier is fitted on
+
+
+def axes_logits(z: Tensor, axes: Tensor) -> Tensor:
+    """sqrt(d) z_k / |z| for the coordinates ``axes`` [m]: likeness of z [B, d] to m equidistant centres; [B, m].
+
+    Issenhuth et al. 2023, arXiv:2207.10541, as its code computes it.
+    """
+    norm: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    logits: Tensor = z.shape[1] ** 0.5 * z[:, axes] / norm
+    return logits
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """max_j p_j of p = softmax(logits), [B] for [B, m]; z is kept where it is more than tau."""
+    certain: Tensor = logits.softmax(1).amax(1)
+    return certain
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A linear classifier of latents into cells, softmax(z @ weights + offsets): [d, m] and [m], float64 on the CPU.
+
+    ``accuracy`` is the share of right cells among a fifth of the images, held out from the fit.
+    """
+
+    weights: Tensor
+    offsets: Tensor
+    accuracy: float
+
+
+def cells_of(z: Tensor, features: Tensor, count: int) -> Cells:
+    """Cut features [N, F] into ``count`` k-means clusters, and fit the way from z [N, d] to the cluster."""
+    from sklearn.cluster import KMeans
+    from sklearn.linear_model import LogisticRegression
+
+    cells = KMeans(count, n_init=4, random_state=0).fit_predict(features.numpy())
+    test = np.arange(len(z)) % 5 == 4
+    if len(np.unique(cells[~test])) < 2:
+        raise UserError("simplicial finds no clusters, as the discriminator has the same features for all images")
+    fit = LogisticRegression(max_iter=1000).fit(z[~test].double().numpy(), cells[~test])
+    slopes, constants = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
+    if len(fit.classes_) == 2:  # scikit-learn keeps the difference of their logits
+        slopes, constants = torch.cat([-slopes, slopes]) / 2, torch.cat([-constants, constants]) / 2
+    weights, offsets = slopes.new_zeros(z.shape[1], count), slopes.new_full((count,), -math.inf)
+    weights[:, fit.classes_], offsets[fit.classes_] = slopes.T, constants  # a cell may be all in the held-out fifth
+    return Cells(weights, offsets, float(fit.score(z[test].double().numpy(), cells[test])))
+
+
+@SAMPLERS.register(
+    "simplicial", "reject latents between cells of what images look like", "Issenhuth et al. 2023, arXiv:2207.10541"
+)
+@dataclass(frozen=True)
+class Simplicial(Stacked):
+    """Redraw latents until they lie well inside a cell of the latent space: max_j p_j(z) > tau.
+
+    ``clusters``, our version: cells are k-means clusters, within a class, of the discriminator's features of images
+    G(z, c), and p a logistic regression from z to the cell. ``axes``, the paper's: p = softmax_j(sqrt(d) z_kj / |z|)
+    for random distinct coordinates k_j. The paper also trains with its rejection; for a generator that was trained on
+    the whole prior the axes have no meaning, so expect nothing of them. The first latent is the plain one; only the
+    prior part of z is redrawn, InfoGAN's numbers and layer noise stay.
+
+    Paper: Issenhuth et al., "Unveiling the latent space geometry of push-forward generative models", ICML 2023,
+    arXiv:2207.10541 (simplicial truncation, as its code has it).
+
+    Args:
+        centers: clusters or axes.
+        cells: number of cells (of each class) or of axes, from 2 up; at most z_dim axes.
+        accept: share of the prior to keep: tau is the quantile of 1 - accept of max p over 10,000 prior draws, for each
+            class by itself; 1 is plain (neutral), little accepts fewer, more typical latents.
+        threshold: tau itself instead, 0 to 1 (the paper's code: 0.135 on CIFAR-10, 0.08 and 0.2 on STL-10, for axes).
+        draws: number of images in all behind the clusters, shared by the classes, at least 20 each cell.
+        base: see ``Stacked``; images that are clustered are its own.
+
+    Notes of each image: ``confidence``, max p; ``tries``, the number of its latents; with clusters ``cell_accuracy``,
+    the share of held-out latents whose cell is guessed right: at 1 / cells, the cells have nothing to do with z.
+
+    Raises:
+        UserError: values out of range, no discriminator for clusters, or 10,000 latents in vain.
+
+    Example:
+        >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
+        >>> view = view_for(builtin.networks())
+        >>> sampler = samplers.create("simplicial", {"cells": 4, "draws": 100, "accept": 0.5})
+        >>> batch = next(sampler.stream(view, range(4), 4, LabelPlan(classes=(3,))))
+        >>> batch.cost["accepted"], batch.cost["synthesis"], view.setup["discriminator"]
+        (4, 4, 80)
+    """
+
+    centers: str = "clusters"
+    cells: int = 10
+    accept: float = 0.3
+    threshold: float | None = None
+    draws: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, centers=CENTERS)
+        least(self, cells=2, draws=1, threshold=0)
+        if not 0 < self.accept <= 1:
+            raise UserError(f"simplicial.accept must be more than 0 and at most 1, found {self.accept}: 0.3 is usual")
+        if self.threshold is not None and self.threshold >= 1:
+            raise UserError(f"simplicial.threshold must be below 1, found {self.threshold}: no latent is so certain")
+
+    @property
+    def _still(self) -> bool:
+        return self.accept == 1 and self.threshold is None
+
+    def files(self, view: LatentView) -> dict[str, str]:
+        judged = self.centers == "clusters" and not self._still
+        return {**super().files(view), **({"discriminator_sha256": critic.digest_of(view)} if judged else {})}
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        if self._still:
+            return
+        if self.centers == "clusters":
+            critic.of_view(view)
+        elif self.cells > view.networks.z_dim:
+            raise UserError(f"simplicial.cells is {self.cells}, but z has {view.networks.z_dim} axes: use fewer")
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+        width, labels = view.networks.z_dim, inputs.labels.tolist()
+        tau = torch.tensor([self.tau(view, label) for label in labels], dtype=torch.float64)
+        z, tries = inputs.z[:, :width].to("cpu", copy=True), torch.ones(len(labels))
+        found = self.certainty(view, z, labels)
+        while todo := (found <= tau).nonzero().flatten().tolist():
+            if tries.max() >= TRIES:
+                raise UserError(
+                    f"simplicial kept none of {TRIES} latents of class {labels[todo[0]]} at tau {tau[todo[0]]:.3g}: "
+                    "raise accept or lower threshold"
+                )
+            z[todo] = view.prior([inputs.generators[row] for row in todo])
+            found[todo] = self.certainty(view, z[todo], [labels[row] for row in todo])
+            tries[todo] += 1
+        view.cost.update(proposed=int(tries.sum()), accepted=len(tries))
+        view.notes |= {"confidence": found.float(), "tries": tries}
+        if self.centers == "clusters":
+            view.notes["cell_accuracy"] = torch.tensor([self.fitted(view, label).accuracy for label in labels])
+        whole = torch.cat([z.to(inputs.z), inputs.z[:, width:]], 1)
+        return view.decode(view.encode(whole, inputs.labels), whole, inputs.noise)
+
+    def certainty(self, view: LatentView, z: Tensor, labels: list[int]) -> Tensor:
+        """max_j p_j of latents [B, z_dim] on the CPU, for their classes, float64 [B]."""
+        z = z.double()
+        if self.centers == "axes":
+            order = torch.randperm(view.networks.z_dim, generator=torch.Generator().manual_seed(0))
+            return confidence(axes_logits(z, order[: self.cells]))
+        fits = {label: self.fitted(view, label) for label in set(labels)}
+        weights = torch.stack([fits[label].weights for label in labels])
+        offsets = torch.stack([fits[label].offsets for label in labels])
+        return confidence((z[:, None] @ weights)[:, 0] + offsets)
+
+    def tau(self, view: LatentView, label: int) -> float:
+        """The bound of a class."""
+        if self.threshold is not None:
+            return self.threshold
+        label = label if self.centers == "clusters" else 0
+
+        def made() -> float:
+            z = view.prior(rng.generators([rng.PILOTS]) * QUANTILE_DRAWS)  # one generator, used again and again
+            found = torch.cat([self.certainty(view, some, [label] * len(some)) for some in z.split(1000)])
+            return float(found.quantile(1 - self.accept))
+
+        return view.once(f"tau {label} of {self}", made)
+
+    def fitted(self, view: LatentView, label: int) -> Cells:
+        """The cells of a class; the features of its images are kept on disk."""
+        size = max(LEAST * self.cells, math.ceil(self.draws / view.num_classes))
+
+        def made() -> Cells:
+            key = {"class": label, "of": size, "base": str(self.base), **self.files(view)}
+            judge = critic.of_view(view)
+
+            def compute(draws: range) -> Tensor:
+                parts = [draws[at : at + critic.BATCH_SIZE] for at in range(0, len(draws), critic.BATCH_SIZE)]
+                found = []
+                for inputs in (critic.drawn(view, label, size, part) for part in parts):
+                    images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+                    view.cost["discriminator"] += len(images)
+                    found.append(judge.judge(images, inputs.labels)[0].float())
+                return torch.cat(found)
+
+            features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
+            z = critic.drawn(view, label, size, range(size)).z[:, : view.networks.z_dim].cpu()
+            return cells_of(z, features, self.cells)
+
+        return view.once(f"cells {label} {self.cells} of {size}", made)

@@ -1,0 +1,150 @@
+"""The samplers on the host's networks: its discriminators, its own Langevin sampling, its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ok
+from host_models import both, write_yaml
+
+from studiogan_guidance import samplers
+from studiogan_guidance.common import UserError
+from studiogan_guidance.host import hooks
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.latents.base import Beside, Networks
+from studiogan_guidance.samplers import critic as critics
+from studiogan_guidance.samplers.critic import Critic
+from studiogan_guidance.samplers.ddls import ula
+
+pytestmark = pytest.mark.studiogan
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    *(("big_resnet", {"d_cond_mtd": kind}) for kind in ("PD", "W/O", "AC", "MD")),
+    *(("big_resnet", {"d_cond_mtd": kind, "d_embed_dim": 8, "normalize_d_embed": True}) for kind in ("2C", "D2DCE")),
+    ("big_resnet", {"d_cond_mtd": "AC", "aux_cls_type": "ADC"}),
+    *((name, {}) for name in ("resnet", "deep_conv", "big_resnet_deep_legacy", "big_resnet_deep_studiogan")),
+    *(("stylegan2", {"d_cond_mtd": kind}) for kind in ("SPD", "W/O", "AC", "MD")),
+]
+
+
+def gan(name: str, checkout: Checkout, **model: Any) -> Networks:
+    """Networks with their discriminator; held-out images are smooth noise, a snapshot is the generator 20 % off."""
+    made, discriminator = both(name, checkout, **model)
+
+    def held_out(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        gen = torch.Generator().manual_seed(4)
+        images = torch.rand(count, 3, made.image_size, made.image_size, generator=gen) * 2 - 1
+        return torch.nn.functional.avg_pool2d(images, 3, 1, 1), torch.arange(count) % made.num_classes
+
+    beside = Beside(lambda: discriminator, held_out, "noise", lambda path: both(name, checkout, **model)[0].generator)
+    return Networks(**{**vars(made), "beside": beside})
+
+
+@pytest.mark.parametrize(("name", "model"), KINDS, ids=["-".join([n, *map(str, m.values())]) for n, m in KINDS])
+def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
+    name: str, model: dict[str, Any], checkout: Checkout
+) -> None:
+    made = gan(name, checkout, **model)
+    critic = critics.of_view(view_for(made))
+    images, labels = made.beside.held_out(5)  # type: ignore[union-attr]
+    images.requires_grad_()
+    features, scores = critic.judge(images, labels)
+    assert scores.shape == (5,)
+    assert features.shape[0] == 5
+    for i in range(5):  # one by one: shapes [], [1] and [1, 1]
+        torch.testing.assert_close(critic.judge(images[i : i + 1], labels[i : i + 1])[1], scores[i : i + 1])
+    companions = critic.companions
+    assert (companions > 0) == (name == "stylegan2")
+    if companions:
+        view = view_for(made)
+        inputs = view.draw(range(2**31, 2**31 + companions), 0, LabelPlan(), "const")
+        with torch.no_grad():
+            others = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, None)
+            batch, of = torch.cat([images[:1], others]), torch.cat([labels[:1], inputs.labels])  # one group
+            answer = critic.module(batch, of, eval=True)["adv_output"].reshape(-1)[:1]
+    else:
+        answer = critic.module(images, labels, eval=True, adc_fake=False)["adv_output"].reshape(-1)[:1]
+    torch.testing.assert_close(scores[:1], answer, atol=1e-5, rtol=1e-5)
+    (slope,) = torch.autograd.grad(scores[0], images)
+    assert slope[0].abs().sum() > 0
+    assert slope[1:].abs().sum() == 0  # no image has a say in the score of another
+
+
+@pytest.mark.parametrize(("name", "kind"), [("big_resnet", "MH"), ("stylegan2", "PD")])
+def test_what_has_no_meaning_is_refused(name: str, kind: str, checkout: Checkout) -> None:
+    view = view_for(gan(name, checkout, d_cond_mtd=kind))
+    with pytest.raises(UserError, match=f"no score of single images in a discriminator with d_cond_mtd {kind}"):
+        samplers.create("ddls").check(view)
+    assert isinstance(Critic(both("big_resnet", checkout)[1]), Critic)
+
+
+def test_the_hosts_langevin_has_the_wrong_variance_and_ours_the_right_one(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G = identity, d(z) = z / 2: the target is N(1/2, 1). A step of 0.1 makes its variance tau^2 / (1 - 0.1 / 4)."""
+    rate, steps, chains = 0.1, 120, 40_000
+    lines = ["noise  expected  the host  ours"]
+    with inside(checkout), torch.random.fork_rng():
+        torch.manual_seed(0)
+        langevin = module("utils.sample").langevin_sampling
+        for noise in (0.1, 0.5, 1.0):
+            host = langevin(
+                zs=torch.randn(chains, 1),
+                z_dim=1,
+                fake_labels=None,
+                generator=lambda z, y, eval: z,
+                discriminator=lambda x, y, eval: {"adv_output": x[:, 0] / 2},
+                batch_size=chains,
+                langevin_rate=rate,
+                langevin_noise_std=noise,
+                langevin_decay=0,
+                langevin_decay_steps=0,
+                langevin_steps=steps,
+                device="cpu",
+            ).detach()
+            z = torch.randn(chains, 1)
+            for _ in range(steps):
+                z, _ = ula(z, lambda u: u.square().sum(1) / 2 - u[:, 0] / 2, rate, torch.randn(chains, 1), noise)
+            expected = noise**2 / (1 - rate / 4)
+            lines.append(f"{noise:<6} {expected:<9.4f} {float(host.var()):<9.4f} {float(z.var()):.4f}")
+            assert z.mean() == pytest.approx(0.5, abs=0.02)
+            assert z.var() == pytest.approx(expected, rel=0.03)
+            assert host.mean() == pytest.approx(0.5, abs=0.02)
+            assert host.var() == pytest.approx(noise / (1 - rate / 4), rel=0.03)  # its standard deviation is a variance
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+
+
+@pytest.fixture
+def _no_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return
+
+
+@pytest.mark.usefixtures("hub", "_no_wandb")
+def test_a_host_run_calibrates_and_samples_as_eval_does(tmp_path: Path, checkout: Checkout, data: Path) -> None:
+    sampler = "{name: ddls, steps: 2, step: 0.1, base: {name: gandance, scale: 1.5}}"
+    yaml = write_yaml(tmp_path / "tiny.yaml", "big_resnet", f"sampler: {sampler}")
+    common = ["-cfg", yaml, "-data", data, "-ref", "valid", "--num_workers", "0", "--seed", "3"]
+    train = ["-t", "-metrics", "none", "--print_freq", "1", "--save_freq", "4", "-save", tmp_path / "a"]
+    hooks.start(checkout, "main", tuple(map(str, [*common, *train])))
+    ckpt = next((tmp_path / "a" / "checkpoints").iterdir())
+    look = ["-metrics", "is", "prdc", "-ckpt", ckpt, "-save", tmp_path / "b"]
+    hooks.start(checkout, "main", tuple(map(str, [*common, *look])))
+    (row,) = map(json.loads, (tmp_path / "b" / "results.jsonl").read_text().splitlines())
+    (own,) = ok("eval", "-c", yaml, "--data", data, "--ckpt", ckpt, "--reference", "valid", "--seed", 3, "--metrics",
+                "is,prdc", "--batch-size", 8, "--no-compare-plain", "--out", tmp_path / "c")["rows"]  # fmt: skip
+    assert row["metrics"] == pytest.approx(own["metrics"], rel=1e-5)
+    assert row["options"] == own["options"]
+    assert row["generator"]["discriminator_sha256"] == own["generator"]["discriminator_sha256"]
+    assert row["cost"]["backward"] == own["cost"]["backward"] == 2
+    refused = [*common, "-metrics", "none", "-itp", "-ckpt", str(ckpt), "-save", str(tmp_path / "d")]
+    with pytest.raises(UserError, match=r"-itp \(which mixes classes\) cannot be combined with sampler 'ddls'"):
+        hooks.start(checkout, "main", tuple(map(str, refused)))
