@@ -358,13 +358,14 @@ class Judged(Stacked):
         weights, offset = logistic_map(evidence.numpy(), is_real)
         return replace(ratio, weights=torch.from_numpy(weights), offset=offset)
 
-    def scores(self, view: LatentView, label: int, size: int) -> Array:
-        """Log ratios float64 [size] of fakes of a class, ``drawn(view, label, size, range(size))``; kept on disk."""
+    def scores(self, view: LatentView, label: int, size: int, mode: str) -> Array:
+        """Log ratios [size] of fakes of a class, ``drawn(view, label, size, range(size), mode)``; kept on disk."""
         ratio = self.ratio(view)
         key = {"class": label, "base": str(self.base), "critic": self.files(view), "by": self.calibration_images}
+        key["noise"] = mode
 
         def compute(draws: range) -> Tensor:
-            inputs = drawn(view, label, size, draws)
+            inputs = drawn(view, label, size, draws, mode)
             images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
             return ratio(images, inputs.labels).double()
 
@@ -387,10 +388,15 @@ class Climbing(Judged):
             raise UserError("calibration=isotonic has no gradient to follow: use logistic")
 
 
-def drawn(view: LatentView, label: int, size: int, draws: Sequence[int]) -> Inputs:
-    """Members ``draws`` of the pool of ``size`` draws of a class, each by a seed of its own."""
+def drawn(view: LatentView, label: int, size: int, draws: Sequence[int], mode: str = "random") -> Inputs:
+    """Members ``draws`` of the pool of ``size`` draws of a class, each by a seed of its own, with layer noise."""
     seeds = [rng.POOLS + (label * size + draw) % 2**30 for draw in draws]
-    return view.draw(seeds, 0, LabelPlan((label,)))
+    return view.draw(seeds, 0, LabelPlan((label,)), mode)
+
+
+def noise_mode(inputs: Inputs) -> str:
+    """The mode that gives fresh inputs the same kind of layer noise."""
+    return "random" if inputs.noise else "const"
 
 
 def fakes(view: LatentView, first: int, labels: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.critic import Judged
+from studiogan_guidance.samplers.critic import Judged, noise_mode
 
 TRIES = 10_000  # proposals for one image before giving up
 LEAST = 50  # fakes behind the bound of a class
@@ -82,22 +82,22 @@ class DRS(Judged):
     def _still(self) -> bool:
         return self.gamma == -math.inf
 
-    def limits(self, view: LatentView, label: int) -> tuple[float, float]:
+    def limits(self, view: LatentView, label: int, mode: str) -> tuple[float, float]:
         """(bound, gamma) of a class."""
         size = max(LEAST, math.ceil(self.burn_in / view.num_classes))
 
         def made() -> tuple[float, float]:
-            ratios = torch.from_numpy(self.scores(view, label, size))
+            ratios = torch.from_numpy(self.scores(view, label, size, mode))
             found = acceptance(ratios, float(ratios.max()), epsilon=self.epsilon).numpy()
             gamma = float(np.percentile(found, self.percentile)) if self.gamma is None else self.gamma
             return float(ratios.max()), gamma
 
-        return view.once(f"limits {label} of {self}", made)
+        return view.once(f"limits {label} {mode} of {self}", made)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
         ratio, labels = self.ratio(view), inputs.labels.tolist()
-        limits = torch.tensor([self.limits(view, label) for label in labels], dtype=torch.float64)
-        count = len(labels)
+        count, mode = len(labels), noise_mode(inputs)
+        limits = torch.tensor([self.limits(view, label, mode) for label in labels], dtype=torch.float64)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         tries = torch.zeros(count)
         rows, proposal = list(range(count)), inputs
@@ -119,13 +119,8 @@ class DRS(Judged):
                 raise UserError(f"{self} accepted none of {TRIES} images of class {labels[todo[0]]}: lower percentile")
             rows = todo * (count // len(todo))  # few images left: several proposals for each at once
             seeds = [int(rng.randint([inputs.generators[row]], 2**31 - 1)) for row in rows]
-            proposal = view.draw(seeds, 0, LabelPlan(tuple(labels[row] for row in rows)), noise_mode(inputs))
+            proposal = view.draw(seeds, 0, LabelPlan(tuple(labels[row] for row in rows)), mode)
         view.cost["proposed"] += int(tries.sum())
         view.cost["accepted"] += count
         self.note(view, ratio, score=torch.stack([kept[row][1] for row in range(count)]), tries=tries)
         return torch.stack([kept[row][0] for row in range(count)])
-
-
-def noise_mode(inputs: Inputs) -> str:
-    """The mode that gives fresh inputs the same kind of layer noise."""
-    return "random" if inputs.noise else "const"

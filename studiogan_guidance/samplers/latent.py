@@ -52,8 +52,8 @@ def of_inputs(view: LatentView, inputs: Inputs, space: str = "z") -> Latent:
     """The latent of a batch: the prior noise ``z`` (InfoGAN's numbers stay), or ``w`` of a class, whitened.
 
     ``w``: w = m_c + u S, with the class mean m_c and S S^T the covariance of w within classes over 10,000 draws, so
-    that u is about standard normal (our design: w has no tractable density). What of w lies outside of the span of S,
-    where w does not move, stays. The layer noise of an image is the same all along.
+    that u is about standard normal (our design: w has no tractable density). It is that of the first row; all rows move
+    alike. What of w lies outside of the span of S, where w does not move, stays, and so does the layer noise.
 
     Raises:
         UserError: space w on a generator without w.
@@ -69,13 +69,12 @@ def of_inputs(view: LatentView, inputs: Inputs, space: str = "z") -> Latent:
         return Latent(z, images, lambda gens: view.prior(gens).to(z), view.networks.z_prior == "gaussian")
     check(view, space)
     spread, inverse = view.once("spread of w", lambda: _spread(view))
-    rows = view.rows or 1
-    offset = view.encode(inputs.z, labels)[:, 0] - view.class_means()[labels][:, 0]
-    start = offset @ inverse
-    fixed = view.class_means()[labels][:, 0] + offset - start @ spread
+    code = view.encode(inputs.z, labels)
+    start = (code - view.class_means()[labels])[:, 0] @ inverse
+    fixed = code - (start @ spread)[:, None]
 
     def styled(u: Tensor) -> Tensor:
-        return view.decode((fixed + u @ spread)[:, None].expand(-1, rows, -1), inputs.z, noise)
+        return view.decode(fixed + (u @ spread)[:, None], inputs.z, noise)
 
     return Latent(start, styled, lambda gens: rng.randn(gens, spread.shape[0]).to(start))
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.critic import Judged, LogRatio, drawn
+from studiogan_guidance.samplers.critic import Judged, LogRatio, drawn, noise_mode
 
 
 def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
@@ -96,21 +96,24 @@ class Metropolis(Judged):
     ) -> tuple[Inputs, Tensor, Tensor]:
         size, accepted, scores = self.pool or 0, torch.zeros(len(start)), torch.zeros(len(start))
         found: list[Inputs] = []
+        mode = noise_mode(inputs)
         for row, (label, gen) in enumerate(zip(inputs.labels.tolist(), inputs.generators)):
-            pool = self._pool(view, label, size)
+            pool = self._pool(view, label, size, mode)
             order = torch.randperm(size, generator=gen)[: self.proposals]
             chance = torch.rand(self.proposals, generator=gen)
             states = walk(start[row].cpu(), pool[order], chance)
             accepted[row] = len(states)
             last = int(order[(states or walk(torch.tensor(-torch.inf), pool[order], chance))[-1]])
             scores[row] = pool[last]
-            found.append(drawn(view, label, size, [last]))
+            found.append(drawn(view, label, size, [last], mode))
         z = torch.cat([one.z for one in found])
         noise = [torch.cat(layers) for layers in zip(*(one.noise or [] for one in found))] if inputs.noise else None
         return Inputs(inputs.seeds, z, inputs.labels, noise, inputs.generators), scores, accepted
 
-    def _pool(self, view: LatentView, label: int, size: int) -> Tensor:
-        return view.once(f"pool {label} of {self}", lambda: torch.from_numpy(self.scores(view, label, size)))
+    def _pool(self, view: LatentView, label: int, size: int, mode: str) -> Tensor:
+        return view.once(
+            f"pool {label} {mode} of {self}", lambda: torch.from_numpy(self.scores(view, label, size, mode))
+        )
 
 
 def walk(start: Tensor, ratios: Tensor, chance: Tensor) -> list[int]:
@@ -145,5 +148,6 @@ def _real(ratio: LogRatio, label: int, gen: Generator) -> Tensor:
     ratios, labels = ratio.real
     own = ratios[labels == label] if (labels == label).any() else ratios
     return own[torch.randint(len(own), (), generator=gen)]
+
 
 SAMPLERS.alias("mh", "metropolis")

@@ -14,8 +14,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite, least
-from studiogan_guidance.samplers.critic import BATCH_SIZE
-from studiogan_guidance.samplers.drs import noise_mode
+from studiogan_guidance.samplers.critic import BATCH_SIZE, noise_mode
 
 LEAST = 1e-12  # a singular value: less counts as much
 
@@ -121,7 +120,7 @@ class Polarity(Stacked):
     def volumes(self, view: LatentView, label: int, mode: str) -> Tensor:
         """S of each member of the pool of a class, float64 [N]; kept on disk."""
         size = self._size(view)
-        key = {"base": str(self.base), **self.files(view), "prior": view.networks.z_prior, "noise": mode, "of": size}
+        key = {"base": str(self.base), **self.files(view), "noise": mode, "of": size}
         key |= {"class": label, "k": self.k, "projections": self.projections}
 
         def compute(draws: range) -> Tensor:

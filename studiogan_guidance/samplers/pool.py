@@ -35,7 +35,8 @@ def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compu
         size: of the pool.
         compute: numbers of draws -> their values, [len, ...].
     """
-    facts = {"weights": view.networks.digest, "version": __version__, **key}
+    net = view.networks
+    facts = {"weights": net.digest, "version": __version__, "prior": f"{net.z_prior} {net.z_dim}", **key}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
     folder = cache_dir() / "pools" / f"{what.replace(' ', '-')}-{name}" if view.on_disk else None
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ok
-from host_models import both, write_yaml
+from contract import CASES, keeps_the_contract
+from host_models import CONFIGS, both, write_yaml
 
 from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError
@@ -74,6 +75,24 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
     (slope,) = torch.autograd.grad(scores[0], images)
     assert slope[0].abs().sum() > 0
     assert slope[1:].abs().sum() == 0  # no image has a say in the score of another
+
+
+REFUSED = {  # what has no meaning on a view, and says so
+    "conditional_truncation": ("big_resnet", "resnet", "deep_conv"),
+    "cluster_truncation": ("big_resnet", "resnet", "deep_conv"),
+    "autoguidance": ("resnet", "deep_conv"),
+}
+
+
+@pytest.mark.parametrize("backbone", [name for name in CONFIGS if not name.startswith("stylegan3")])
+@pytest.mark.parametrize("name", CASES)
+def test_every_sampler_on_every_view(backbone: str, name: str, checkout: Checkout) -> None:
+    reason = keeps_the_contract(view_for(gan(backbone, checkout)), name)
+    family = backbone.partition("_deep")[0] if "+" not in backbone else backbone.partition("+")[0]
+    uniform = backbone == "resnet"
+    expected = family in REFUSED.get(name, ()) or (name == "truncation" and uniform)
+    assert (reason is not None) == expected, reason
+    assert reason is None or "\n" not in reason
 
 
 @pytest.mark.parametrize(("name", "kind"), [("big_resnet", "MH"), ("stylegan2", "PD")])

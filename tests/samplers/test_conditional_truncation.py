@@ -38,6 +38,9 @@ def test_as_a_base_it_passes_its_codes_on(toy_view: LatentView) -> None:
     base = {"name": "conditional_truncation", "psi": 0.5}
     twice = images(toy_view, "conditional_truncation", psi=0.5, base=base)
     torch.testing.assert_close(twice, images(toy_view, "conditional_truncation", psi=0.25))
+    guided = {"name": "gandance", "joint": "global_mean", "scale": 1.5}
+    twice = images(toy_view, "conditional_truncation", psi=0.5, base={**base, "base": guided})
+    torch.testing.assert_close(twice, images(toy_view, "conditional_truncation", psi=0.25, base=guided))
 
 
 def test_a_generator_without_w_and_a_foreign_cutoff_are_refused(toy_view: LatentView) -> None:

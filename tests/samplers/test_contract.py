@@ -7,64 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ToyGAN
-from torch import Tensor
+from contract import CASES, REAL, draw, keeps_the_contract
 
-from studiogan_guidance import samplers
+from studiogan_guidance import builtin, samplers
 from studiogan_guidance.common import UserError
-from studiogan_guidance.latents import LabelPlan, LatentView
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import SAMPLERS
 
-CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutral options, then telling ones
-    "plain": ({}, [{}]),
-    "gandance": (
-        {"scale": 1},
-        [
-            {"scale": 2, "joint": "class_mean"},
-            {"scale": 0.5, "joint": "class_subset", "subset": 2},
-            {"scale": 2, "joint": "global_mean"},
-            {"scale": 2, "joint": "class_shift", "keep_norm": True},
-            {"scale": 2, "joint": "mean_embedding", "layers": [1, 3]},
-            {"scale": 2, "profile": [0, 0.5, 1]},
-            {"scale": 2, "psi": 0.5, "layers": [0, 1]},
-            {"scale": 2, "psi": 0.5},
-            {"scale": 1, "threshold": 0.5},
-        ],
-    ),
-    "truncation": ({}, [{"psi": 0.5}, {"psi": 1.5, "center": "class"}, {"threshold": 0.5}, {"psi": 0.2, "cutoff": 3}]),
-    "ddls": (
-        {"steps": 0},
-        [{"steps": 3, "step": 0.2}, {"steps": 3, "step": 0.3, "mala": True}, {"steps": 2, "step": 0.2, "space": "w"}],
-    ),
-    "dgflow": ({"steps": 0}, [{"steps": 3}, {"steps": 2, "divergence": "js", "space": "w"}]),
-    "dot": ({"steps": 0}, [{"steps": 5, "pairs": 10, "rate": 0.1}, {"steps": 5, "k_eff": 0.1, "projection": "none"}]),
-    "isir": ({"steps": 0}, [{"steps": 2, "particles": 4}, {"steps": 1, "calibration": "isotonic"}]),
-    "ex2mcmc": ({"steps": 0}, [{"steps": 2, "particles": 4}, {"steps": 1, "space": "w", "base": "truncation"}]),
-    "collaborative": (
-        {"steps": 0},
-        [{"steps": 3, "rate": 2}, {"steps": 3, "rate": 0.02, "relative": True, "layer": 0}],
-    ),
-    "conditional_truncation": ({"psi": 1}, [{"psi": 0.5}, {"psi": 0.5, "base": "gandance", "cutoff": 3}]),
-    "cluster_truncation": (
-        {"psi": 1},
-        [{"clusters": 4, "draws": 400}, {"psi": 0.2, "clusters": 2, "draws": 200, "per_class": True}],
-    ),
-    "hubness": (
-        {"threshold": None},
-        [{"pool": 200, "threshold": 6}, {"pool": 200, "threshold": 5, "space": "w", "metric": "cosine"}],
-    ),
-    "simplicial": (
-        {"accept": 1},
-        [{"cells": 3, "draws": 100, "accept": 0.2}, {"centers": "axes", "cells": 3, "threshold": 0.6}],
-    ),
-    "polarity": ({"rho": 0}, [{"k": 2, "pool": 100}, {"rho": 1, "k": 1, "pool": 200, "base": "gandance"}]),
-    "autoguidance": ({"scale": 1}, [{"reference": "0.5", "scale": 2}, {"reference": "0.2", "base": "truncation"}]),
-}
 EVERY = [(name, options) for name, (_, variants) in CASES.items() for options in variants]
-
-
-def draw(view: LatentView, name: str, options: dict[str, object], seeds: range, batch: int, **more: int) -> Tensor:
-    stream = samplers.create(name, options).stream(view, seeds, batch, LabelPlan(), **more)
-    return torch.cat([samples.images for samples in stream])
 
 
 def test_every_sampler_is_covered_here_and_in_the_readme(root: Path) -> None:
@@ -95,6 +45,14 @@ def test_neutral_options_are_plain_sampling_bit_for_bit(toy_view: LatentView, na
     assert not any(samplers.create(name, options).neutral for options in variants)
     for options in variants if name != "plain" else []:
         assert not torch.allclose(draw(toy_view, name, options, range(6), 6), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_sampler_on_the_built_in_gan(name: str, root: Path) -> None:
+    """With its own discriminator; a snapshot needs a file."""
+    assert set(REAL) == set(CASES)
+    refused = keeps_the_contract(view_for(builtin.networks()), name)
+    assert refused is None or (name == "autoguidance" and "cannot read the built-in's weights in another" in refused)
 
 
 def test_networks_are_left_as_they_were_found(toy_view: LatentView) -> None:

@@ -5,7 +5,7 @@ import torch
 from conftest import ToyGAN, identity_view, toy_networks
 from torch import Tensor
 
-from studiogan_guidance import builtin, rng
+from studiogan_guidance import builtin, rng, samplers
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import Inputs
@@ -117,3 +117,12 @@ def test_climbing_leaves_rows_to_themselves_and_its_input_alone() -> None:
     assert values.tolist() == [9, 26]
     assert slope.tolist() == [[3, 12], [27, 3]]
     assert not u.requires_grad
+
+
+def test_rows_that_differ_stay_apart_in_w(toy_view: LatentView) -> None:
+    """Guided in its first two rows only, the last one, which the toy shows, is the plain one."""
+    guided = samplers.create("gandance", {"scale": 2, "layers": [0, 2]}).of(toy_view)
+    inputs = toy_view.draw(range(8), 0, LabelPlan())
+    place = latent.of_inputs(guided, inputs, "w")
+    plain = toy_view.decode(toy_view.encode(inputs.z, inputs.labels), inputs.z, None)
+    torch.testing.assert_close(place.images(place.start), plain, atol=1e-4, rtol=1e-4)

@@ -8,7 +8,6 @@ from torch import Tensor
 from studiogan_guidance import builtin, rng, samplers
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
-from studiogan_guidance.latents.base import Inputs
 from studiogan_guidance.samplers.polarity import log_volume, polarity_weights, projection
 
 
@@ -78,13 +77,11 @@ def test_jacobians_are_those_of_a_slow_twin_in_a_batch_of_any_size() -> None:
         def image(z: Tensor, label: Tensor) -> Tensor:
             return view.decode(view.encode(z[None], label[None]), z[None], None).flatten() @ projection(3072, 6)
 
-        slow = [torch.autograd.functional.jacobian(lambda z, c=c: image(z, c), z) for z, c in zip(*inputs_of(inputs))]
+        slow = [
+            torch.autograd.functional.jacobian(lambda z, c=c: image(z, c), z) for z, c in zip(inputs.z, inputs.labels)
+        ]
         torch.testing.assert_close(found, torch.stack(slow), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(sampler.jacobian(view, inputs.take([1])), found[1:2], atol=1e-4, rtol=1e-3)
-
-
-def inputs_of(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    return inputs.z, inputs.labels
 
 
 @pytest.mark.parametrize("rho", [-1.5, -0.5, 1.0])

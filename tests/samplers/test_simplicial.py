@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import ToyGAN, identity_view
+from conftest import identity_view
 from torch import Tensor
 
 from studiogan_guidance import builtin, samplers
@@ -95,7 +95,7 @@ def test_probabilities_are_those_of_scikit_learn() -> None:
         torch.testing.assert_close(confidence(z.double() @ cells.weights + cells.offsets), expected)
 
 
-def test_in_two_modes_the_latents_between_them_go(toy: ToyGAN) -> None:
+def test_in_two_modes_the_latents_between_them_go() -> None:
     """Features of an image are the signs of its first two numbers: cells are quadrants, and their borders go."""
 
     class Signs(torch.nn.Module):
