@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ok
 from contract import CASES, keeps_the_contract
-from host_models import CONFIGS, both, write_yaml
+from host_models import BACKBONES, both, write_yaml
 
 from studiogan_guidance import samplers
 from studiogan_guidance.common import UserError
@@ -35,15 +35,21 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 
 def gan(name: str, checkout: Checkout, **model: Any) -> Networks:
-    """Networks with their discriminator; held-out images are smooth noise, a snapshot is the generator 20 % off."""
+    """Networks with their discriminator; held-out images are smooth noise, a snapshot has parameters half as large."""
     made, discriminator = both(name, checkout, **model)
+
+    def halved(path: str) -> torch.nn.Module:
+        generator = both(name, checkout, **model)[0].generator
+        for parameter in generator.parameters():
+            parameter.mul_(0.5)
+        return generator
 
     def held_out(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         gen = torch.Generator().manual_seed(4)
         images = torch.rand(count, 3, made.image_size, made.image_size, generator=gen) * 2 - 1
         return torch.nn.functional.avg_pool2d(images, 3, 1, 1), torch.arange(count) % made.num_classes
 
-    beside = Beside(lambda: discriminator, held_out, "noise", lambda path: both(name, checkout, **model)[0].generator)
+    beside = Beside(lambda: discriminator, held_out, "noise", halved)
     return Networks(**{**vars(made), "beside": beside})
 
 
@@ -84,7 +90,7 @@ REFUSED = {  # what has no meaning on a view, and says so
 }
 
 
-@pytest.mark.parametrize("backbone", [name for name in CONFIGS if not name.startswith("stylegan3")])
+@pytest.mark.parametrize("backbone", [*(name for name in BACKBONES if name != "stylegan3"), "big_resnet+info"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_sampler_on_every_view(backbone: str, name: str, checkout: Checkout) -> None:
     reason = keeps_the_contract(view_for(gan(backbone, checkout)), name)
