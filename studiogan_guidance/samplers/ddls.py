@@ -12,9 +12,8 @@ from studiogan_guidance import rng
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import latent
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
-from studiogan_guidance.samplers.critic import Climbing
-from studiogan_guidance.samplers.latent import Latent, climb
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least
+from studiogan_guidance.samplers.latent import Latent, Walking, climb
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
@@ -53,7 +52,7 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
     "ddls", "Langevin chain in the latent, towards what the discriminator likes", "Che et al. 2020, arXiv:2003.06060"
 )
 @dataclass(frozen=True)
-class DDLS(Climbing):
+class DDLS(Walking):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio, so images follow the data better than p_g.
 
     E(z) = -log p0(z) - d(G(z)); z <- z - step/2 grad E(z) + temperature sqrt(step) n, started at the plain z. A uniform
@@ -89,25 +88,15 @@ class DDLS(Climbing):
     step: float = 0.01
     temperature: float = 1.0
     mala: bool = False
-    space: str = "z"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, steps=0, temperature=0)
-        one_of(self, space=latent.SPACES)
+        least(self, temperature=0)
         finite("ddls.step", self.step)
         if not self.step > 0:
             raise UserError(f"ddls.step must be positive, found {self.step}: 0.01 is usual")
         if self.mala and self.temperature != 1:
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
-
-    @property
-    def _still(self) -> bool:
-        return self.steps == 0
-
-    def check(self, view: LatentView) -> None:
-        super().check(view)
-        latent.check(view, self.space)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
         ratio = self.ratio(view)
@@ -122,6 +111,9 @@ class DDLS(Climbing):
         u, moved = self.chain(place, energy, gens)
         images = place.images(u)
         notes = {"acceptance": moved} if self.mala else {}
+        if self.mala:
+            view.cost["proposed"] += len(u) * self.steps
+            view.cost["accepted"] += round(float(moved.sum()) * self.steps)
         norm = torch.linalg.vector_norm(u, dim=1) / u.shape[1] ** 0.5
         self.note(view, ratio, score=ratio(images, labels), score_start=scores[0], norm=norm, **notes)
         return images

@@ -13,8 +13,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import latent
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
-from studiogan_guidance.samplers.critic import Climbing
-from studiogan_guidance.samplers.latent import climb
+from studiogan_guidance.samplers.latent import Walking, climb
 
 DIVERGENCES = ("kl", "logd", "js")
 
@@ -42,7 +41,7 @@ def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise
     "Ansari et al. 2021, arXiv:2012.00780",
 )
 @dataclass(frozen=True)
-class DGflow(Climbing):
+class DGflow(Walking):
     """Refine the latent along the gradient flow of a divergence between data and generator, discretised.
 
     z <- z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) xi, d the log density ratio, from the plain z. Nothing holds z
@@ -79,24 +78,15 @@ class DGflow(Climbing):
     eta: float = 0.1
     gamma: float = 0.01
     divergence: str = "kl"
-    space: str = "z"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, steps=0, eta=0, gamma=0)
-        one_of(self, divergence=DIVERGENCES, space=latent.SPACES)
+        least(self, eta=0, gamma=0)
+        one_of(self, divergence=DIVERGENCES)
         for name in ("eta", "gamma"):
             finite(f"dgflow.{name}", getattr(self, name))
         if self.steps and not self.eta:
             raise UserError(f"dgflow.eta is 0, so {self.steps} steps would not move: use steps=0 for plain sampling")
-
-    @property
-    def _still(self) -> bool:
-        return self.steps == 0
-
-    def check(self, view: LatentView) -> None:
-        super().check(view)
-        latent.check(view, self.space)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
         ratio, place = self.ratio(view), latent.of_inputs(view, inputs, self.space)

@@ -11,18 +11,17 @@ from studiogan_guidance import rng
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import latent
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
-from studiogan_guidance.samplers.critic import Climbing
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
-from studiogan_guidance.samplers.latent import climb
+from studiogan_guidance.samplers.latent import Walking, climb
 
 
 @SAMPLERS.register(
     "ex2mcmc", "jumps among fresh latents and Langevin steps in turn", "Samsonov et al. 2022, arXiv:2111.02702"
 )
 @dataclass(frozen=True)
-class Ex2MCMC(Climbing):
+class Ex2MCMC(Walking):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio: by jumps between modes, and walks in them.
 
     Each step is one move of ``isir`` among the current latent and fresh ones, then ``mala_steps`` moves of ``ddls``
@@ -60,23 +59,13 @@ class Ex2MCMC(Climbing):
     particles: int = 10
     mala_steps: int = 3
     step: float = 0.1
-    space: str = "z"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, steps=0, particles=2, mala_steps=1)
-        one_of(self, space=latent.SPACES)
+        least(self, particles=2, mala_steps=1)
         finite("ex2mcmc.step", self.step)
         if not self.step > 0:
             raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
-
-    @property
-    def _still(self) -> bool:
-        return self.steps == 0
-
-    def check(self, view: LatentView) -> None:
-        super().check(view)
-        latent.check(view, self.space)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
         ratio, place = self.ratio(view), latent.of_inputs(view, inputs, self.space)

@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.samplers.base import least, one_of
+from studiogan_guidance.samplers.critic import Climbing
 
 SPACES = ("z", "w")
 PRIOR_DRAWS = 10_000  # behind the spread of w
@@ -83,6 +85,32 @@ def check(view: LatentView, space: str) -> None:
     """Raise UserError if a generator has no such space."""
     if space == "w" and view.rows is None:
         raise UserError(f"space w needs a generator with w, {view.networks.backbone} has none: use space=z")
+
+
+@dataclass(frozen=True)
+class Walking(Climbing):
+    """A ``Climbing`` sampler that moves a latent, from that of the plain image, in ``steps`` steps.
+
+    Args:
+        steps: from 0 (neutral) up.
+        space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
+    """
+
+    steps: int = 0
+    space: str = "z"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least(self, steps=0)
+        one_of(self, space=SPACES)
+
+    @property
+    def _still(self) -> bool:
+        return self.steps == 0
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        check(view, self.space)
 
 
 def _spread(view: LatentView) -> tuple[Tensor, Tensor]:

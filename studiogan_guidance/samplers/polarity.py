@@ -14,7 +14,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite, least
-from studiogan_guidance.samplers.critic import BATCH_SIZE, noise_mode
+from studiogan_guidance.samplers.critic import noise_mode
 
 LEAST = 1e-12  # a singular value: less counts as much
 
@@ -124,9 +124,7 @@ class Polarity(Stacked):
         key |= {"class": label, "k": self.k, "projections": self.projections}
 
         def compute(draws: range) -> Tensor:
-            parts = [draws[start : start + BATCH_SIZE] for start in range(0, len(draws), BATCH_SIZE)]
-            inputs = [self._drawn(view, [label] * len(part), part, mode) for part in parts]
-            return torch.cat([log_volume(self.jacobian(view, some), self.k) for some in inputs])
+            return log_volume(self.jacobian(view, self._drawn(view, [label] * len(draws), draws, mode)), self.k)
 
         return torch.from_numpy(pool.values(view, "log volumes", key, size, compute))
 

@@ -18,6 +18,7 @@ from studiogan_guidance.common import cache_dir, progress, replacing
 from studiogan_guidance.latents.base import LatentView
 
 CHUNK = 256  # draws between two visits to the disk
+BATCH_SIZE = 64  # draws at a time
 Array = NDArray[Any]
 
 
@@ -33,7 +34,7 @@ def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compu
         what: a word for the progress bar and the folder.
         key: plain data.
         size: of the pool.
-        compute: numbers of draws -> their values, [len, ...].
+        compute: numbers of up to 64 draws -> their values, [len, ...].
     """
     net = view.networks
     facts = {"weights": net.digest, "version": __version__, "prior": f"{net.z_prior} {net.z_dim}", **key}
@@ -45,8 +46,9 @@ def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compu
         path = folder and folder / f"{start:08d}-{len(draws)}.npy"
         if found := _read(path):
             return found[0]
+        parts = [draws[at : at + BATCH_SIZE] for at in range(0, len(draws), BATCH_SIZE)]
         with view.frozen(), torch.no_grad():
-            made: Array = compute(draws).cpu().numpy()
+            made: Array = torch.cat([compute(part).cpu() for part in parts]).numpy()
         if path:
             with replacing(path) as beside:
                 np.save(beside, made)

@@ -193,13 +193,10 @@ class Simplicial(Stacked):
             judge = critic.of_view(view)
 
             def compute(draws: range) -> Tensor:
-                parts = [draws[at : at + critic.BATCH_SIZE] for at in range(0, len(draws), critic.BATCH_SIZE)]
-                found = []
-                for inputs in (critic.drawn(view, label, size, part) for part in parts):
-                    images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
-                    view.cost["discriminator"] += len(images)
-                    found.append(judge.judge(images, inputs.labels)[0].float())
-                return torch.cat(found)
+                inputs = critic.drawn(view, label, size, draws)
+                images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+                view.cost["discriminator"] += len(images)
+                return judge.judge(images, inputs.labels)[0].float()
 
             features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
             z = critic.drawn(view, label, size, range(size)).z[:, : view.networks.z_dim].cpu()
