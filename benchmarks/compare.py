@@ -45,9 +45,9 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "drs": [{"burn_in": 2000, "percentile": 60}, *({**HEAD, "burn_in": 2000, "percentile": p} for p in (40, 70))],
     "metropolis": [{"proposals": 40}, {**HEAD, "proposals": 40}],
     "isir": [{"steps": 5}, {**HEAD, "steps": 5}],
-    "ddls": [{**CHAIN, "step": 0.1}, {**HEAD, **CHAIN, "step": 0.03}, {**HEAD, **CHAIN, "step": 0.2}],
-    "dgflow": [{"steps": 10}, {**HEAD, "steps": 10}, {**HEAD, "steps": 10, "eta": 0.03}],
-    "dot": [{"steps": 10}, {**HEAD, "steps": 10}, {**HEAD, "steps": 10, "rate": 0.05}],
+    "ddls": [{**CHAIN, "step": 0.1}, {**HEAD, **CHAIN, "step": 0.2}],
+    "dgflow": [{"steps": 10}, {**HEAD, "steps": 10}],
+    "dot": [{"steps": 10}, {**HEAD, "steps": 10, "rate": 0.05}],
     "ex2mcmc": [{"steps": 3}, {**HEAD, "steps": 3}],
     "collaborative": [{"steps": 10}, {**HEAD, "steps": 10}],
 }
