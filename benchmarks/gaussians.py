@@ -159,7 +159,7 @@ def train(seed: int, device: str, weak: float, batch: int = 256) -> tuple[nn.Mod
 
 
 def view_of(gen: nn.Module, dis: Discriminator, device: str) -> LatentView:
-    beside = Beside(lambda: dis, lambda count: _held_out(count, device), "fresh data", lambda path: gen)
+    beside = Beside(lambda: dis, lambda count: _held_out(count, device), lambda: "fresh data", lambda path: gen)
     networks = Networks(gen, "points", CLASSES, Z_DIM, 1, torch.device(device), "", "a small GAN", beside=beside)
     return PointView(networks)
 

@@ -146,10 +146,10 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
         values["options"] = {}
     given["options"] = {**values["options"], **given.get("options", {})}
     cfg = RunConfig(**{**values, **given})
-    if not cfg.uses_host and (cfg.ckpt or cfg.data):
+    if not cfg.uses_host and (cfg.ckpt or cfg.data or cfg.held_out):
         raise UserError(
-            f"--ckpt and --data need the host's configuration, but {path or 'no -c'} names none: add -c FILE with "
-            "host_config or the host's own sections (such as CIFAR10/BigGAN-gandance.yaml)"
+            f"--ckpt, --data and --held-out need the host's configuration, but {path or 'no -c'} names none: add -c "
+            "FILE with host_config or the host's own sections (such as CIFAR10/BigGAN-gandance.yaml)"
         )
     return cfg
 

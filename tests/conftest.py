@@ -184,7 +184,9 @@ def toy_networks(gan: ToyGAN, digest: str = "toy", critic: nn.Module | None = No
         w = gan.mapping(torch.randn(count, gan.z_dim, generator=g), nn.functional.one_hot(labels, gan.classes).float())
         return gan.synthesis(gan.mean + 0.7 * (w - gan.mean)), labels
 
-    beside = Beside(lambda: critic or ToyCritic(gan), held_out, "a toy", lambda path: ToyGAN(between=float(path)))
+    beside = Beside(
+        lambda: critic or ToyCritic(gan), held_out, lambda: "a toy", lambda path: ToyGAN(between=float(path))
+    )
     device = torch.device("cpu")
     return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, device, digest, "a toy", beside=beside)
 
@@ -215,7 +217,7 @@ def identity_view(
         images = real if real is not None else torch.randn(count, z_dim, generator=torch.Generator().manual_seed(9))
         return images[:count], torch.arange(len(images[:count])) % classes
 
-    beside = Beside(Says, held_out, "nowhere", lambda path: nn.Identity())
+    beside = Beside(Says, held_out, lambda: "nowhere", lambda path: nn.Identity())
     device = torch.device("cpu")
     given = {"digest": "", "source": "the identity", "beside": beside, **more}
     return IdentityView(Networks(nn.Identity(), "identity", classes, z_dim, 1, device, **given))

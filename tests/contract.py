@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutr
         {"steps": 0},
         [{"steps": 3, "step": 0.2}, {"steps": 3, "step": 0.3, "mala": True}, {"steps": 2, "step": 0.2, "space": "w"}],
     ),
-    "drs": ({"gamma": "-inf"}, [{"burn_in": 200}, {"burn_in": 200, "percentile": 50, "base": "gandance"}]),
+    "drs": ({"percentile": "none"}, [{"burn_in": 200}, {"burn_in": 200, "percentile": 50, "base": "gandance"}]),
     "metropolis": ({"proposals": 0}, [{"proposals": 5}, {"proposals": 10, "pool": 40, "calibration": "head"}]),
     "dgflow": ({"steps": 0}, [{"steps": 3}, {"steps": 2, "divergence": "js", "space": "w"}]),
     "dot": ({"steps": 0}, [{"steps": 5, "pairs": 10, "rate": 0.1}, {"steps": 5, "k_eff": 0.1, "projection": "none"}]),

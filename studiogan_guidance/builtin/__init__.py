@@ -45,7 +45,7 @@ def networks(device: str | torch.device = "cpu") -> Networks:
         beside=Beside(
             discriminator=lambda: load(network.Discriminator, "discriminator", device)[0],
             held_out=held_out,
-            held_out_name="valid split of MNIST-5k",
+            held_out_name=lambda: "valid split of MNIST-5k",
             snapshot=lambda path: snapshot(generator, path),
         ),
     )

@@ -92,7 +92,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     Returns:
         ``protocol``, with the first seeds of all ranges if there are several, and ``rows``: sampler, options, what of
         them ``differs`` from the defaults, a label, metrics (mean, standard deviation, values over the seeds), cost and
-        notes (means), set-up (the most), seconds, and ``time``, that of sampling as a multiple of plain sampling's.
+        notes (means), set-up (the most), seconds, and ``time``, that of sampling as a multiple of plain sampling's, if
+        both were timed on devices of the same name at the same batch size.
 
     Raises:
         UserError: rows of different protocols, generators or seeds; the first difference is named.
@@ -112,8 +113,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     plain = records[0]["cost"].get("sampling_seconds") if records[0]["sampler"] == "plain" else None
     names = [record["sampler"] for record in records]
     for record in records:
-        seconds = record["cost"].get("sampling_seconds")
-        record["time"] = seconds / plain if plain and seconds is not None else None
+        seconds, alike = record["cost"].get("sampling_seconds"), record["timed_on"] == records[0]["timed_on"]
+        record["time"] = seconds / plain if plain and seconds is not None and alike else None
         alone = names.count(record["sampler"]) == 1
         record["label"] = f"{record['sampler']} {'' if alone else report.short(record['differs'])}".strip()
     every = sorted(found[0])
@@ -151,6 +152,7 @@ def _record(rows: Sequence[Row]) -> dict[str, Any]:
         "notes": _means(row.get("notes") or {} for row in rows),
         "seconds": statistics.mean(row["seconds"] for row in rows),
         "generator": last["generator"],
+        "timed_on": [(last.get("environment") or {}).get("device"), (last.get("config") or {}).get("batch_size")],
     }
 
 

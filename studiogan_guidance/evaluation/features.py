@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance import builtin
-from studiogan_guidance.common import UserError
+from studiogan_guidance.common import Halving, UserError
 
 Array = NDArray[Any]
 T = TypeVar("T")
-S = TypeVar("S", bound="Sliceable")
 
 
 class Backbone(Protocol):
@@ -40,13 +38,6 @@ class Backbone(Protocol):
 
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
         """What ``prepare`` returned -> (features [B, D], class logits [B, K] or None)."""
-
-
-class Sliceable(Protocol):
-    """A tensor, a range, a list: what can be cut into batches."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self: S, part: slice, /) -> S: ...
 
 
 @dataclass(frozen=True)
@@ -73,45 +64,6 @@ class FeatureStats:
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8 of the same shape, rounded to nearest, as the host quantises before its metrics."""
     return (255 * ((images + 1) / 2) + 0.5).clamp(0, 255).to(torch.uint8)
-
-
-class Halving:
-    """Calls a function on whole batches and, once memory runs out, on halves; the size that fits is remembered.
-
-    Example:
-        >>> halving = Halving()
-        >>> list(halving(sum, range(4)))
-        [6]
-    """
-
-    def __init__(self) -> None:
-        self.size = sys.maxsize
-
-    def __call__(self, function: Callable[[S], T], batch: S) -> Iterator[T]:
-        """Yield what ``function`` returns for ``batch``, or for its parts in turn.
-
-        Raises:
-            UserError: a single item does not fit.
-        """
-        start = 0
-        while start < len(batch):
-            part, fits = batch[start : start + self.size], True
-            try:
-                result = function(part)
-            except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise UserError(
-                        f"out of memory with one image at a time ({' '.join(str(error).split())[:120]}): end what else "
-                        "uses the GPU, or use --device cpu"
-                    ) from error
-                fits = False
-            if not fits:  # outside of the except clause, where the traceback would keep the tensors alive
-                self.size = (len(part) + 1) // 2
-                torch.cuda.empty_cache()
-                print(f"out of memory with {len(part)} images at a time: going on with {self.size}", file=sys.stderr)
-                continue
-            yield result
-            start += len(part)
 
 
 def accumulate(

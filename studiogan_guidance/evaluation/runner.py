@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError, progress, replacing
+from studiogan_guidance.common import Halving, UserError, progress, replacing
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import distributed, reference, report
 from studiogan_guidance.evaluation.backbones import open_backbone
@@ -30,7 +31,6 @@ from studiogan_guidance.evaluation.features import (
     Backbone,
     BuiltinImages,
     FeatureStats,
-    Halving,
     accumulate,
     merge,
     to_uint8,
@@ -97,10 +97,11 @@ def open_networks(cfg: RunConfig) -> Networks:
     from studiogan_guidance.host.locate import locate
 
     loaded = networks.load(cfg, locate(cfg.studiogan), device)
+    real = functools.cache(lambda: _held_out(cfg, loaded))
     beside = Beside(
         discriminator=lambda: open_discriminator(cfg),
-        held_out=lambda count: _held_out(cfg, loaded, count),
-        held_out_name=f"{held_out_split(cfg)} split of {cfg.held_out or cfg.data}",
+        held_out=lambda count: spread_images(real(), count),
+        held_out_name=lambda: told(real()),
         snapshot=lambda path: networks.snapshot(loaded.generator, path, cfg),
     )
     return dataclasses.replace(loaded, beside=beside)
@@ -111,22 +112,26 @@ def held_out_split(cfg: RunConfig) -> str:
     return "test" if validation_split(cfg) == "train" else "valid"
 
 
-def _held_out(cfg: RunConfig, networks: Networks, count: int) -> tuple[Tensor, Tensor]:
-    """Up to ``count`` images of the held-out split, evenly spread over it, and their labels."""
+def _held_out(cfg: RunConfig, networks: Networks) -> Real:
     if not (cfg.held_out or cfg.data):
         raise UserError(
             "this sampler calibrates the discriminator on held-out real images: add --held-out DIR (or --data DIR), or "
             "say -o calibration=none"
         )
-    real = open_real(dataclasses.replace(cfg, data=cfg.held_out or cfg.data, reference=held_out_split(cfg)), networks)
-    return spread_images(real, count)
+    return open_real(dataclasses.replace(cfg, data=cfg.held_out or cfg.data, reference=held_out_split(cfg)), networks)
 
 
 def spread_images(real: Real, count: int) -> tuple[Tensor, Tensor]:
     """Up to ``count`` real images, evenly spread over the split, [N, 3, H, W] in [-1, 1], and their labels [N]."""
-    chosen = sorted({i * len(real) // count for i in range(count)})
-    parts = list(real.batches(64, only=chosen))
+    count = min(count, len(real))
+    parts = list(real.batches(64, only=[i * len(real) // count for i in range(count)]))
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def told(real: Real) -> str:
+    """The split of real images and a hash of all that is known about them."""
+    digest = hashlib.sha256(json.dumps(real.fingerprint, sort_keys=True).encode()).hexdigest()
+    return f"{real.fingerprint['reference']} split {digest[:16]}"
 
 
 def open_discriminator(cfg: RunConfig) -> torch.nn.Module:
@@ -355,6 +360,7 @@ class Evaluation:
         A sampler that is refused while it samples is refused, by the same UserError, in all processes.
         """
         seed = self.cfg.seed if seed is None else seed
+        self._warm  # noqa: B018  what a device does at its first pass is not plain sampling's time
         real, before = self.real, self.view.setup.copy()
         started = time.perf_counter()
         fake, cost, notes = self._features(name, sampler, seed)
@@ -371,6 +377,16 @@ class Evaluation:
             seconds=time.perf_counter() - started,
             device=f"{self.networks.device}{processes}",
         ) | ({"per_class": per_class} if per_class else {})
+
+    @cached_property
+    def _warm(self) -> None:
+        view, cost = self.view, self.view.cost.copy()
+        if view.device.type == "cuda":
+            with view.frozen(), torch.no_grad():
+                inputs = view.draw(range(min(self.cfg.batch_size, self.num)), 0, LabelPlan(), self.cfg.noise_mode)
+                view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+        view.cost.clear()
+        view.cost.update(cost)
 
     def _features(
         self, name: str, sampler: Sampler, seed: int
@@ -393,9 +409,10 @@ class Evaluation:
             nonlocal sampling
             samples = stream()
             while True:
-                started = time.perf_counter()
+                started, clock = time.perf_counter(), view.clock["setup"]
                 batch: Samples | None = next(samples, None)
-                sampling += time.perf_counter() - started  # (on a GPU much of it waits for the network's kernels)
+                spent = time.perf_counter() - started  # (on a GPU much of it waits for the network's kernels)
+                sampling += spent - (view.clock["setup"] - clock)
                 if batch is None:
                     return
                 cost.update(batch.cost)

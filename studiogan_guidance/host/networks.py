@@ -58,7 +58,13 @@ def load_discriminator(cfg: RunConfig, checkout: Checkout, device: torch.device)
     Raises:
         UserError: as ``load``; a folder without model=D-*.
     """
-    path = find(Path(cfg.ckpt or ""), "D", tuple(word for word in cfg.which if word in ("best", "current")))
+    folder = Path(cfg.ckpt or "")
+    path = find(folder, "D", tuple(word for word in cfg.which if word in ("best", "current")))
+    generator = find(folder, "G", cfg.which)
+    if _step(path) != _step(generator):
+        raise UserError(
+            f"{path.name} is not of the step of {generator.name}: give --which best or current, whichever has both"
+        )
     state = read(path)
     discriminator = build_both(host_yaml(cfg, checkout), checkout, device)[1]
     _fill(discriminator, state, path, cfg)

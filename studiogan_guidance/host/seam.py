@@ -28,6 +28,7 @@ from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.latents.base import Beside, Inputs, weights_digest
 from studiogan_guidance.samplers import Sampler, Truncation, restat
 from studiogan_guidance.samplers.base import Stacked
+from studiogan_guidance.samplers.critic import Climbing
 from studiogan_guidance.training.base import STAGES, Stage
 
 STYLE = ("stylegan2", "stylegan3")
@@ -97,7 +98,7 @@ def check_compatability(original: Any) -> Any:
             (self.LOSS.apply_lo and self.LOSS.lo_steps4eval, "LOSS.apply_lo (latent optimisation)"),
             (run.interpolation and isinstance(sampler, Stacked), "-itp (which mixes classes)"),
             (run.semantic_factorization and isinstance(sampler, Stacked), "-sefa"),
-            (run.truncation_factor != -1 and isinstance(sampler, Truncation), "--truncation_factor"),
+            (run.truncation_factor != -1 and isinstance(sampler, (Truncation, Climbing)), "--truncation_factor"),
             (run.restat and run.standing_statistics, "-std_stat, when restat is on,"),
             (run.restat and run.batch_statistics, "-batch_stat, when restat is on,"),
             (run.restat and run.synchronized_bn, "-sync_bn, when restat is on,"),
@@ -154,10 +155,11 @@ class Session:
     def __init__(self, generator: Any, run: Any, model: Any, num_classes: int, device: Any) -> None:
         network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
         folder = str(now.folder or run.ckpt_dir)
-        networks = describe(network, model, num_classes, 0, torch.device(device), folder)
+        networks = describe(network, model, num_classes, now.image_size, torch.device(device), folder)
         networks = dataclasses.replace(networks, beside=now.beside)
         digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
+        self.bare.on_disk = False  # pools do not know of --truncation_factor and statistics
         self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).while_drawing(self.bare)
         sampler = sampler_of(run)
         assert sampler is not None
@@ -179,6 +181,7 @@ class Session:
         with restat.applied(self.statistics()):
             batches = list(self.sampler.stream(self.view, seeds, self._at_once(count), plan))
         now.cost += [(len(batch.images), batch.cost) for batch in batches]
+        now.notes += [batch.notes for batch in batches]
         return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
     def _at_once(self, count: int) -> int:
@@ -211,14 +214,22 @@ class Now:
     seed: int | None = None
     folder: str | None = None
     beside: Beside | None = None
+    image_size: int = 0
     first: int = 0
     cost: list[tuple[int, dict[str, int]]] = dataclasses.field(default_factory=list)
+    notes: list[dict[str, Tensor]] = dataclasses.field(default_factory=list)
 
     def per_image(self) -> dict[str, float]:
-        """Passes through each network for an image made so far."""
+        """Passes through each network for an image made so far, and the share of proposals that were accepted."""
         names = sorted({name for _, cost in self.cost for name in cost})
         total = sum(count for count, _ in self.cost) or 1
-        return {name: sum(cost.get(name, 0) for _, cost in self.cost) / total for name in names}
+        found = {name: sum(cost.get(name, 0) for _, cost in self.cost) / total for name in names}
+        return found | ({"acceptance": found["accepted"] / found["proposed"]} if found.get("proposed") else {})
+
+    def means(self) -> dict[str, float]:
+        """Mean of each note over the images made so far."""
+        names = sorted({name for notes in self.notes for name in notes})
+        return {name: float(torch.cat([notes[name] for notes in self.notes if name in notes]).mean()) for name in names}
 
 
 now = Now()
@@ -269,7 +280,7 @@ def prepare(original: Any) -> Any:
     """``prepare_generator``, with which every analysis of the host begins: so does the run of seeds."""
 
     def prepare_generator(self: Any) -> Any:
-        now.session, now.position, now.cost = None, now.first, []
+        now.session, now.position, now.cost, now.notes = None, now.first, [], []
         generator, mapping, synthesis = original(self)
         if now.direct:
             cfgs = self.cfgs

@@ -16,7 +16,7 @@ from torch import Tensor
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import report
-from studiogan_guidance.evaluation.runner import spread_images
+from studiogan_guidance.evaluation.runner import spread_images, told
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import Checkout, commit_of
@@ -68,7 +68,7 @@ class GuidedWorker:
         self._extra = stages_of(self.RUN)
         now.seed, now.training = _shared(self.RUN.seed, self.DDP), False
         now.folder = _shared(self.RUN.ckpt_dir, self.DDP)
-        now.beside = self._beside()
+        now.beside, now.image_size = self._beside(), self.DATA.img_size
         self._evaluations = 0  # of those after the training, which --num_eval repeats
         if guides(self.RUN):  # what cannot work fails before the training
             now.training = True
@@ -147,15 +147,16 @@ class GuidedWorker:
         run, peel = self.RUN, module("utils.misc").peel_model
         split = "test" if self.DATA.name.startswith("CIFAR") else "valid"
 
-        def held_out(count: int) -> tuple[Tensor, Tensor]:
+        @functools.cache
+        def real() -> RealImages:
             cfg = RunConfig(data=run.data_dir, reference=split, pre_resizer=run.pre_resizer)
             root = Path(module("config").__file__).parents[1]
-            return spread_images(RealImages(cfg, Checkout(root, None), self.DATA.name, self.DATA.img_size), count)
+            return RealImages(cfg, Checkout(root, None), self.DATA.name, self.DATA.img_size)
 
         return Beside(
             discriminator=lambda: peel(self.Dis).eval(),  # the host, which has just done the same, sets it back
-            held_out=held_out,
-            held_out_name=f"{split} split of {run.data_dir}",
+            held_out=lambda count: spread_images(real(), count),
+            held_out_name=lambda: told(real()),
             snapshot=lambda path: snapshot(peel(self.gen_ctlr.generator), path, RunConfig()),
         )
 
@@ -216,8 +217,16 @@ class GuidedWorker:
             metrics={NAMES[name]: float(value) for name, value in found.items() if name in NAMES},
             protocol=self._protocol(),
             cost=cost,
+            setup=dict(now.session.view.setup) if now.session else {},
+            notes=now.means(),
             seconds=seconds,
-            generator={"backbone": self.MODEL.backbone, "source": self.RUN.ckpt_dir, "step": step, **files},
+            generator={
+                "backbone": self.MODEL.backbone,
+                "source": self.RUN.ckpt_dir,
+                "sha256": weights_digest(module("utils.misc").peel_model(self.gen_ctlr.generator)),
+                "step": step,
+                **files,
+            },
             config={"run_name": self.run_name, **{k: dict(vars(v)) for k, v in self._sections()}},
             device=f"{self.local_rank}" + (f", {self.OPTIMIZATION.world_size} processes" if self.DDP else ""),
         )

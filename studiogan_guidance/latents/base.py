@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,13 +34,13 @@ class Beside:
     Attributes:
         discriminator: the discriminator of the same step, in evaluation mode, its parameters frozen.
         held_out: up to n real images that it was not trained on, float [N, 3, H, W] in [-1, 1], and labels int64 [N].
-        held_out_name: what those images are, for results.
+        held_out_name: what those images are, for results and for the keys of caches.
         snapshot: the generator with the weights of another checkpoint of the same run, by its path.
     """
 
     discriminator: Callable[[], nn.Module]
     held_out: Callable[[int], tuple[Tensor, Tensor]]
-    held_out_name: str
+    held_out_name: Callable[[], str]
     snapshot: Callable[[str], nn.Module]
 
 
@@ -134,6 +135,7 @@ class LatentView(ABC):
         self.device = networks.device
         self.cost: Counter[str] = Counter()  # rows that went through each network so far
         self.setup: Counter[str] = Counter()  # the same, for what was computed once and serves all images
+        self.clock = {"setup": 0.0}  # seconds that went into that
         self.notes: dict[str, Tensor] = {}  # what a sampler has to say about each image of the batch, [B]
         self.on_disk = bool(networks.digest)  # whether what is computed once may be cached there
         self.learned: dict[str, nn.Module] = {}  # joints that were loaded for this view, by path
@@ -224,9 +226,10 @@ class LatentView(ABC):
     def once(self, key: str, build: Callable[[], V]) -> V:
         """What ``build()`` gives, computed once for this view; its passes are booked in ``setup``, not in ``cost``."""
         if key not in self._memo:
-            before = self.cost.copy()
+            before, started, clock = self.cost.copy(), time.perf_counter(), self.clock["setup"]
             value = build()
             self.setup.update(self.cost - before)
+            self.clock["setup"] = clock + time.perf_counter() - started  # with what was built inside of it
             self.cost.clear()
             self.cost.update(before)
             self._memo[key] = value

@@ -31,7 +31,6 @@ class WView(LatentView):
         generator: Any = self.generator
         self.mapping, self.synthesis = generator.mapping, generator.synthesis
         self.rows: int = generator.synthesis.num_ws
-        self._class_means: Tensor | None = None
 
     def _map(self, z: Tensor, weights: Tensor) -> Tensor:
         ws: Tensor = self.mapping(z, weights)
@@ -76,11 +75,13 @@ class WView(LatentView):
         Computed once for a checkpoint: the table lives in the cache folder under the hash of the weights, if they have
         one.
         """
-        if self._class_means is None:
+
+        def made() -> Tensor:
             with self.frozen(), torch.no_grad():
                 table = self._cached_table() if self.networks.digest else self._class_table()
-            self._class_means = torch.from_numpy(table).to(self.device)[:, None].expand(-1, self.rows, -1)
-        return self._class_means
+            return torch.from_numpy(table).to(self.device)[:, None].expand(-1, self.rows, -1)
+
+        return self.bare.once("class means", made)
 
     def _cached_table(self) -> Table:
         prior = f"{self.networks.z_prior}{self.networks.z_dim}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.critic import Climbing
+from studiogan_guidance.samplers.critic import Climbing, noise_mode
 
 
 @contextmanager
@@ -105,7 +105,11 @@ class Collaborative(Climbing):
             raise UserError(f"collaborative.layer is {self.layer}, but this {view.networks.backbone} has {has}")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, code, layer = self.ratio(view), view.encode(inputs.z, inputs.labels), view.layers()[self.layer]
+        ratio, code, layer = (
+            self.ratio(view, noise_mode(inputs)),
+            view.encode(inputs.z, inputs.labels),
+            view.layers()[self.layer],
+        )
 
         def judged(given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             """The feature map, ``given`` or the layer's own, the images that follow from it, and their d."""

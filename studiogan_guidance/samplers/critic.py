@@ -30,6 +30,7 @@ Array = NDArray[Any]
 Flags = NDArray[np.bool_]
 BATCH_SIZE = 64  # of what is computed once
 COMPANIONS = 3  # of a minibatch statistic without a group size
+FEWEST = 10  # held-out images that a calibration needs
 CALIBRATIONS = ("logistic", "isotonic", "head", "none")
 
 
@@ -99,7 +100,8 @@ class Critic:
         seen: list[Tensor] = []
         handle = self._group.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         with torch.no_grad():
-            self._any(images.repeat(2, 1, 1, 1), labels.repeat(2), eval=True)  # (MD cannot answer about one image)
+            times = 2 if len(images) == 1 else 1  # MD cannot answer about one image
+            self._any(images.repeat(times, 1, 1, 1), labels.repeat(times), eval=True)
         handle.remove()
         self._company = seen[0][: len(images)]
 
@@ -178,7 +180,7 @@ def of_view(view: LatentView) -> Critic:
         critic = Critic(bare.networks.beside.discriminator())
         if critic.companions:
             seeds = range(rng.COMPANIONS, rng.COMPANIONS + critic.companions)
-            with torch.no_grad():
+            with bare.frozen(), torch.no_grad():
                 inputs = bare.draw(seeds, 0, LabelPlan(), "const")
                 critic.accompany(bare.decode(bare.encode(inputs.z, inputs.labels), inputs.z, None), inputs.labels)
         return critic
@@ -304,35 +306,51 @@ class Judged(Stacked):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, calibration=CALIBRATIONS)
-        least(self, calibration_images=10)
+        least(self, calibration_images=FEWEST)
 
     def files(self, view: LatentView) -> dict[str, str]:
-        files = {**super().files(view), "discriminator_sha256": digest_of(view)}
-        beside = view.networks.beside
-        return files if self.calibration == "none" or not beside else files | {"calibrated_on": beside.held_out_name}
+        files, beside = super().files(view), view.networks.beside
+        if self._still:
+            return files
+        files["discriminator_sha256"] = digest_of(view)
+        return files if self.calibration == "none" or not beside else files | {"calibrated_on": beside.held_out_name()}
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        if not self._still:
-            of_view(view)
+        if self._still:
+            return
+        of_view(view)
+        if self.calibration != "none" and view.networks.beside:
+            view.networks.beside.held_out_name()  # what is missing is missed before any work is done
 
-    def ratio(self, view: LatentView) -> LogRatio:
-        """The calibrated log density ratio for the generator of a view of the base, made once for it."""
-        return view.once(f"ratio {self.calibration} {self.calibration_images}", lambda: self._calibrated(view))
+    def ratio(self, view: LatentView, mode: str = "random") -> LogRatio:
+        """The calibrated log density ratio for the generator of a view of the base, made once for it.
 
-    def _calibrated(self, view: LatentView) -> LogRatio:
+        ``mode`` is that of the layer noise of its images.
+        """
+        key = f"ratio {self.calibration} {self.calibration_images} {mode}"
+        return view.once(key, lambda: self._calibrated(view, mode))
+
+    def _calibrated(self, view: LatentView, mode: str) -> LogRatio:
+        from sklearn.metrics import roc_auc_score
+
         critic, beside = of_view(view), view.networks.beside
         plain = LogRatio(view, critic, torch.ones(1))
         if self.calibration == "none" or beside is None:
             return plain
         images, labels = beside.held_out(self.calibration_images)
+        if len(labels) < FEWEST:
+            raise UserError(
+                f"there are {len(labels)} held-out images ({beside.held_out_name()}), and calibrating needs {FEWEST}: "
+                "give --held-out DIR with more, or say -o calibration=none"
+            )
         if int(labels.max()) >= view.num_classes:
             raise UserError(
                 f"a held-out image has class {int(labels.max())}, this generator {view.num_classes} classes"
             )
         wide = plain if self.calibration != "head" else LogRatio(view, critic, torch.ones(2))
         real = _evidence(wide, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
-        seen = torch.cat([real, _evidence(wide, fakes(view, rng.FAKES, labels.tolist()))])
+        seen = torch.cat([real, _evidence(wide, fakes(view, rng.FAKES, labels.tolist(), mode))])
         is_real = np.arange(len(seen)) < len(real)
         crossed = np.empty(len(seen))
         for half in (0, 1):
@@ -347,7 +365,7 @@ class Judged(Stacked):
         facts = {
             "calibration_z": calibration_statistic(crossed, is_real),
             "calibration_z_raw": calibration_statistic(seen[:, 0].numpy(), is_real),
-            "auc": float((crossed[is_real][:, None] > crossed[~is_real]).mean()),
+            "auc": float(roc_auc_score(is_real, crossed)),
         }
         return replace(made, facts=facts, real=(made.of_evidence(real), labels))
 
@@ -360,7 +378,7 @@ class Judged(Stacked):
 
     def scores(self, view: LatentView, label: int, size: int, mode: str) -> Array:
         """Log ratios [size] of fakes of a class, ``drawn(view, label, size, range(size), mode)``; kept on disk."""
-        ratio = self.ratio(view)
+        ratio = self.ratio(view, mode)
         key = {"class": label, "base": str(self.base), "critic": self.files(view), "by": self.calibration_images}
         key["noise"] = mode
 
@@ -399,12 +417,12 @@ def noise_mode(inputs: Inputs) -> str:
     return "random" if inputs.noise else "const"
 
 
-def fakes(view: LatentView, first: int, labels: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of a view from seed ``first`` on, one a label, and their labels, in batches."""
+def fakes(view: LatentView, first: int, labels: Sequence[int], mode: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images of a view from seed ``first`` on, one a label, and their labels, in batches; ``mode`` of layer noise."""
     with view.frozen(), torch.no_grad():
         for start in range(0, len(labels), BATCH_SIZE):
             some = tuple(labels[start : start + BATCH_SIZE])
-            inputs = view.draw(range(first + start, first + start + len(some)), 0, LabelPlan(some))
+            inputs = view.draw(range(first + start, first + start + len(some)), 0, LabelPlan(some), mode)
             yield view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise), inputs.labels
 
 

@@ -13,6 +13,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import latent
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
+from studiogan_guidance.samplers.critic import noise_mode
 from studiogan_guidance.samplers.latent import Latent, Walking, climb
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
@@ -99,7 +100,7 @@ class DDLS(Walking):
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio = self.ratio(view)
+        ratio = self.ratio(view, noise_mode(inputs))
         place, labels, gens = latent.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
         scores: list[Tensor] = []
 

@@ -12,7 +12,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import latent
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
-from studiogan_guidance.samplers.critic import BATCH_SIZE, Climbing
+from studiogan_guidance.samplers.critic import BATCH_SIZE, Climbing, LogRatio, noise_mode
 from studiogan_guidance.samplers.latent import climb
 
 PROJECTIONS = ("tangent", "coded", "none")
@@ -103,13 +103,13 @@ class DOT(Climbing):
     def _still(self) -> bool:
         return self.steps == 0
 
-    def constant(self, view: LatentView, label: int) -> float:
+    def constant(self, view: LatentView, label: int, ratio: LogRatio) -> float:
         """k_eff of a class: the largest slope of the log ratio between the two draws of a pair."""
 
         def slopes(some: range) -> Tensor:
             seeds = [rng.PILOTS + (label * self.pairs + i) % 2**28 for i in some]
             inputs = view.draw(seeds, 0, LabelPlan((label,)), "const")
-            place, ratio = latent.of_inputs(view, inputs), self.ratio(view)
+            place = latent.of_inputs(view, inputs)
             one, two = place.start, place.draw(inputs.generators)
             gain = ratio(place.images(one), inputs.labels) - ratio(place.images(two), inputs.labels)
             apart: Tensor = torch.linalg.vector_norm(one - two, dim=1)
@@ -128,8 +128,8 @@ class DOT(Climbing):
         return view.once(f"k_eff of {label} of {self}", made) if self.k_eff is None else self.k_eff
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, place, labels = self.ratio(view), latent.of_inputs(view, inputs), inputs.labels
-        k = torch.tensor([self.constant(view, label) for label in labels.tolist()]).to(place.start)
+        ratio, place, labels = self.ratio(view, noise_mode(inputs)), latent.of_inputs(view, inputs), inputs.labels
+        k = torch.tensor([self.constant(view, label, ratio) for label in labels.tolist()]).to(place.start)
         z, start = place.start, None
         for _ in range(self.steps):
             d, slope = climb(lambda u: ratio(place.images(u), labels), z)

@@ -12,7 +12,7 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, least
+from studiogan_guidance.samplers.base import SAMPLERS, finite, least
 from studiogan_guidance.samplers.critic import Judged, noise_mode
 
 TRIES = 10_000  # proposals for one image before giving up
@@ -43,8 +43,9 @@ class DRS(Judged):
     Paper: Azadi et al., "Discriminator rejection sampling", ICLR 2019, arXiv:1810.06758, algorithm 1.
 
     Args:
-        percentile: of F, 0 to 100, that becomes gamma; more accepts fewer, better images; 80 to 95 is usual.
-        gamma: that number itself instead; -inf accepts everything (neutral), 0 is ordinary rejection.
+        percentile: of F, 0 to 100, that becomes gamma; more accepts fewer, better images; 80 to 95 is usual; None
+            accepts everything (neutral).
+        gamma: that number itself instead; 0 is ordinary rejection.
         epsilon: positive; keeps F finite at the bound.
         burn_in: number of fakes in all behind the bounds, shared by the classes, at least 50 each.
         base, calibration, calibration_images: see ``Judged``.
@@ -63,7 +64,7 @@ class DRS(Judged):
         (4, True)
     """
 
-    percentile: float = 80.0
+    percentile: float | None = 80.0
     gamma: float | None = None
     epsilon: float = 1e-6
     burn_in: int = 10_000
@@ -71,16 +72,16 @@ class DRS(Judged):
     def __post_init__(self) -> None:
         super().__post_init__()
         least(self, percentile=0, burn_in=1)
-        if self.percentile > 100:
+        if self.percentile is not None and self.percentile > 100:
             raise UserError(f"drs.percentile must be at most 100, found {self.percentile}: 80 is usual")
         if not self.epsilon > 0:
             raise UserError(f"drs.epsilon must be positive, found {self.epsilon}: 1e-6 is usual")
-        if self.gamma is not None and not self.gamma < math.inf:
-            raise UserError(f"drs.gamma must be a number below infinity, found {self.gamma}")
+        if self.gamma is not None:
+            finite("drs.gamma", self.gamma)
 
     @property
     def _still(self) -> bool:
-        return self.gamma == -math.inf
+        return self.gamma is None and self.percentile is None
 
     def limits(self, view: LatentView, label: int, mode: str) -> tuple[float, float]:
         """(bound, gamma) of a class."""
@@ -89,13 +90,13 @@ class DRS(Judged):
         def made() -> tuple[float, float]:
             ratios = torch.from_numpy(self.scores(view, label, size, mode))
             found = acceptance(ratios, float(ratios.max()), epsilon=self.epsilon).numpy()
-            gamma = float(np.percentile(found, self.percentile)) if self.gamma is None else self.gamma
+            gamma = float(np.percentile(found, self.percentile or 0)) if self.gamma is None else self.gamma
             return float(ratios.max()), gamma
 
         return view.once(f"limits {label} {mode} of {self}", made)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, labels = self.ratio(view), inputs.labels.tolist()
+        ratio, labels = self.ratio(view, noise_mode(inputs)), inputs.labels.tolist()
         count, mode = len(labels), noise_mode(inputs)
         limits = torch.tensor([self.limits(view, label, mode) for label in labels], dtype=torch.float64)
         kept: dict[int, tuple[Tensor, Tensor]] = {}

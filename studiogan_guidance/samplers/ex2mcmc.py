@@ -12,6 +12,7 @@ from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import latent
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
+from studiogan_guidance.samplers.critic import noise_mode
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
 from studiogan_guidance.samplers.latent import Walking, climb
@@ -68,7 +69,7 @@ class Ex2MCMC(Walking):
             raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, place = self.ratio(view), latent.of_inputs(view, inputs, self.space)
+        ratio, place = self.ratio(view, noise_mode(inputs)), latent.of_inputs(view, inputs, self.space)
         gens, z = inputs.generators, place.start
 
         def d(u: Tensor) -> Tensor:

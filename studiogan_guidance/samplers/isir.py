@@ -10,7 +10,7 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.critic import Judged
+from studiogan_guidance.samplers.critic import Judged, noise_mode
 
 
 def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ISIR(Judged):
         return self.steps == 0
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, count = self.ratio(view), len(inputs.z)
+        ratio, count = self.ratio(view, noise_mode(inputs)), len(inputs.z)
 
         def judged(some: Inputs) -> tuple[Tensor, Tensor]:
             made = view.decode(view.encode(some.z, some.labels), some.z, some.noise)

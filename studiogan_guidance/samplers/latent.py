@@ -123,6 +123,7 @@ def _spread(view: LatentView) -> tuple[Tensor, Tensor]:
             offsets.append(view.encode(inputs.z, inputs.labels)[:, 0] - means[inputs.labels])
     centred = torch.cat(offsets).double()
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0)[None]).sign()  # the same signs on every machine
     keep = values > THIN * values[-1]
     root, axes = values[keep].sqrt(), vectors[:, keep]
     return (root[:, None] * axes.T).to(means), (axes / root).to(means)

@@ -70,7 +70,7 @@ class Metropolis(Judged):
         return self.proposals == 0
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio = self.ratio(view)
+        ratio = self.ratio(view, noise_mode(inputs))
         start = torch.stack([_real(ratio, int(c), g) for c, g in zip(inputs.labels, inputs.generators)]).to(view.device)
         chosen, score, accepted = (self._pooled if self.pool else self._fresh)(view, ratio, inputs, start.double())
         view.cost["proposed"] += self.proposals * len(chosen.z)

@@ -199,7 +199,7 @@ class Simplicial(Stacked):
                 return judge.judge(images, inputs.labels)[0].float()
 
             features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
-            z = critic.drawn(view, label, size, range(size)).z[:, : view.networks.z_dim].cpu()
+            z = critic.drawn(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
             return cells_of(z, features, self.cells)
 
         return view.once(f"cells {label} {self.cells} of {size}", made)

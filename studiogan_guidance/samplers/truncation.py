@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from studiogan_guidance.common import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
@@ -133,12 +133,11 @@ class Truncation(Sampler):
             return view
         truncated: Any = view.built_in()
 
-        def draw(*args: Any, **kwargs: Any) -> Inputs:
-            inputs = view.draw(*args, **kwargs)
-            return dataclasses.replace(inputs, z=self.truncated_z(view, inputs.z))
+        def prior(gens: Sequence[Generator]) -> Tensor:
+            return self.truncated_z(view, view.prior(gens))
 
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
             return view.decode(code if self.psi == 1 else self.truncated_code(code, view.global_mean()), z, noise)
 
-        truncated.draw, truncated.decode = draw, decode
+        truncated.prior, truncated.decode = prior, decode
         return cast(LatentView, truncated)

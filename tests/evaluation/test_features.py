@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from studiogan_guidance.common import UserError
-from studiogan_guidance.evaluation.features import BuiltinImages, FeatureStats, Halving, accumulate, to_uint8
+from studiogan_guidance.common import Halving, UserError
+from studiogan_guidance.evaluation.features import BuiltinImages, FeatureStats, accumulate, to_uint8
 
 
 class Flat:

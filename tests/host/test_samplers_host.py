@@ -49,7 +49,7 @@ def gan(name: str, checkout: Checkout, **model: Any) -> Networks:
         images = torch.rand(count, 3, made.image_size, made.image_size, generator=gen) * 2 - 1
         return torch.nn.functional.avg_pool2d(images, 3, 1, 1), torch.arange(count) % made.num_classes
 
-    beside = Beside(lambda: discriminator, held_out, "noise", halved)
+    beside = Beside(lambda: discriminator, held_out, lambda: "noise", halved)
     return Networks(**{**vars(made), "beside": beside})
 
 
@@ -81,6 +81,27 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
     (slope,) = torch.autograd.grad(scores[0], images)
     assert slope[0].abs().sum() > 0
     assert slope[1:].abs().sum() == 0  # no image has a say in the score of another
+
+
+@pytest.mark.parametrize("group", [3, 4, 8])
+def test_companions_fill_a_group_of_any_size(group: int, checkout: Checkout) -> None:
+    """The host's configurations have 4, 8 and 32 (here: 2, above)."""
+    made = gan("stylegan2", checkout)
+    assert made.beside
+    discriminator = made.beside.discriminator()
+    for layer in discriminator.modules():
+        if type(layer).__name__ == "MinibatchStdLayer":
+            layer.group_size = group
+    view = view_for(made)
+    critic = critics.of_view(view)
+    images, labels = made.beside.held_out(3)
+    scores = critic.judge(images, labels)[1]
+    inputs = view.draw(range(2**31, 2**31 + group - 1), 0, LabelPlan(), "const")
+    others = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, None)
+    for i in range(3):
+        whole = torch.cat([images[i : i + 1], others]), torch.cat([labels[i : i + 1], inputs.labels])
+        expected = discriminator(*whole, eval=True)["adv_output"].reshape(-1)[:1]
+        torch.testing.assert_close(scores[i : i + 1], expected, atol=1e-5, rtol=1e-5)
 
 
 REFUSED = {  # what has no meaning on a view, and says so

@@ -152,3 +152,27 @@ def test_without_a_discriminator_there_is_one_line(toy: ToyGAN) -> None:
     view = view_for(dataclasses.replace(toy_networks(toy), beside=None))
     with pytest.raises(UserError, match="needs a discriminator, and there is none beside a toy"):
         samplers.create("ddls").check(view)
+
+
+def test_too_few_held_out_images_are_an_error_of_one_line(toy: ToyGAN) -> None:
+    networks = toy_networks(toy)
+    few = dataclasses.replace(networks.beside, held_out=lambda count: networks.beside.held_out(min(count, 5)))
+    with pytest.raises(UserError, match=r"there are 5 held-out images \(a toy\), and calibrating needs 10"):
+        judged(view_for(dataclasses.replace(networks, beside=few)))
+
+
+def test_what_does_nothing_needs_no_discriminator(toy: ToyGAN) -> None:
+    view = view_for(dataclasses.replace(toy_networks(toy), beside=None))
+    sampler = samplers.create("ddls", {"steps": 0})
+    sampler.check(view)
+    assert sampler.files(view) == {}
+
+
+def test_ties_count_half_in_the_auc(toy: ToyGAN) -> None:
+    """A logit that is the same for all images says nothing: 0.5, whatever the calibration."""
+    view = view_for(toy_networks(toy, critic=ToyCritic(toy, slope=0, curve=0)))
+    assert judged_by("metropolis", view).facts["auc"] == pytest.approx(0.5)
+
+
+def judged_by(name: str, view: LatentView) -> LogRatio:
+    return samplers.create(name).ratio(view)

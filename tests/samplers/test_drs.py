@@ -73,7 +73,7 @@ def test_what_is_never_accepted_is_an_error_of_one_line(monkeypatch: pytest.Monk
         ({"percentile": 101}, "drs.percentile must be at most 100"),
         ({"percentile": -1}, "drs.percentile must be a number from 0 up"),
         ({"epsilon": 0}, "drs.epsilon must be positive"),
-        ({"gamma": "nan"}, "drs.gamma must be a number below infinity"),
+        ({"gamma": "nan"}, "drs.gamma must be a finite number"),
         ({"calibration": "logstic"}, "drs.calibration is 'logstic': did you mean 'logistic'"),
         ({"base": "ddls"}, "cannot be the base of another sampler"),
     ],

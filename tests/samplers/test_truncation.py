@@ -59,3 +59,11 @@ def test_cutoff_leaves_the_later_rows(toy_view: LatentView) -> None:
 def test_meaningless_options_are_refused(toy_view: LatentView) -> None:
     with pytest.raises(UserError, match="has w rows 0-3"):
         samplers.create("truncation", {"cutoff": 9}).check(toy_view)
+
+
+def test_while_drawing_truncates_fresh_noise_as_well(toy_view: LatentView) -> None:
+    view = samplers.create("truncation", {"threshold": 0.5}).while_drawing(toy_view)
+    inputs = view.draw(range(20), 0, LabelPlan())
+    assert inputs.z.abs().max() <= 0.5
+    assert view.redraw(inputs).z.abs().max() <= 0.5
+    assert toy_view.redraw(inputs).z.abs().max() > 1
