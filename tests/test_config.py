@@ -97,5 +97,7 @@ def test_every_packaged_file_is_valid_and_named_after_its_sampler() -> None:
     assert len(config.packaged()) >= 5
     for name in config.packaged():
         cfg = config.load(name, {})
-        assert name.endswith(f"-{cfg.sampler}.yaml")
+        assert name.endswith(f"-{'compare' if cfg.compare else cfg.sampler}.yaml")
         samplers.create(cfg.sampler, cfg.options)
+        for spec in cfg.compare:
+            samplers.create(spec["name"], {key: value for key, value in spec.items() if key != "name"})
