@@ -111,7 +111,10 @@ REFUSED = {  # what has no meaning on a view, and says so
 }
 
 
-@pytest.mark.parametrize("backbone", [*(name for name in BACKBONES if name != "stylegan3"), "big_resnet+info"])
+SLOW = pytest.param("stylegan3", marks=pytest.mark.gpu)  # on a CPU: half a minute a sampler and more
+
+
+@pytest.mark.parametrize("backbone", [*(name for name in BACKBONES if name != "stylegan3"), "big_resnet+info", SLOW])
 @pytest.mark.parametrize("name", CASES)
 def test_every_sampler_on_every_view(backbone: str, name: str, checkout: Checkout) -> None:
     reason = keeps_the_contract(view_for(gan(backbone, checkout)), name)
