@@ -136,7 +136,11 @@ def test_the_discriminator_beside_the_generator_is_loaded(tmp_path: Path, checko
         load("best")
     best = {key: value + 1 if value.is_floating_point() else value for key, value in saved.items()}
     torch.save({"state_dict": best}, folder / "model=D-best-weights-step=3.pth")
-    assert torch.equal(load().linear1.bias, saved["linear1.bias"] + 1)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(UserError, match=r"model=D-best-weights-step=3.pth is not of the step of model=G_ema-current-"):
+        load()
+    (folder / "model=G-current-weights-step=7.pth").rename(folder / "model=G-best-weights-step=3.pth")
+    assert torch.equal(load("raw").linear1.bias, saved["linear1.bias"] + 1)  # type: ignore[union-attr, arg-type]
+    (folder / "model=G-best-weights-step=3.pth").rename(folder / "model=G-current-weights-step=7.pth")
     for path in folder.glob("model=D-*"):
         path.unlink()
     steps = ["-o", "adversarial=1", "-o", "eval_every=0", "-o", "batch=4"]
