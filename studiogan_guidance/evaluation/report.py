@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -287,9 +288,8 @@ def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
         colour, mark, size = (
             ("black", "*", 12) if row["sampler"] == "plain" else (f"C{i}", MARKS[i // 10 % len(MARKS)], 6)
         )
-        axes.errorbar(
-            at_x, at_y, of_y, of_x, marker=mark, markersize=size, color=colour, linestyle="", label=row["label"]
-        )
+        label = textwrap.fill(row["label"], 36)
+        axes.errorbar(at_x, at_y, of_y, of_x, marker=mark, markersize=size, color=colour, linestyle="", label=label)
     figure.legend(loc="outside right upper", fontsize=8)
     with replacing(path) as beside:
         figure.savefig(beside, dpi=130)
