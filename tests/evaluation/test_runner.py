@@ -13,6 +13,7 @@ from conftest import ok
 from torch import Tensor
 
 from studiogan_guidance import builtin, samplers
+from studiogan_guidance.common import UserError
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import runner
 from studiogan_guidance.evaluation.backbones import BuiltinBackbone
@@ -24,7 +25,7 @@ from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import Inputs
 from studiogan_guidance.registry import Entry
-from studiogan_guidance.samplers import SAMPLERS, Plain, restat
+from studiogan_guidance.samplers import SAMPLERS, Plain
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +173,18 @@ def test_a_row_tells_notes_acceptance_and_setup(choosy: Choosy) -> None:
     assert (plain["setup"], plain["notes"], plain["metrics"]) == ({}, {}, row["metrics"])
 
 
-def test_with_statistics_of_its_own_each_sampler_does_anew_what_is_done_once(choosy: Choosy) -> None:
+def test_with_statistics_of_its_own_nothing_is_kept_and_other_passes_are_refused(choosy: Choosy) -> None:
     bench = evaluation(restat=1)
     assert bench.view.on_disk
-    rows = [bench.measure("choosy", choosy) for _ in range(2)]
+    bench.view.once("of before", lambda: 1)
+    plain = bench.measure("plain", Plain())
+    assert plain is not None
     assert not bench.view.on_disk
-    view = view_for(builtin.networks())
-    with restat.applied(restat.accumulate(view, choosy, 1)), view.frozen(), torch.no_grad():
-        expected = pilot(view)  # under the statistics that its images are made with, not those of the accumulation
-    for row in rows:
-        assert row is not None
-        assert row["notes"]["pilot"] == pytest.approx(expected, rel=1e-5)
-        assert row["setup"] == {"mapping": 10, "synthesis": 10}  # once for the accumulation, once for the images
+    assert bench.view.once("of before", lambda: 2) == 2
+    with pytest.raises(
+        UserError, match=r"restat needs a sampler with one pass of the generator an image, unlike Choosy"
+    ):
+        bench.measure("choosy", choosy)  # its pilot would go into the statistics, too
 
 
 def test_rows_have_the_registered_name_of_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
