@@ -1,6 +1,6 @@
 """25 Gaussians, conditional by rows: what each sampler makes of a weak generator when its discriminator is good.
 
-    python benchmarks/gaussians.py --out runs/gaussians        # some 20 minutes on one CPU core
+    python benchmarks/gaussians.py --out runs/gaussians        # some 35 minutes of one CPU core
     python benchmarks/gaussians.py --out DIR --device cuda
 
 Modes stand on 2 {-2..2}^2 with deviation 0.05, all divided by 2.828; the class is the row. A small GAN (logistic loss,
