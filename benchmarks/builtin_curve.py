@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from studiogan_guidance import config
-from studiogan_guidance.evaluation import report, runner
+from studiogan_guidance.evaluation import evaluation, results
 
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0)
 JOINTS = ("class_mean", "class_subset", "global_mean", "class_shift", "mean_embedding")
@@ -26,8 +26,8 @@ def measure(folder: Path, split: str, first: int, joint: str, scale: float) -> d
     values: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in (first, first + 10_000, first + 20_000):
         given = {"reference": split, "seed": seed, "options": {"joint": joint, "scale": scale}, "compare_plain": False}
-        row = runner.evaluate(config.load(None, given))[0]
-        report.append(folder / "results.jsonl", [row])
+        row = evaluation.evaluate(config.load(None, given))[0]
+        results.append(folder / "results.jsonl", [row])
         for name in METRICS:
             values[name].append(row["metrics"][name])
     return values
@@ -41,7 +41,7 @@ def line(name: str, values: dict[str, list[float]]) -> str:
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/curve"), show_default=True)
 def main(out: Path) -> None:
-    report.writable(out)
+    results.writable(out)
     best: tuple[float, str, float] = (float("inf"), "", 1.0)
     for joint in JOINTS:
         click.echo(f"\n{joint}, validation\n| scale | {' | '.join(METRICS)} |\n|{'---|' * (len(METRICS) + 1)}")

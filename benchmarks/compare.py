@@ -25,10 +25,10 @@ import yaml
 from learned_joint import folders, sections
 
 from studiogan_guidance import config, samplers
-from studiogan_guidance.common import UserError
-from studiogan_guidance.evaluation import distributed, report
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import distributed, results, tables
 from studiogan_guidance.evaluation.compare import compare
-from studiogan_guidance.evaluation.runner import Evaluation
+from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
 
 HEAD = {"calibration": "head"}
@@ -77,7 +77,7 @@ def train(out: Path, name: str, device: str, width: int, early: int, steps: int)
 def choose(cfg: config.RunConfig, reference: Path | None) -> list[dict[str, Any]]:
     """The best candidate of each sampler on the validation split, as the list that 'compare' takes."""
     chosen: list[dict[str, Any]] = []
-    evaluation, folder = Evaluation(cfg, distributed.Group(), [("plain", {})]), report.writable(Path(cfg.out))
+    evaluation, folder = Evaluation(cfg, distributed.Group(), [("plain", {})]), results.writable(Path(cfg.out))
     names = [*(name for name in CANDIDATES if reference or name != "autoguidance"), ON_TOP]
     for i, name in enumerate(names):
         base = {"base": chosen[0]} if i == len(names) - 1 else {}
@@ -93,10 +93,10 @@ def choose(cfg: config.RunConfig, reference: Path | None) -> list[dict[str, Any]
             continue
         rows = complete(evaluation, points, folder)
         best = min(rows, key=lambda row: row["metrics"]["fid"])
-        chosen.append({"name": name, **report.plain_data(best["options"])})
+        chosen.append({"name": name, **results.plain_data(best["options"])})
         for row in rows:
             mark = "*" if row is best else " "
-            click.echo(f"{mark} {name} {report.short(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
+            click.echo(f"{mark} {name} {tables.short(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
     return chosen
 
 
@@ -124,7 +124,7 @@ def main(
         chosen = choose(cfg, early)
         cfg = dataclasses.replace(cfg, **test, seed=40_000, out=str(out / f"{name}-test"), compare=tuple(chosen))
         click.echo(f"{name}, test split, 3 ranges of seeds, settings chosen on the validation split\n")
-        click.echo(report.compared(compare(cfg, seeds=3)))
+        click.echo(tables.compared(compare(cfg, seeds=3)))
 
 
 if __name__ == "__main__":

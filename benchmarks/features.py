@@ -23,13 +23,13 @@ from torch import Tensor
 from studiogan_guidance import samplers
 from studiogan_guidance.config import CHOICES, read_yaml
 from studiogan_guidance.doctor import INCEPTION
-from studiogan_guidance.evaluation.backbones import HOST
-from studiogan_guidance.evaluation.features import accumulate
-from studiogan_guidance.evaluation.resize import filter_of, resize, resize_on_device
+from studiogan_guidance.evaluation.source import HOST
+from studiogan_guidance.features.resize import filter_of, resize, resize_on_device
+from studiogan_guidance.features.stats import accumulate
+from studiogan_guidance.host.backbone import HostBackbone
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
-from studiogan_guidance.host.metrics import HostBackbone
 from studiogan_guidance.host.networks import build
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
 

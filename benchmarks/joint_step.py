@@ -39,10 +39,10 @@ from guided_vs_plain import machine
 from learned_joint import OBJECTIVES, folders, sections
 
 from studiogan_guidance import config, host, training
-from studiogan_guidance.host import hooks
 from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import locate
+from studiogan_guidance.plugin import hooks
 from studiogan_guidance.training import joint_latent
 
 STEPS: dict[str, dict[str, Any] | str] = {  # options of the stage, or the method of the host's worker

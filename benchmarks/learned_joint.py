@@ -29,7 +29,8 @@ from PIL import Image
 from studiogan_guidance import config, training
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.evaluation import distributed
-from studiogan_guidance.evaluation.runner import Evaluation, open_networks
+from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.source import open_networks
 
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
 REPORT = ("fid", "precision", "recall", "coverage", "accuracy")

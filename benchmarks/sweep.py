@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import yaml
 
-from studiogan_guidance.evaluation import report
+from studiogan_guidance.evaluation import results
 
 SCALES = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)  # all of them guided: the host has other seeds at 1
 
@@ -58,11 +58,11 @@ def main(config: Path, ckpt: str, data: str, reference: str, num: int, device: s
         root = Path(name)
         grid = ",".join(map(str, SCALES))
         seconds["sweep"] = run(["sweep", *common, "--grid", f"scale={grid}", "--out", str(root / "s")], root / "c1")
-        fids["sweep"] = [row["metrics"]["fid"] for row in report.read(root / "s" / "results.jsonl")]
+        fids["sweep"] = [row["metrics"]["fid"] for row in results.read(root / "s" / "results.jsonl")]
         seconds["eval"] = sum(
             run(["eval", *common, "-o", f"scale={scale}", "--out", str(root / "e")], root / "c2") for scale in SCALES
         )
-        fids["eval"] = [row["metrics"]["fid"] for row in report.read(root / "e" / "results.jsonl")]
+        fids["eval"] = [row["metrics"]["fid"] for row in results.read(root / "e" / "results.jsonl")]
         if not skip_host:
             seconds["host"] = 0.0
             for scale in SCALES:
@@ -72,7 +72,7 @@ def main(config: Path, ckpt: str, data: str, reference: str, num: int, device: s
                 given = ["-cfg", str(path), "-ckpt", ckpt, "-data", data, "-save", str(root / "h"), "-ref", reference]
                 given += ["-metrics", "fid", "prdc", "--seed", "0", "--num_workers", "2"]
                 seconds["host"] += run(["run", "--device", device, "--", *given], root / "c3")
-            fids["host"] = [row["metrics"]["fid"] for row in report.read(root / "h" / "results.jsonl")]
+            fids["host"] = [row["metrics"]["fid"] for row in results.read(root / "h" / "results.jsonl")]
     for way, found in fids.items():
         worst = max(abs(a / b - 1) for a, b in zip(fids["sweep"], found, strict=True))
         click.echo(

@@ -17,7 +17,7 @@ import click
 
 from studiogan_guidance import config
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import runner
+from studiogan_guidance.evaluation import evaluation
 from studiogan_guidance.evaluation.sweep import sweep
 from studiogan_guidance.evaluation.tune import tune
 
@@ -30,7 +30,7 @@ def test(cfg: RunConfig, name: str, scale: float) -> str:
     """A Markdown row: mean and deviation over the test seeds."""
     found: dict[str, list[float]] = {key: [] for key in METRICS}
     for seed in TEST_SEEDS:
-        values = runner.evaluate(dataclasses.replace(cfg, seed=seed, options={**cfg.options, "scale": scale}))
+        values = evaluation.evaluate(dataclasses.replace(cfg, seed=seed, options={**cfg.options, "scale": scale}))
         for key in METRICS:
             found[key].append(values[0]["metrics"][key])
     cells = [f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" for values in found.values()]

@@ -15,9 +15,20 @@ _HOMES = {
     "LatentView": "studiogan_guidance.latents",
     "Networks": "studiogan_guidance.latents",
     "view_for": "studiogan_guidance.latents",
-    "UserError": "studiogan_guidance.common",
+    "UserError": "studiogan_guidance.errors",
 }
-_MODULES = ("builtin", "config", "evaluation", "host", "latents", "samplers", "training")
+_MODULES = (
+    "builtin",
+    "config",
+    "critics",
+    "evaluation",
+    "features",
+    "host",
+    "latents",
+    "plugin",
+    "samplers",
+    "training",
+)
 __all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from studiogan_guidance import __version__
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 
 
 class Mistake(click.ClickException):
@@ -148,12 +148,12 @@ def sample(
     studiogan-guidance sample -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --png
     """
     cfg = _load(config, options, **given)
-    from studiogan_guidance.evaluation import report
-    from studiogan_guidance.evaluation.runner import sample as run
+    from studiogan_guidance.evaluation import results
+    from studiogan_guidance.evaluation.sample import sample as run
 
     result = run(cfg, scales, png)
     lines = "\n".join(f"{key}: {value}" for key, value in result.items())
-    click.echo(json.dumps(report.plain_data(result)) if as_json else lines)
+    click.echo(json.dumps(results.plain_data(result)) if as_json else lines)
 
 
 @main.command("eval")
@@ -170,15 +170,15 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
     torchrun --nproc-per-node 8 -m studiogan_guidance eval -c my.yaml --ckpt DIR --data DIR
     """
     cfg = _load(config, options, **given)
-    from studiogan_guidance.evaluation import report, runner
+    from studiogan_guidance.evaluation import evaluation, results, tables
 
-    folder = report.writable(Path(cfg.out))
-    report.appendable(folder / "results.jsonl")
-    rows = runner.evaluate(cfg)
+    folder = results.writable(Path(cfg.out))
+    results.appendable(folder / "results.jsonl")
+    rows = evaluation.evaluate(cfg)
     if not rows:
         return  # a process of torchrun above rank 0
-    report.append(folder / "results.jsonl", rows)
-    click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))
+    results.append(folder / "results.jsonl", rows)
+    click.echo(json.dumps(results.plain_data({"rows": rows})) if as_json else tables.table(rows))
 
 
 def _pairs(text: tuple[str, ...], flag: str, form: str) -> dict[str, list[str]]:
@@ -205,11 +205,11 @@ def sweep(config: str | None, options: tuple[str, ...], as_json: bool, grid: tup
     studiogan-guidance sweep -c my.yaml --ckpt DIR --data DIR --grid scale=1,1.2,1.4 --grid joint=class_mean,class_shift
     """
     cfg = _load(config, options, **given)
-    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.evaluation import results, tables
     from studiogan_guidance.evaluation.sweep import sweep as run
 
     if rows := run(cfg, _pairs(grid, "--grid", "an option and its values such as scale=1,1.2")):
-        click.echo(json.dumps(report.plain_data({"rows": rows})) if as_json else report.table(rows))
+        click.echo(json.dumps(results.plain_data({"rows": rows})) if as_json else tables.table(rows))
 
 
 @main.command()
@@ -248,14 +248,14 @@ def tune(
             raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={':'.join(ends)}'") from None
         ranges[key] = low, high
     cfg = _load(config, options, **given)
-    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.evaluation import results, tables
     from studiogan_guidance.evaluation.tune import tune as run
 
     result = run(cfg, ranges, objective, min_recall, budget, repeats, per_layer)
     if result and as_json:
-        click.echo(json.dumps(report.plain_data(result)))
+        click.echo(json.dumps(results.plain_data(result)))
     elif result:
-        click.echo(report.tuned(result))
+        click.echo(tables.tuned(result))
 
 
 def _listed(item: str) -> dict[str, str]:
@@ -272,9 +272,9 @@ def _listed(item: str) -> dict[str, str]:
     "--with", "others", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="A sampler; repeatable. [every one]"
 )
 @click.option("--seeds", type=int, default=1, show_default=True, help="Seed ranges to measure each one on.")
-@click.argument("results", nargs=-1)
+@click.argument("rows", nargs=-1, metavar="[RESULTS]...")
 def compare(
-    config: str | None, as_json: bool, others: tuple[str, ...], seeds: int, results: tuple[str, ...], **given: Any
+    config: str | None, as_json: bool, others: tuple[str, ...], seeds: int, rows: tuple[str, ...], **given: Any
 ) -> None:
     """Measure samplers on the same seeds and labels, plain first: results.jsonl, compare.{txt,csv,json,png} in DIR.
 
@@ -287,15 +287,15 @@ def compare(
     studiogan-guidance compare -c my.yaml --ckpt DIR --data DIR --seeds 3 --out runs/compare
     studiogan-guidance compare runs/a runs/b/results.jsonl
     """
-    if results and (others or seeds != 1):
+    if rows and (others or seeds != 1):
         raise UserError("RESULTS are only read, so that --with and --seeds have no meaning: drop them, or the paths")
     cfg = _load(config, (), compare=tuple(_listed(item) for item in others), **given)
     from studiogan_guidance.evaluation import compare as module
-    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.evaluation import results, tables
 
-    result = module.reread(cfg, [Path(path) for path in results]) if results else module.compare(cfg, seeds)
+    result = module.reread(cfg, [Path(path) for path in rows]) if rows else module.compare(cfg, seeds)
     if result:
-        click.echo(json.dumps(report.plain_data(result)) if as_json else report.compared(result))
+        click.echo(json.dumps(results.plain_data(result)) if as_json else tables.compared(result))
 
 
 @main.command()
@@ -320,13 +320,13 @@ def train(
         if word not in ("tensorboard", "wandb"):
             raise UserError(f"--log takes tensorboard and wandb, found '{word}'")
     cfg = _load(config, (), **given)
-    from studiogan_guidance.evaluation import report
+    from studiogan_guidance.evaluation import results
     from studiogan_guidance.training import train as run
 
     result = run(cfg, stage, _options(options), logs)
     if result:
         lines = "\n".join(f"{key}: {value}" for key, value in result.items())
-        click.echo(json.dumps(report.plain_data(result)) if as_json else lines)
+        click.echo(json.dumps(results.plain_data(result)) if as_json else lines)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})  # they are the host's, also without the --
@@ -351,9 +351,9 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
         os.environ["STUDIOGAN_GUIDANCE_PROCESSES"] = str(processes)
     import torch
 
-    from studiogan_guidance.evaluation.runner import device_of
-    from studiogan_guidance.host.hooks import start
+    from studiogan_guidance.evaluation.source import device_of
     from studiogan_guidance.host.locate import locate
+    from studiogan_guidance.plugin.hooks import start
 
     device_of(device)
     if processes and torch.cuda.is_available():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studiogan_guidance.common import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest
 
 METRICS = ("fid", "is", "prdc", "kid", "fid_infinity", "per_class")
 WHICH = ("best", "current", "ema", "raw")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studiogan_guidance import __version__
-from studiogan_guidance.common import UserError, cache_dir
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.files import cache_dir
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -54,7 +55,7 @@ def _torch() -> Check:
 
 
 def _cache() -> Check:
-    from studiogan_guidance.evaluation.report import writable
+    from studiogan_guidance.evaluation.results import writable
 
     try:
         return Check("cache folder", "ok", str(writable(cache_dir())))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from studiogan_guidance.common import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest
 
 T = TypeVar("T")
 Spec = str | dict[str, Any]  # of a thing with options: its name, or {"name": ..., option: value}

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.cli import main
-from studiogan_guidance.common import UserError
 from studiogan_guidance.doctor import INCEPTION, missing_host_packages
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import LatentView, Networks, view_for

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 
 CASES: dict[str, tuple[dict[str, object], list[dict[str, object]]]] = {  # neutral options, then telling ones

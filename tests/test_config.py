@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from studiogan_guidance import config
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 
 
 def write(path: Path, text: str) -> str:

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.registry import Registry, Spec
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance.builtin import data, network
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Beside, Networks
 
 __all__ = ["data", "load", "network", "networks"]

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError, replacing
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import distributed, report
-from studiogan_guidance.evaluation.runner import Evaluation
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import distributed, pictures, results, tables
+from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
+from studiogan_guidance.files import replacing
 from studiogan_guidance.samplers import SAMPLERS, Sampler
 
 Row = Mapping[str, Any]
@@ -43,7 +44,7 @@ def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
     if not 1 <= seeds < 2**20:
         raise UserError(f"--seeds must be a whole number from 1 up, found {seeds}")
     listed = [_made({"name": spec} if isinstance(spec, str) else spec) for spec in cfg.compare]
-    folder = report.writable(Path(cfg.out))
+    folder = results.writable(Path(cfg.out))
     refused: set[str] = set()
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, [("plain", {})])
@@ -78,12 +79,12 @@ def reread(cfg: RunConfig, paths: Sequence[Path]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for path in paths:
         file = path / "results.jsonl" if path.is_dir() else path
-        found = [row for row in report.read(file) if {*PARTS} <= set(row)]
+        found = [row for row in results.read(file) if {*PARTS} <= set(row)]
         if not found:
             raise UserError(f"no results in {file}: give files results.jsonl, or folders that hold one")
         rows += found
     result = summary(rows)
-    return _written(report.writable(Path(cfg.out)), result)
+    return _written(results.writable(Path(cfg.out)), result)
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         its, own = ({**r["protocol"], "generator": r["generator"].get("sha256"), "seed": None} for r in (first, row))
         for key in {**its, **own}:
             _same(key, (first, its.get(key)), (row, own.get(key)))
-        key = report.identity({**row, "protocol": {}, "config": {}, "environment": {}})
+        key = results.identity({**row, "protocol": {}, "config": {}, "environment": {}})
         groups.setdefault(key, {})[row["protocol"].get("seed", 0)] = row
     found = sorted(groups.values(), key=lambda group: next(iter(group.values()))["sampler"] != "plain")
     for group in found:
@@ -116,7 +117,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         seconds, alike = record["cost"].get("sampling_seconds"), record["timed_on"] == records[0]["timed_on"]
         record["time"] = seconds / plain if plain and seconds is not None and alike else None
         alone = names.count(record["sampler"]) == 1
-        record["label"] = f"{record['sampler']} {'' if alone else report.short(record['differs'])}".strip()
+        record["label"] = f"{record['sampler']} {'' if alone else tables.short(record['differs'])}".strip()
     every = sorted(found[0])
     return {"protocol": {**first["protocol"], "seed": every if len(every) > 1 else every[0]}, "rows": records}
 
@@ -124,7 +125,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 def telling(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the defaults of the sampler, and those of its base likewise; off is ``false``."""
     try:
-        usual = report.plain_data(samplers.options(samplers.create(name)))
+        usual = results.plain_data(samplers.options(samplers.create(name)))
     except UserError:  # a sampler of a package that is not installed here
         usual = {}
     words = {None: "none", False: "false"}
@@ -188,12 +189,12 @@ def _key(name: str, sampler: Sampler) -> str:
 
 
 def _written(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    text, data = report.compared(result), json.dumps(report.plain_data(result), indent=1)
+    text, data = tables.compared(result), json.dumps(results.plain_data(result), indent=1)
     for name, content in (("compare.txt", text), ("compare.json", data)):
         with replacing(folder / name) as beside:
             beside.write_text(content + "\n", encoding="utf-8")
-    report.save_csv(folder / "compare.csv", [_line(record, result["protocol"]) for record in result["rows"]])
-    report.save_scatter(folder / "compare.png", result)
+    tables.save_csv(folder / "compare.csv", [_line(record, result["protocol"]) for record in result["rows"]])
+    pictures.save_scatter(folder / "compare.png", result)
     return result
 
 

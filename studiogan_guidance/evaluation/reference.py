@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from studiogan_guidance.common import UserError, cache_dir, replacing
-from studiogan_guidance.evaluation import fid, prdc
-from studiogan_guidance.evaluation.features import FeatureStats
+from studiogan_guidance.batches import progress
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import distributed, fid, prdc
+from studiogan_guidance.evaluation.source import Bench
+from studiogan_guidance.features.images import Real
+from studiogan_guidance.features.stats import FeatureStats, accumulate, merge
+from studiogan_guidance.files import cache_dir, replacing
 
 FORMAT = 2  # raise it when the meaning of a cached file changes
 
@@ -96,3 +103,41 @@ def save(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> Feature
             kept["features"] = stats.features
         np.savez(beside, **kept)
     return stats
+
+
+def _neighbours(cfg: RunConfig) -> bool:
+    return bool({"prdc", "kid", "fid_infinity", "per_class"} & set(cfg.metrics))  # they need the features themselves
+
+
+def _default_count(real: Real) -> int:
+    big = str(real.fingerprint["data"]).endswith("ImageNet") and not str(real.fingerprint["data"]).startswith("Tiny")
+    return 50_000 if big and real.fingerprint["reference"] == "train" else len(real)  # as in the host's evaluation
+
+
+def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> Reference | None:
+    real, only = bench.real, None
+    if _neighbours(cfg) and len(real) > _default_count(real):  # as many as the host takes, always the same ones
+        only = np.random.default_rng(0).choice(len(real), _default_count(real), replace=False).tolist()
+    kept = (len(only) if only else len(real)) if _neighbours(cfg) else 0
+    key = {**real.fingerprint, **bench.backbone.protocol, **bench.protocol, "features": kept}
+
+    def pass_over(features: bool, only: list[int] | None) -> FeatureStats | None:
+        images = real.batches(cfg.batch_size, group.rank, group.size, only)
+        total = math.ceil((len(only) if only else len(real)) / cfg.batch_size / group.size)
+        steps = progress(images, "real images", total=total)
+        parts = group.gather(accumulate(steps, bench.backbone, features=features, probabilities=False))
+        return merge(parts, cfg.batch_size) if len(parts) > 1 else parts[0] if parts else None
+
+    def compute() -> FeatureStats | None:
+        whole = pass_over(kept > 0 and not only, None)
+        some = pass_over(True, only) if only else None
+        return dataclasses.replace(whole, features=some.features, labels=some.labels) if whole and some else whole
+
+    with locked(key) if group.rank == 0 else nullcontext():
+        cached = find(key) if group.rank == 0 else None
+        if group.agree(cached is not None):
+            return Reference(key, cached) if cached else None
+        if group.rank:
+            compute()
+            return None
+        return Reference(key, save(key, lambda: cast(FeatureStats, compute())))

@@ -18,11 +18,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import distributed, report
-from studiogan_guidance.evaluation.features import to_uint8
-from studiogan_guidance.evaluation.runner import Evaluation, statistics
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import distributed, pictures, results, tables
+from studiogan_guidance.evaluation.evaluation import Evaluation, statistics
+from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.samplers import Sampler, restat
 
 Point = tuple[str, Sampler, int]  # name, sampler, first seed
@@ -50,17 +50,17 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
     made = [samplers.create(*point) for point in wanted]
     if cfg.compare_plain and not any(sampler.neutral for sampler in made):
         wanted.insert(0, ("plain", {}))
-    folder = report.writable(Path(cfg.out))
+    folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, wanted)
         rows = complete(evaluation, [(name, sampler, cfg.seed) for name, sampler in evaluation.chosen], folder)
         if rows:
-            report.save_csv(folder / "table.csv", rows)
+            tables.save_csv(folder / "table.csv", rows)
             axis = next((key for key in grid if len(grid[key]) > 1 and _numbers(made, key)), None)
             plain = [row for row, (name, its) in zip(rows, evaluation.chosen) if name == "plain" or its.neutral]
             if axis:
-                report.save_charts(folder, rows, axis, plain[0] if plain else None)
-            report.save_png(folder / "strip.png", strip(evaluation, list(grid)))
+                pictures.save_charts(folder, rows, axis, plain[0] if plain else None)
+            pictures.save_png(folder / "strip.png", strip(evaluation, list(grid)))
     return rows
 
 
@@ -76,8 +76,8 @@ def complete(
     refused while it is measured ends the work, or is handed to ``refused`` and left out.
     """
     path, group = folder / "results.jsonl", evaluation.group
-    report.appendable(path)
-    keys = [report.identity(evaluation.facts(*point)) for point in points]
+    results.appendable(path)
+    keys = [results.identity(evaluation.facts(*point)) for point in points]
     locks, waited, left_out = folder / ".locks", False, set[str]()
     while True:
         found = _found(path) if group.rank == 0 else {}
@@ -96,7 +96,7 @@ def complete(
         try:
             row = evaluation.measure(name, sampler, seed)
             if row:
-                report.append(path, [row])
+                results.append(path, [row])
         except UserError as error:
             if refused is None:
                 raise
@@ -116,16 +116,16 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
     seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
     columns, captions = [], []
     for name, sampler in chosen:
-        values = report.flat(samplers.options(sampler))
+        values = tables.flat(samplers.options(sampler))
         captions.append(" ".join(str(values.get(key, name)) for key in options))
         with restat.applied(statistics(cfg, evaluation.view, sampler)):
             batch = next(sampler.stream(evaluation.view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
         columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
-    return report.captioned(report.grid(np.concatenate(np.stack(columns, 1)), len(columns)), captions)
+    return pictures.captioned(pictures.grid(np.concatenate(np.stack(columns, 1)), len(columns)), captions)
 
 
 def _found(path: Path) -> dict[str, dict[str, Any]]:
-    return {report.identity(row): row for row in report.read(path)}
+    return {results.identity(row): row for row in results.read(path)}
 
 
 def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> tuple[FileLock | None, int | None]:
@@ -143,5 +143,5 @@ def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> 
 
 
 def _numbers(made: Sequence[Sampler], key: str) -> bool:
-    values = [report.flat(samplers.options(sampler)).get(key) for sampler in made]
+    values = [tables.flat(samplers.options(sampler)).get(key) for sampler in made]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)

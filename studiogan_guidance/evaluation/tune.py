@@ -21,11 +21,13 @@ from typing import Any
 import yaml
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError, nearest, replacing
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import distributed, report
-from studiogan_guidance.evaluation.runner import Evaluation, validation_split
+from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.evaluation import distributed, results, tables
+from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.source import validation_split
 from studiogan_guidance.evaluation.sweep import complete
+from studiogan_guidance.files import replacing
 
 OBJECTIVES = {"fid": "fid", "fid_infinity": "fid_infinity", "kid": "kid", "class_fid": "per_class"}  # and their metric
 GOLDEN = 0.381966  # 2 - golden ratio
@@ -96,7 +98,7 @@ def tune(
     needed = (OBJECTIVES[objective], *(("prdc",) if min_recall is not None else ()))
     metrics = tuple(dict.fromkeys((*cfg.metrics, *needed)))
     cfg = dataclasses.replace(cfg, reference=cfg.reference or validation_split(cfg), metrics=metrics)
-    folder = report.writable(Path(cfg.out))
+    folder = results.writable(Path(cfg.out))
     known = samplers.options(samplers.create(cfg.sampler))
     neutral: Options = {key: known[key] for key in ("psi", "threshold") if key in known}
     start: Options = {**cfg.options, **({"scale": 1.0} if "scale" in known else {})}
@@ -108,7 +110,7 @@ def tune(
         ends = [line.put(start, x) for line in lines for x in (line.low, line.high)]
         evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, start, *ends)])
         if not evaluation.chosen[0][1].neutral:
-            raise UserError(f"'{cfg.sampler}' is not plain sampling at {report.short(plain)}: tune cannot start there")
+            raise UserError(f"'{cfg.sampler}' is not plain sampling at {tables.short(plain)}: tune cannot start there")
         search = Search(evaluation, folder, objective, min_recall)
         best = min((plain, start), key=search.score)
         if search.score(plain)[1] == math.inf:
@@ -239,13 +241,13 @@ def _finish(
     with replacing(folder / "tuned.yaml") as beside:
         beside.write_text(yaml.safe_dump(_portable(cfg, best), sort_keys=False), encoding="utf-8")
     with replacing(folder / "tuned.json") as beside:
-        beside.write_text(json.dumps(report.plain_data(result), indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(results.plain_data(result), indent=1) + "\n", encoding="utf-8")
     return result
 
 
 def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
     """What ``eval`` needs to use the choice from any folder; seeds, split and number of images stay its own."""
-    usual, given = (report.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
+    usual, given = (results.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
     left_out = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")
     kept = {key: value for key, value in given.items() if key not in left_out and value != usual[key]}
     for key in ("host_config", "ckpt", "data", "held_out", "studiogan"):
@@ -255,4 +257,4 @@ def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
     if path and Path(path).exists():
         kept["backbone"] = f"{kind}:{Path(path).resolve()}"
     chosen = {key: value for key, value in best.items() if value is not None}
-    return {"sampler": {"name": cfg.sampler, **report.plain_data(chosen)}, **kept, **given["host"]}
+    return {"sampler": {"name": cfg.sampler, **results.plain_data(chosen)}, **kept, **given["host"]}

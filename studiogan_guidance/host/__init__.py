@@ -1,4 +1,4 @@
-"""The only folder that touches PyTorch-StudioGAN (the host): find a checkout, enter it, load from it, leave it."""
+"""What any verb needs of PyTorch-StudioGAN (the host): find a checkout, enter it, load from it, leave it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ def register() -> None:
     From then on its evaluations use the sampler of the YAML, its training loop is followed by the stages, and every
     incompatibility with today's libraries is mended. A second call does nothing; see ``hooks``.
     """
-    from studiogan_guidance.host import hooks
+    from studiogan_guidance.plugin import hooks
 
     hooks.register()
 
 
 def unregister() -> None:
     """Put back everything that ``register`` changed in the host's modules."""
-    from studiogan_guidance.host import hooks
+    from studiogan_guidance.plugin import hooks
 
     hooks.unregister()

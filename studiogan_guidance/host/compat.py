@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 
 PLUGINS = ("bias_act", "upfirdn2d", "filtered_lrelu")  # of StyleGAN, compiled at first use
 PROCESSES = "STUDIOGAN_GUIDANCE_PROCESSES"  # environment variable: how many CPU processes the host's -DDP starts

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from studiogan_guidance.common import UserError, cache_dir
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.files import cache_dir
 
 COMMIT = "947b35e"  # of PyTorch-StudioGAN: what this package is written and tested against
 SOURCE = "https://github.com/POSTECH-CVLab/PyTorch-StudioGAN.git"

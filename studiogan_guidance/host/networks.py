@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from studiogan_guidance.common import UserError, nearest
 from studiogan_guidance.config import RunConfig, read_yaml
+from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout

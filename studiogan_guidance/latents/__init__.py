@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from studiogan_guidance.common import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.biggan import EmbeddingView
 from studiogan_guidance.latents.cbn import LabelView

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from studiogan_guidance.common import UserError, replacing
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.files import replacing
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 

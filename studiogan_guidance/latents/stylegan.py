@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError, cache_dir, progress, replacing
+from studiogan_guidance.batches import progress
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.files import cache_dir, replacing
 from studiogan_guidance.latents.base import LatentView, Networks
 
 Table = np.ndarray[Any, np.dtype[np.float32]]

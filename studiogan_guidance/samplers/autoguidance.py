@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, weights_digest
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite
 from studiogan_guidance.samplers.gandance import guide

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studiogan_guidance.common import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.registry import Registry, Spec
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, least

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.critic import Climbing, noise_mode
+from studiogan_guidance.samplers.ratio import Climbing, noise_mode
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import of_class
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite

@@ -9,12 +9,12 @@ import torch
 from torch import Generator, Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.critic import noise_mode
-from studiogan_guidance.samplers.latent import Latent, Walking, climb
+from studiogan_guidance.samplers.chain import Latent, Walking, climb
+from studiogan_guidance.samplers.ratio import noise_mode
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
@@ -101,7 +101,7 @@ class DDLS(Walking):
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
         ratio = self.ratio(view, noise_mode(inputs))
-        place, labels, gens = latent.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
+        place, labels, gens = chain.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
         scores: list[Tensor] = []
 
         def energy(u: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
-from studiogan_guidance.samplers.critic import noise_mode
-from studiogan_guidance.samplers.latent import Walking, climb
+from studiogan_guidance.samplers.chain import Walking, climb
+from studiogan_guidance.samplers.ratio import noise_mode
 
 DIVERGENCES = ("kl", "logd", "js")
 
@@ -90,7 +90,7 @@ class DGflow(Walking):
             raise UserError(f"dgflow.eta is 0, so {self.steps} steps would not move: use steps=0 for plain sampling")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, place = self.ratio(view, noise_mode(inputs)), latent.of_inputs(view, inputs, self.space)
+        ratio, place = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs, self.space)
         z, start = place.start, None
         for _ in range(self.steps):
             d, slope = climb(lambda u: ratio(place.images(u), inputs.labels), z)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
-from studiogan_guidance.samplers.critic import BATCH_SIZE, Climbing, LogRatio, noise_mode
-from studiogan_guidance.samplers.latent import climb
+from studiogan_guidance.samplers.chain import climb
+from studiogan_guidance.samplers.ratio import BATCH_SIZE, Climbing, LogRatio, noise_mode
 
 PROJECTIONS = ("tangent", "coded", "none")
 DELTA = 1e-3  # keeps the distance differentiable where the transport starts
@@ -109,7 +109,7 @@ class DOT(Climbing):
         def slopes(some: range) -> Tensor:
             seeds = [rng.PILOTS + (label * self.pairs + i) % 2**28 for i in some]
             inputs = view.draw(seeds, 0, LabelPlan((label,)), "const")
-            place = latent.of_inputs(view, inputs)
+            place = chain.of_inputs(view, inputs)
             one, two = place.start, place.draw(inputs.generators)
             gain = ratio(place.images(one), inputs.labels) - ratio(place.images(two), inputs.labels)
             apart: Tensor = torch.linalg.vector_norm(one - two, dim=1)
@@ -128,7 +128,7 @@ class DOT(Climbing):
         return view.once(f"k_eff of {label} of {self}", made) if self.k_eff is None else self.k_eff
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, place, labels = self.ratio(view, noise_mode(inputs)), latent.of_inputs(view, inputs), inputs.labels
+        ratio, place, labels = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs), inputs.labels
         k = torch.tensor([self.constant(view, label, ratio) for label in labels.tolist()]).to(place.start)
         z, start = place.start, None
         for _ in range(self.steps):

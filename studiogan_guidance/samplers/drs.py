@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.critic import Judged, noise_mode
+from studiogan_guidance.samplers.ratio import Judged, noise_mode
 
 TRIES = 10_000  # proposals for one image before giving up
 LEAST = 50  # fakes behind the bound of a class

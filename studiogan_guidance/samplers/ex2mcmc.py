@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.critic import noise_mode
+from studiogan_guidance.samplers.chain import Walking, climb
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
-from studiogan_guidance.samplers.latent import Walking, climb
+from studiogan_guidance.samplers.ratio import noise_mode
 
 
 @SAMPLERS.register(
@@ -69,7 +69,7 @@ class Ex2MCMC(Walking):
             raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        ratio, place = self.ratio(view, noise_mode(inputs)), latent.of_inputs(view, inputs, self.space)
+        ratio, place = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs, self.space)
         gens, z = inputs.generators, place.start
 
         def d(u: Tensor) -> Tensor:

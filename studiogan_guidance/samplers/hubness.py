@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import latent
+from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, least, one_of
 
 METRICS = ("l2", "cosine")
@@ -87,7 +87,7 @@ class Hubness(Stacked):
     def __post_init__(self) -> None:
         super().__post_init__()
         least(self, k=1, pool=self.k + 1, threshold=0)
-        one_of(self, space=latent.SPACES, metric=METRICS)
+        one_of(self, space=chain.SPACES, metric=METRICS)
 
     @property
     def _still(self) -> bool:
@@ -95,7 +95,7 @@ class Hubness(Stacked):
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        latent.check(view, self.space)
+        chain.check(view, self.space)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
         found = [self.hubs(view, seed // BLOCK, c) for seed, c in zip(inputs.seeds.tolist(), inputs.labels.tolist())]

@@ -10,7 +10,7 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.critic import Judged, noise_mode
+from studiogan_guidance.samplers.ratio import Judged, noise_mode
 
 
 def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:

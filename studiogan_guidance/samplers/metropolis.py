@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.critic import Judged, LogRatio, drawn, noise_mode
+from studiogan_guidance.samplers.ratio import Judged, LogRatio, drawn, noise_mode
 
 
 def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:

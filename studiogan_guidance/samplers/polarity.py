@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite, least
-from studiogan_guidance.samplers.critic import noise_mode
+from studiogan_guidance.samplers.ratio import noise_mode
 
 LEAST = 1e-12  # a singular value: less counts as much
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance import __version__
-from studiogan_guidance.common import Halving, cache_dir, progress, replacing
+from studiogan_guidance.batches import Halving, progress
+from studiogan_guidance.files import cache_dir, replacing
 from studiogan_guidance.latents.base import LatentView
 
 CHUNK = 256  # draws between two visits to the disk

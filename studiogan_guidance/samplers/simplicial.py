@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.common import UserError
+from studiogan_guidance.critics import critic
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import critic, pool
+from studiogan_guidance.samplers import pool, ratio
 from studiogan_guidance.samplers.base import SAMPLERS, Stacked, least, one_of
 
 CENTERS = ("clusters", "axes")
@@ -193,13 +194,13 @@ class Simplicial(Stacked):
             judge = critic.of_view(view)
 
             def compute(draws: range) -> Tensor:
-                inputs = critic.drawn(view, label, size, draws)
+                inputs = ratio.drawn(view, label, size, draws)
                 images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
                 view.cost["discriminator"] += len(images)
                 return judge.judge(images, inputs.labels)[0].float()
 
             features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
-            z = critic.drawn(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
+            z = ratio.drawn(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
             return cells_of(z, features, self.cells)
 
         return view.once(f"cells {label} {self.cells} of {size}", made)

@@ -1,6 +1,7 @@
 """Extra training on top of the host's: stages that follow its loop, and losses inside its discriminator step."""
 
 from studiogan_guidance.training import joint_latent  # noqa: F401  registers its stage
-from studiogan_guidance.training.base import STAGES, Stage, Trained, train
+from studiogan_guidance.training.run import train
+from studiogan_guidance.training.stage import STAGES, Stage, Trained
 
 __all__ = ["STAGES", "Stage", "Trained", "train"]

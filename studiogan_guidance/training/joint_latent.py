@@ -25,17 +25,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError, nearest, progress
+from studiogan_guidance.batches import progress
+from studiogan_guidance.critics.critic import Critic
+from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.evaluation.runner import Evaluation
+from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents import learned, view_for
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import finite
-from studiogan_guidance.samplers.critic import Critic
 from studiogan_guidance.samplers.gandance import guide
-from studiogan_guidance.training.base import STAGES, Loop, Stage, Trained, descend, moving_average, still
+from studiogan_guidance.training.loop import Loop, descend, moving_average, still
+from studiogan_guidance.training.stage import STAGES, Stage, Trained
 
 STRENGTHS = ("none", "class", "row", "both")
 DISTANCES = ("energy", "sliced")

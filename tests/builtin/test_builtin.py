@@ -8,7 +8,7 @@ import torch
 
 from studiogan_guidance import builtin, config, samplers
 from studiogan_guidance.builtin import data, network
-from studiogan_guidance.evaluation import runner
+from studiogan_guidance.evaluation import evaluation
 from studiogan_guidance.latents import LabelPlan, view_for
 
 
@@ -46,7 +46,7 @@ def test_the_feature_net_reads_digits_that_it_never_saw() -> None:
 
 def test_the_generator_is_healthy() -> None:
     """Every class is made and nearly always right; neither precision nor diversity has collapsed (validation split)."""
-    rows = runner.evaluate(config.load(None, {"sampler": "plain", "reference": "valid", "num": 1000}))
+    rows = evaluation.evaluate(config.load(None, {"sampler": "plain", "reference": "valid", "num": 1000}))
     metrics = rows[0]["metrics"]
     assert metrics["accuracy"] > 0.9
     assert metrics["is"] > 8

@@ -15,8 +15,8 @@ from conftest import ok, run
 from PIL import Image
 from torch import Tensor
 
-from studiogan_guidance.common import UserError
-from studiogan_guidance.evaluation import report
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.compare import summary, telling
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Entry
@@ -81,7 +81,7 @@ def test_several_seed_ranges_give_mean_and_deviation(tmp_path: Path) -> None:
     common = ["--num", 50, "--metrics", "fid", "-c", tmp_path / "c.yaml", "--seed", 7]
     result = ok("compare", *common, "--seeds", 3, "--out", tmp_path)
     assert result["protocol"]["seed"] == [7, 57, 107]
-    lines = report.read(tmp_path / "results.jsonl")
+    lines = results.read(tmp_path / "results.jsonl")
     for row in result["rows"]:
         found = {line["protocol"]["seed"]: line for line in lines if line["sampler"] == row["sampler"]}
         fids = [found[seed]["metrics"]["fid"] for seed in (7, 57, 107)]
@@ -95,7 +95,7 @@ def test_several_seed_ranges_give_mean_and_deviation(tmp_path: Path) -> None:
     assert not (tmp_path / "compare.png").exists()  # neither precision nor density
     one = ok("compare", *common, "--with", "gandance:scale=2", "--out", tmp_path)["rows"]  # instead of the list
     assert [(row["sampler"], row["options"].get("scale")) for row in one] == [("plain", None), ("gandance", 2)]
-    added = report.read(tmp_path / "results.jsonl")[len(lines) :]
+    added = results.read(tmp_path / "results.jsonl")[len(lines) :]
     assert [row["options"].get("scale") for row in added] == [2]  # plain was there
 
 
@@ -127,7 +127,7 @@ def test_rows_that_are_not_alike_are_refused_by_the_first_difference(
 ) -> None:
     with pytest.raises(UserError, match=message):
         summary([a_row(), a_row("gandance", **other)])
-    report.append(tmp_path / "results.jsonl", [a_row(), a_row("gandance", **other)])
+    results.append(tmp_path / "results.jsonl", [a_row(), a_row("gandance", **other)])
     result = run("compare", tmp_path, "--out", tmp_path / "o")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
@@ -197,7 +197,7 @@ def test_without_a_list_every_sampler_is_measured_that_is_not_refused(tmp_path: 
         "unfit is left out: this generator will not do",
         "late is left out: nothing to calibrate on",
     ]
-    assert [row["sampler"] for row in report.read(tmp_path / "results.jsonl")] == ["plain", "gandance"]
+    assert [row["sampler"] for row in results.read(tmp_path / "results.jsonl")] == ["plain", "gandance"]
     for name, message in (("unfit", "unfit: this generator will not do"), ("late", "late: nothing to calibrate on")):
         result = run("compare", "--num", 40, "--metrics", "fid", "--with", name, "--out", tmp_path / name)
         assert result.exit_code == 2  # what was asked for by name is not passed over

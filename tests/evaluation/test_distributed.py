@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ok, run
 
-from studiogan_guidance.evaluation.features import FeatureStats, accumulate, merge
+from studiogan_guidance.features.stats import FeatureStats, accumulate, merge
 
 
 def test_merged_shares_are_the_whole() -> None:
@@ -91,9 +91,9 @@ def test_two_processes_tune_as_one(tmp_path: Path) -> None:
 
 
 def test_too_many_processes_and_sample_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from studiogan_guidance.common import UserError
     from studiogan_guidance.config import RunConfig
-    from studiogan_guidance.evaluation.runner import _enough
+    from studiogan_guidance.errors import UserError
+    from studiogan_guidance.evaluation.evaluation import _enough
 
     _enough(RunConfig(batch_size=64), 66, 1000, 2)
     with pytest.raises(UserError, match="65 images in batches of 64 are too few for 2 processes"):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from studiogan_guidance.evaluation import prdc, reference
-from studiogan_guidance.evaluation.features import FeatureStats
 from studiogan_guidance.evaluation.reference import Reference
+from studiogan_guidance.features.stats import FeatureStats
 
 
 def stats(value: float, features: bool) -> FeatureStats:

@@ -19,13 +19,13 @@ from conftest import ok, run
 from filelock import FileLock
 from PIL import Image
 
-from studiogan_guidance.evaluation import report
+from studiogan_guidance.evaluation import pictures, results
 
 SMALL = ["--num", 60, "--batch-size", 30]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return report.read(folder / "results.jsonl")
+    return results.read(folder / "results.jsonl")
 
 
 def scales(rows: list[dict[str, Any]]) -> list[tuple[str, float | None]]:
@@ -52,7 +52,7 @@ def test_points_equal_eval_and_come_with_table_and_pictures(tmp_path: Path) -> N
     images = ok("sample", "--num", 8, *one[:4], "--out", tmp_path / "sample")
     with np.load(images["samples"]) as file:
         picture = np.asarray(Image.open(tmp_path / "strip.png"))
-        head, strip = np.split(picture, [report.CAPTION])
+        head, strip = np.split(picture, [pictures.CAPTION])
         assert head.min() == 0  # the values of the options
         assert strip.shape == (8 * 32, 5 * 32, 3)
         last = np.concatenate(file["images"])  # seeds from top to bottom
@@ -62,7 +62,7 @@ def test_points_equal_eval_and_come_with_table_and_pictures(tmp_path: Path) -> N
 @pytest.mark.parametrize(("grid", "name"), [("scale=0.8,1.5", "plain"), ("scale=1.5,1", "gandance")])
 def test_charts_show_plain_sampling(grid: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(report, "save_charts", lambda folder, rows, axis, plain: shown.append((axis, plain)))
+    monkeypatch.setattr(pictures, "save_charts", lambda folder, rows, axis, plain: shown.append((axis, plain)))
     ok("sweep", *SMALL, "--metrics", "fid", "--grid", grid, "--out", tmp_path)
     ((axis, plain),) = shown
     assert axis == "scale"
@@ -71,9 +71,9 @@ def test_charts_show_plain_sampling(grid: str, name: str, tmp_path: Path, monkey
 
 def test_options_of_a_base_are_swept_under_names_with_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    charts, strips = report.save_charts, report.captioned
-    monkeypatch.setattr(report, "save_charts", lambda *args: (shown.append(args[2]), charts(*args)))
-    monkeypatch.setattr(report, "captioned", lambda sheet, words: (shown.append(words), strips(sheet, words))[1])
+    charts, strips = pictures.save_charts, pictures.captioned
+    monkeypatch.setattr(pictures, "save_charts", lambda *args: (shown.append(args[2]), charts(*args)))
+    monkeypatch.setattr(pictures, "captioned", lambda sheet, words: (shown.append(words), strips(sheet, words))[1])
     options = {"steps": 1, "step": 0.05, "calibration": "none", "base": "gandance"}
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     grid = ["--grid", "base.scale=1.3,1.6"]
@@ -140,7 +140,7 @@ def test_killed_sweeps_go_on_and_two_at_once_share_the_points(tmp_path: Path) ->
 def test_a_point_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
     rows = ok("sweep", *SMALL, "--metrics", "fid", "--grid", "scale=1.5", "--out", tmp_path / "a")["rows"]
     row = rows[1]
-    key = report.identity(row)
+    key = results.identity(row)
     (tmp_path / "b" / ".locks").mkdir(parents=True)
     command = [sys.executable, "-m", "studiogan_guidance", "sweep", *map(str, SMALL), "--metrics", "fid", "--grid",
                "scale=1.5", "--out", str(tmp_path / "b")]  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_point_that_another_process_holds_is_waited_for(tmp_path: Path) -> Non
         time.sleep(1)
         assert process.poll() is None
         assert [found["sampler"] for found in lines(tmp_path / "b")] == ["plain"]
-        report.append(tmp_path / "b" / "results.jsonl", [row])  # the other one is done
+        results.append(tmp_path / "b" / "results.jsonl", [row])  # the other one is done
     assert process.wait(timeout=120) == 0
     assert [found["sampler"] for found in lines(tmp_path / "b")] == ["plain", "gandance"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import report, runner
-from studiogan_guidance.evaluation.runner import Bench
+from studiogan_guidance.evaluation import evaluation, results
+from studiogan_guidance.evaluation.source import Bench
 from studiogan_guidance.evaluation.tune import Search, tune
 from studiogan_guidance.latents import LabelPlan, view_for
 
@@ -59,9 +59,9 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let runs be about a toy generator and toy data: ``toys(generator, data)``."""
 
     def be(generator: ToyGAN, data: ToyGAN, name: str) -> None:
-        monkeypatch.setattr(runner, "open_networks", lambda cfg: toy_networks(generator, name))
+        monkeypatch.setattr(evaluation, "open_networks", lambda cfg: toy_networks(generator, name))
         monkeypatch.setattr(
-            runner, "open_bench", lambda cfg, net: Bench(ToyImages(data, cfg.reference or "test"), Pixels(), {})
+            evaluation, "open_bench", lambda cfg, net: Bench(ToyImages(data, cfg.reference or "test"), Pixels(), {})
         )
 
     return be
@@ -77,13 +77,13 @@ def test_finds_the_scale_that_undoes_contracted_classes(toys: Any, tmp_path: Pat
     result = tune(config(tmp_path), {"scale": (0.5, 3.0)}, budget=20)
     assert result["chosen"]["options"]["scale"] == pytest.approx(1.6, abs=0.08)
     assert result["evaluations"] <= 20
-    assert len(report.read(tmp_path / "results.jsonl")) == result["evaluations"]
+    assert len(results.read(tmp_path / "results.jsonl")) == result["evaluations"]
     least = min(step["metrics"]["fid"] for step in result["searched"])
     assert result["chosen"]["fid"]["mean"] < 0.5 * result["plain"]["fid"]["mean"]
     at = {step["options"]["scale"]: step["metrics"]["fid"] for step in result["searched"]}
     assert at[result["found"]["options"]["scale"]] == least
     again = tune(config(tmp_path), {"scale": (0.5, 3.0)}, budget=20)  # after a kill, say: nothing is measured again
-    assert len(report.read(tmp_path / "results.jsonl")) == result["evaluations"]
+    assert len(results.read(tmp_path / "results.jsonl")) == result["evaluations"]
     assert again == result
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from host_models import networks, sections
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.compat import RUN_SHIMS, SHIMS, CpuRank, Shim
 from studiogan_guidance.host.imports import inside, module

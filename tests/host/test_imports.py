@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout

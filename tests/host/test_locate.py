@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import locate as module
 from studiogan_guidance.host.locate import LANDMARKS, Checkout, locate
 

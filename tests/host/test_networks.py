@@ -14,7 +14,7 @@ import torch
 from host_models import save
 
 from studiogan_guidance import config
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import networks
 from studiogan_guidance.host.locate import Checkout
 

@@ -14,14 +14,14 @@ from contract import CASES, keeps_the_contract
 from host_models import BACKBONES, both, write_yaml
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
-from studiogan_guidance.host import hooks
+from studiogan_guidance.critics import critic
+from studiogan_guidance.critics.critic import Critic
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.latents.base import Beside, Networks
-from studiogan_guidance.samplers import critic as critics
-from studiogan_guidance.samplers.critic import Critic
+from studiogan_guidance.plugin import hooks
 from studiogan_guidance.samplers.ddls import ula
 
 pytestmark = pytest.mark.studiogan
@@ -58,15 +58,15 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
     name: str, model: dict[str, Any], checkout: Checkout
 ) -> None:
     made = gan(name, checkout, **model)
-    critic = critics.of_view(view_for(made))
+    judge = critic.of_view(view_for(made))
     images, labels = made.beside.held_out(5)  # type: ignore[union-attr]
     images.requires_grad_()
-    features, scores = critic.judge(images, labels)
+    features, scores = judge.judge(images, labels)
     assert scores.shape == (5,)
     assert features.shape[0] == 5
     for i in range(5):  # one by one: shapes [], [1] and [1, 1]
-        torch.testing.assert_close(critic.judge(images[i : i + 1], labels[i : i + 1])[1], scores[i : i + 1])
-    companions = critic.companions
+        torch.testing.assert_close(judge.judge(images[i : i + 1], labels[i : i + 1])[1], scores[i : i + 1])
+    companions = judge.companions
     assert (companions > 0) == (name == "stylegan2")
     if companions:
         view = view_for(made)
@@ -74,9 +74,9 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
         with torch.no_grad():
             others = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, None)
             batch, of = torch.cat([images[:1], others]), torch.cat([labels[:1], inputs.labels])  # one group
-            answer = critic.module(batch, of, eval=True)["adv_output"].reshape(-1)[:1]
+            answer = judge.module(batch, of, eval=True)["adv_output"].reshape(-1)[:1]
     else:
-        answer = critic.module(images, labels, eval=True, adc_fake=False)["adv_output"].reshape(-1)[:1]
+        answer = judge.module(images, labels, eval=True, adc_fake=False)["adv_output"].reshape(-1)[:1]
     torch.testing.assert_close(scores[:1], answer, atol=1e-5, rtol=1e-5)
     (slope,) = torch.autograd.grad(scores[0], images)
     assert slope[0].abs().sum() > 0
@@ -93,9 +93,9 @@ def test_companions_fill_a_group_of_any_size(group: int, checkout: Checkout) -> 
         if type(layer).__name__ == "MinibatchStdLayer":
             layer.group_size = group
     view = view_for(made)
-    critic = critics.of_view(view)
+    judge = critic.of_view(view)
     images, labels = made.beside.held_out(3)
-    scores = critic.judge(images, labels)[1]
+    scores = judge.judge(images, labels)[1]
     inputs = view.draw(range(2**31, 2**31 + group - 1), 0, LabelPlan(), "const")
     others = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, None)
     for i in range(3):

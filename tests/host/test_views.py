@@ -12,7 +12,7 @@ from host_models import BACKBONES, CONFIGS, assert_same_images, networks, sectio
 from torch import Tensor
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import build, configurations

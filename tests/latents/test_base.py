@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import ToyGAN, toy_networks
 
-from studiogan_guidance.common import UserError, cache_dir
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.files import cache_dir
 from studiogan_guidance.latents import LabelPlan, LatentView, stylegan, view_for
 
 

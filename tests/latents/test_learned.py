@@ -9,7 +9,7 @@ from conftest import ToyGAN, toy_networks
 from safetensors.torch import load_file, save_file
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import Inputs, LabelPlan, LatentView, LearnedJoint, learned, view_for
 from studiogan_guidance.latents.joint import JOINTS, JointOptions
 

@@ -7,7 +7,7 @@ import torch
 from conftest import ToyGAN, identity_view, toy_networks
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import weights_digest
 

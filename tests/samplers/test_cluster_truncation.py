@@ -5,7 +5,7 @@ import torch
 from conftest import ToyGAN, toy_networks
 
 from studiogan_guidance import rng, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers.cluster_truncation import centres_of, nearest
 

@@ -9,7 +9,7 @@ from conftest import IdentityView, ToyCritic, ToyGAN, identity_view
 from torch import Tensor, nn
 
 from studiogan_guidance import builtin, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import Samples
 from studiogan_guidance.samplers.collaborative import replaced, scale_free

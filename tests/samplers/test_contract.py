@@ -10,7 +10,7 @@ from conftest import ToyGAN
 from contract import CASES, REAL, draw, keeps_the_contract
 
 from studiogan_guidance import builtin, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import SAMPLERS
 

@@ -9,11 +9,11 @@ from conftest import ToyCritic, ToyGAN, identity_view, toy_networks
 from torch import Tensor
 
 from studiogan_guidance import builtin, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import Samples
+from studiogan_guidance.samplers.chain import climb
 from studiogan_guidance.samplers.ddls import mala, ula
-from studiogan_guidance.samplers.latent import climb
 
 SHIFT = 1.5
 

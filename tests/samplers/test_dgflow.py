@@ -8,7 +8,7 @@ from conftest import ToyCritic, ToyGAN, identity_view
 from torch import Tensor
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import Samples
 from studiogan_guidance.samplers.dgflow import drift, flow

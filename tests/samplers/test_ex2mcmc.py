@@ -8,7 +8,7 @@ from conftest import ToyCritic, ToyGAN, identity_view, toy_networks
 from torch import Tensor
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import Samples
 

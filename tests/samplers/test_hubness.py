@@ -5,7 +5,7 @@ import torch
 from conftest import ToyGAN, identity_view
 
 from studiogan_guidance import rng, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import hubness
 from studiogan_guidance.samplers.hubness import hub_counts

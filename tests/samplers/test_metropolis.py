@@ -5,7 +5,7 @@ import torch
 from conftest import identity_view
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import Samples
 from studiogan_guidance.samplers.metropolis import moves, walk

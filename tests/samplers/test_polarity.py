@@ -6,7 +6,7 @@ from conftest import IdentityView, ToyGAN, identity_view
 from torch import Tensor
 
 from studiogan_guidance import builtin, rng, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers.polarity import log_volume, polarity_weights, projection
 

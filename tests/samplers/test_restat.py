@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import builtin, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import restat
 

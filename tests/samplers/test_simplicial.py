@@ -8,7 +8,7 @@ from conftest import identity_view
 from torch import Tensor
 
 from studiogan_guidance import builtin, samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import simplicial
 from studiogan_guidance.samplers.simplicial import axes_logits, cells_of, confidence

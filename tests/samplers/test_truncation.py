@@ -7,7 +7,7 @@ import torch
 from conftest import ToyGAN
 
 from studiogan_guidance import samplers
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers.truncation import truncated_normal
 

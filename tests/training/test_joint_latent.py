@@ -13,7 +13,7 @@ import torch
 from conftest import Readout, ToyGAN, toy_networks
 from torch import Tensor, nn
 
-from studiogan_guidance.common import UserError
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.fid import factor, frechet_distance, moments
 from studiogan_guidance.latents import LabelPlan, LatentView, LearnedJoint, Networks, learned, view_for
 from studiogan_guidance.latents.joint import JOINTS, JointOptions

@@ -18,10 +18,11 @@ from conftest import ok, run
 from safetensors.torch import load_file
 
 from studiogan_guidance import config
-from studiogan_guidance.common import UserError
+from studiogan_guidance.builtin.images import BuiltinImages
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.evaluation.features import BuiltinImages
-from studiogan_guidance.training.base import Loop, shuffled, still, train
+from studiogan_guidance.training.loop import Loop, still
+from studiogan_guidance.training.run import shuffled, train
 
 BOTH = ["-o", "adversarial=1", "-o", "distill=1", "-o", "batch=8", "-o", "steps=40", "-o", "save_every=7",
         "-o", "note_every=1", "-o", "eval_every=20", "-o", "hidden=16", "-o", "latent=1", "-o", "scales=0.9",

@@ -1,0 +1,71 @@
+"""Batches: a bar of progress over them, and halves of them where memory runs out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from studiogan_guidance.errors import UserError
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Sliceable")
+
+
+def progress(items: Iterable[T], what: str, total: float | None = None) -> Iterable[T]:
+    """Pass ``items`` through with a progress bar on stderr, if that is a terminal and this process is rank 0."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    quiet = not console.is_terminal or os.environ.get("RANK", "0") != "0"
+    return track(items, what, total=total, console=console, transient=True, disable=quiet)
+
+
+class Sliceable(Protocol):
+    """A tensor, a range, a list: what can be cut into batches."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self: S, part: slice, /) -> S: ...
+
+
+class Halving:
+    """Calls a function on whole batches and, once memory runs out, on halves; the size that fits is remembered.
+
+    Example:
+        >>> halving = Halving()
+        >>> list(halving(sum, range(4)))
+        [6]
+    """
+
+    def __init__(self) -> None:
+        self.size = sys.maxsize
+
+    def __call__(self, function: Callable[[S], T], batch: S) -> Iterator[T]:
+        """Yield what ``function`` returns for ``batch``, or for its parts in turn.
+
+        Raises:
+            UserError: a single item does not fit.
+        """
+        import torch
+
+        start = 0
+        while start < len(batch):
+            part, fits = batch[start : start + self.size], True
+            try:
+                result = function(part)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise UserError(
+                        f"out of memory with one image at a time ({' '.join(str(error).split())[:120]}): end what else "
+                        "uses the GPU, or use --device cpu"
+                    ) from error
+                fits = False
+            if not fits:  # outside of the except clause, where the traceback would keep the tensors alive
+                self.size = (len(part) + 1) // 2
+                torch.cuda.empty_cache()
+                print(f"out of memory with {len(part)} images at a time: going on with {self.size}", file=sys.stderr)
+                continue
+            yield result
+            start += len(part)

@@ -1,0 +1,36 @@
+"""The real digits of the built-in as real images of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from torch import Tensor
+
+from studiogan_guidance import builtin
+
+
+class BuiltinImages:
+    """The real digits of one split."""
+
+    def __init__(self, split: str) -> None:
+        self._images, self._labels = builtin.data.digits(split)
+        self.fingerprint = {"data": "MNIST-5k", "image_size": 32, "reference": split}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def labels(self) -> list[int]:
+        """Label of every image."""
+        return [int(label) for label in self._labels]
+
+    def batches(
+        self, batch_size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, 32, 32] in [-1, 1] and labels [B]: batch ``first``, then every ``step``-th.
+
+        ``only`` chooses images by number; by default all of them.
+        """
+        chosen = slice(None) if only is None else list(only)
+        batches = zip(self._images[chosen].split(batch_size), self._labels[chosen].split(batch_size))
+        yield from islice(batches, first, None, step)

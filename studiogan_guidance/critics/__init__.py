@@ -1,0 +1,1 @@
+"""Discriminators as calibrated log density ratios."""

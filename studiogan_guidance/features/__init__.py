@@ -1,0 +1,1 @@
+"""Feature networks: from images to features to statistics."""

@@ -1,0 +1,93 @@
+"""The host's feature networks."""
+
+from __future__ import annotations
+
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.features.preparation import Preparation, tuned
+from studiogan_guidance.features.resize import filter_of
+from studiogan_guidance.host import compat
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.latents.base import weights_digest
+
+
+class HostBackbone:
+    """A feature network of the host's LoadEvalModel as a Backbone, with our resizing, whose numbers are the host's.
+
+    Weights come from torch's hub cache, or over the network.
+
+    Args:
+        name: the host's name of the network.
+        checkout: the host.
+        device: where the network runs.
+        resizer: legacy, clean or friendly.
+        resize_on: cpu (the host's numbers, bit for bit) or device.
+        channels_last: memory format of the network and its input.
+        compile: run it through torch.compile.
+
+    Raises:
+        UserError: a network that the host does not know, or weights that cannot be loaded.
+    """
+
+    classifies = False
+
+    def __init__(
+        self,
+        name: str,
+        checkout: Checkout,
+        device: torch.device,
+        resizer: str = "legacy",
+        resize_on: str = "cpu",
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        shims = tuple(shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key")
+        with inside(checkout), compat.active(shims):
+            preparation = module("metrics.preparation")
+            try:
+                host = preparation.LoadEvalModel(name, resizer, 1, False, device)
+            except NotImplementedError as error:
+                raise UserError(f"the host has no backbone '{name}': try InceptionV3_tf") from error
+            except (urllib.error.URLError, OSError, RuntimeError, KeyError) as error:
+                folder = Path(torch.hub.get_dir()) / "checkpoints"
+                raise UserError(
+                    f"cannot load the weights of {name} ({' '.join(str(error).split())[:120]}): "
+                    f"download them on a machine with a network and copy them into {folder}"
+                ) from error
+        host.eval()
+        host.model.requires_grad_(False)
+        self.protocol = backbone_protocol(name, host.model, resizer, resize_on)
+        self.device, self._seen = device, host.save_output
+        self._net = tuned(host.model, channels_last, compile)
+        self._hooked = name in ("InceptionV3_torch", "ResNet50_torch", "SwAV_torch")  # features: what enters ``fc``
+        self._prepare = Preparation(
+            host.res, filter_of(resizer, name), host.mean, host.std, device, resize_on, channels_last
+        )
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> [B, 3, 299, 299] or [B, 3, 224, 224]."""
+        return self._prepare(images)
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        self._seen.clear()  # of a pass that ran out of memory
+        found = self._net(prepared)
+        features, logits = (self._seen.outputs[0][0][: len(found)], found) if self._hooked else found
+        self._seen.clear()
+        return features, logits
+
+    def soft(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images in [-1, 1], with gradients."""
+        return self(self._prepare.soft(images))[0]
+
+
+def backbone_protocol(name: str, model: torch.nn.Module, resizer: str, resize_on: str = "cpu") -> dict[str, Any]:
+    """Everything about a feature network that changes a metric."""
+    where = {} if resize_on == "cpu" else {"resize_on": resize_on}
+    return {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer, **where}

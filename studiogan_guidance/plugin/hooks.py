@@ -1,0 +1,197 @@
+"""Inside a host run: the sampler of its YAML makes every image of an evaluation, stages follow its training loop.
+
+``register`` swaps a handful of names in the host's modules and ``unregister`` puts them back:
+
+- ``Configurations`` learns the keys ``sampler``, ``stages`` and ``restat`` (they end up in ``RUN``, so in the log);
+- ``generate_images`` is intercepted where ``is_train`` is false; training calls pass straight through;
+- ``WORKER`` becomes a subclass that guides the two analyses which call the generator by themselves, runs the stages and
+  writes down what was measured.
+
+A sampler at its neutral value (scale 1) leaves all of it to the host's own code, bit for bit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import pickle
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.host import compat
+from studiogan_guidance.host.compat import swapped
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import COMMIT, Checkout, commit_of
+from studiogan_guidance.plugin import seam
+from studiogan_guidance.plugin.worker import GuidedWorker
+
+EXPECTED = {"y_sampler", "truncation_factor", "batch_size", "is_train", "generator", "RUN", "MODEL", "LOSS", "device"}
+multiprocessing: Any = torch.multiprocessing
+_registered: ExitStack | None = None
+
+
+def register() -> None:
+    """Teach the host, whose ``src`` must be importable, the sampler and the stages. A second call does nothing.
+
+    Raises:
+        UserError: no host is importable, or one whose ``generate_images`` is not the one that we know.
+    """
+    global _registered
+    if _registered:
+        return
+    with ExitStack() as stack:
+        stack.enter_context(compat.active())
+        try:
+            config, sample, loader = module("config"), module("utils.sample"), module("loader")
+            features, misc = module("metrics.features"), module("utils.misc")
+            found = set(inspect.signature(sample.generate_images).parameters)
+        except (UserError, AttributeError) as error:
+            raise UserError(f"register() must be called where the host's src folder is importable: {error}") from error
+        if not found >= EXPECTED:
+            root = Path(sample.__file__).parents[2]
+            commit, missing = commit_of(root) or "an unknown commit", ", ".join(sorted(EXPECTED - found))
+            raise UserError(
+                f"the host in {root} is at {commit} and its generate_images lacks {missing}: "
+                f"git -C {root} checkout {COMMIT}"
+            )
+        stack.enter_context(compat.active(compat.RUN_SHIMS))
+        host, stack_name = config.Configurations, "generate_images_and_stack_features"
+        for owner, name, value in (
+            (host, "_overwrite_cfgs", seam.overwrite_cfgs(host._overwrite_cfgs)),
+            (host, "check_compatability", seam.check_compatability(host.check_compatability)),
+            (sample, "generate_images", seam.generate_images(sample.generate_images)),
+            (features, stack_name, seam.in_blocks(getattr(features, stack_name), "num_generate")),
+            (misc, "save_images_png", seam.in_blocks(misc.save_images_png, "num_images")),
+            (misc.GeneratorController, "prepare_generator", seam.prepare(misc.GeneratorController.prepare_generator)),
+            (loader, "WORKER", type("WORKER", (GuidedWorker, loader.WORKER), {})),
+            (multiprocessing, "spawn", _spawn(multiprocessing.spawn)),
+            (sys, "excepthook", _one_line(sys.excepthook)),
+        ):
+            stack.enter_context(swapped(owner, name, value))
+        _registered = stack.pop_all()
+        atexit.register(unregister)
+
+
+def unregister() -> None:
+    """Put everything back that ``register`` swapped; does nothing if nothing is registered."""
+    global _registered
+    stack, _registered = _registered, None
+    if stack:
+        stack.close()
+        atexit.unregister(unregister)
+
+
+# ---------------------------------------------------------------------------- processes and errors
+
+
+def _spawn(original: Any) -> Any:
+    def spawn(fn: Any, args: Any = (), nprocs: int = 1, join: bool = True, daemon: bool = False, **more: Any) -> Any:
+        """The host's -DDP, with hooks and shims in the children, and a local meeting point if none is named."""
+        nodes = getattr(getattr(args[0], "RUN", args[0]), "total_nodes", 1)
+        if nodes == 1 and "MASTER_ADDR" not in os.environ:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+        src = str(Path(module("config").__file__).parent)
+        home = Path(sys.argv[0]).stem if fn.__module__ == "__main__" else fn.__module__
+        context = original(_child, (src, home, fn.__name__, pickle.dumps(args)), nprocs, join, daemon, **more)
+        if not join:
+            once = context.join
+
+            def join_all(*args: Any, **kwargs: Any) -> bool:  # the host joins once and kills whoever is not the first
+                while not once(*args, **kwargs):
+                    pass
+                return True
+
+            context.join = join_all
+        return context
+
+    return spawn
+
+
+def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
+    with ExitStack() as stack:
+        if not _registered:
+            stack.enter_context(inside(Checkout(Path(src).parent, None), quiet=False))
+            register()
+            stack.callback(unregister)
+        if sys.platform == "linux":  # what loads data inherits the shims (main.py asked for spawn, for this process)
+            multiprocessing.set_start_method("fork", force=True)
+        function, args = getattr(module(home), name), pickle.loads(arguments)
+        function(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)
+
+
+def _mistake(error: BaseException) -> str | None:
+    """The message of a user's mistake, in this process or in one of the host's -DDP; None if it is anything else."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, multiprocessing.ProcessRaisedException):
+        _, mark, message = str(error).strip().rpartition("\n")[2].partition(f"{UserError.__name__}: ")
+        return message if mark else None
+    if type(error).__module__.startswith("wandb") and type(error).__name__ == "UsageError":
+        return f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)"
+    return None
+
+
+def _one_line(original: Any) -> Any:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if (message := _mistake(error)) is None:
+            original(kind, error, trace)
+            return
+        print(f"Error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    return excepthook
+
+
+def execute(path: Path, arguments: tuple[str, ...]) -> None:
+    """Run a program of the host, which has been entered, as ``python path arguments`` would.
+
+    Unlike with runpy, ``__main__`` stays this process's own program, which the processes that the host starts import.
+    The host's log files are closed at the end.
+    """
+    log, loggers = module("utils.log"), []
+    make = log.make_logger
+
+    def make_logger(*args: Any, **kwargs: Any) -> Any:
+        loggers.append(make(*args, **kwargs))
+        return loggers[-1]
+
+    main = ModuleType("__main__")
+    main.__file__ = str(path)
+    try:
+        with swapped(sys, "argv", [str(path), *arguments]), swapped(log, "make_logger", make_logger):
+            exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), main.__dict__)
+    finally:
+        for logger in loggers:
+            logger.propagate = True
+            for handler in list(logger.handlers):
+                handler.close()
+                logger.removeHandler(handler)
+
+
+def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
+    """Run the host's ``src/<script>.py`` with ``arguments`` in this process, with shims and hooks, nothing patched.
+
+    Raises:
+        UserError: the host refuses the run, a process of its -DDP met a user's mistake, or W&B has no key.
+        SystemExit: as the host's own argument parser does.
+    """
+    with inside(checkout, quiet=False):
+        register()
+        try:
+            execute(checkout.path / "src" / f"{script}.py", arguments)
+        except Exception as error:
+            if (message := _mistake(error)) is None:
+                raise
+            raise UserError(message) from error
+        finally:
+            unregister()

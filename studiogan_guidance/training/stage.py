@@ -1,0 +1,82 @@
+"""What a stage of training sees of a run, whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.latents.base import Networks
+from studiogan_guidance.registry import Registry
+
+Record = Callable[[int, Mapping[str, float]], None]
+
+
+class Batches(Protocol):
+    """Opens this process's endless batches of real images; ``first`` of them are left out."""
+
+    def __call__(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose own training loop is over; the networks hold the weights that will be evaluated.
+
+    Attributes:
+        networks: the generator (its moving average where there is one).
+        discriminator: opens it as the training left it.
+        real: opens the training data without end: images [B, 3, H, W] in [-1, 1] and labels int64 [B], this process's
+            share of batches of ``batch_size``, which it refuses if there are too few images. Inside a host run they are
+            cut from the host's own batches, in its order.
+        folder: where the run keeps its checkpoints.
+        seed: of the run; rank, world_size: this process among those of the run.
+        log: writes a line to the run's log (on rank 0, nothing elsewhere).
+        record: keeps numbers by step for TensorBoard or W&B.
+        evaluation: opens what measures on validation data; None inside a host run, which measures by itself.
+    """
+
+    networks: Networks
+    discriminator: Callable[[], nn.Module]
+    real: Batches
+    folder: Path
+    seed: int
+    rank: int
+    world_size: int
+    log: Callable[[str], None]
+    record: Record = field(default=lambda step, values: None)
+    evaluation: Callable[[], Evaluation] | None = None
+
+
+@dataclass(frozen=True)
+class DiscriminatorStep:
+    """One discriminator update before its backward pass: images [B, 3, H, W] as the discriminator saw them (augmented),
+    labels [B], and the dictionaries of outputs that it returned for them."""
+
+    real_images: Tensor
+    real_labels: Tensor
+    real_outputs: dict[str, Tensor]
+    fake_images: Tensor
+    fake_labels: Tensor
+    fake_outputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Base of all stages; subclasses add options as fields and override what they need."""
+
+    def check(self, networks: Networks, discriminator: nn.Module, processes: int) -> None:
+        """Raise UserError for what cannot work in a host run; called in its beginning."""
+
+    def after_training(self, run: Trained) -> Any:
+        """Called once in every process after the training loop. The run's own networks must be left as they are."""
+
+    def discriminator_loss(self, step: DiscriminatorStep) -> Tensor | None:
+        """A scalar to add to the discriminator's loss of this step."""
+        return None
+
+
+STAGES: Registry[type[Stage]] = Registry("stage", "studiogan_guidance.stages")

@@ -1,0 +1,198 @@
+"""The metrics of a row are those of the public functions on the same features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ok
+from torch import Tensor
+
+from studiogan_guidance import builtin, samplers
+from studiogan_guidance.builtin.backbone import BuiltinBackbone
+from studiogan_guidance.builtin.images import BuiltinImages
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import reference
+from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.fid import frechet_distance, frechet_infinity, moments
+from studiogan_guidance.evaluation.kid import kid
+from studiogan_guidance.evaluation.prdc import prdc
+from studiogan_guidance.features.stats import FeatureStats, accumulate
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
+from studiogan_guidance.latents.base import Inputs
+from studiogan_guidance.registry import Entry
+from studiogan_guidance.samplers import SAMPLERS, Plain
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[FeatureStats, FeatureStats]:
+    backbone = BuiltinBackbone(torch.device("cpu"))
+    stream = samplers.create("plain").stream(view_for(builtin.networks()), range(200), 50, LabelPlan())
+    fake = accumulate(((batch.images, batch.labels) for batch in stream), backbone)
+    return accumulate(BuiltinImages("test").batches(50), backbone), fake
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of real images from batches of 50, not from another test's."""
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))
+
+
+def metrics(folder: Path, *more: object) -> Any:
+    (row,) = ok("eval", "--sampler", "plain", "--num", 200, "--batch-size", 50, "--out", folder, *more)["rows"]
+    return row
+
+
+def test_every_metric_is_the_public_function(tmp_path: Path, sets: tuple[FeatureStats, FeatureStats]) -> None:
+    real, fake = sets
+    assert real.features is not None
+    assert fake.features is not None
+    row = metrics(tmp_path, "--metrics", "fid,prdc,kid,fid_infinity,per_class")
+    found = row["metrics"]
+    assert found["fid"] == pytest.approx(frechet_distance(real.mean, real.cov, fake.mean, fake.cov), rel=1e-9)
+    assert found["kid"] == pytest.approx(kid(real.features, fake.features), rel=1e-5)
+    expected = frechet_infinity(fake.features, real.mean, real.cov)
+    assert found["fid_infinity"] == pytest.approx(expected, rel=1e-5)
+    assert {key: found[key] for key in ("precision", "recall", "density", "coverage")} == prdc(
+        real.features, fake.features
+    )
+    threes = real.features[real.labels == 3], fake.features[fake.labels == 3]
+    by_class = row["per_class"]["3"]
+    assert (by_class["num_real"], by_class["num"]) == tuple(map(len, threes))
+    assert by_class["fid"] == pytest.approx(frechet_distance(*moments(threes[0]), *moments(threes[1])), rel=1e-5)
+    assert by_class["recall"] == prdc(*threes)["recall"]
+    fids = [values["fid"] for values in row["per_class"].values()]
+    assert len(fids) == 10
+    assert found["class_fid"] == pytest.approx(np.mean(fids), rel=1e-9)
+
+
+def test_features_of_a_large_data_set_are_those_of_a_fixed_part(
+    tmp_path: Path, sets: tuple[FeatureStats, FeatureStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, fake = sets
+    whole = metrics(tmp_path, "--metrics", "fid,prdc")
+    monkeypatch.setattr(reference, "_default_count", lambda real: 400)  # as 50,000 of ImageNet
+    part = metrics(tmp_path, "--metrics", "fid,prdc")
+    assert part["metrics"]["fid"] == whole["metrics"]["fid"]  # moments are those of all
+    assert part["protocol"] == {**whole["protocol"], "num_real_features": 400}
+    chosen = np.random.default_rng(0).choice(1000, 400, replace=False)
+    assert real.features is not None
+    assert part["metrics"]["recall"] == prdc(real.features[chosen], fake.features)["recall"]  # type: ignore[arg-type]
+    assert metrics(tmp_path, "--metrics", "fid")["protocol"] == whole["protocol"]
+
+
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = metrics(tmp_path, "--metrics", "fid,prdc")
+    view = type(view_for(builtin.networks()))
+    decode, sizes = view.decode, []
+
+    def short_of_memory(self: Any, code: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(code))
+        if len(code) > 20:
+            raise torch.OutOfMemoryError("no room for so many")
+        return decode(self, code, *rest)
+
+    monkeypatch.setattr(view, "decode", short_of_memory)
+    halved = metrics(tmp_path, "--metrics", "fid,prdc")
+    assert halved["metrics"] == pytest.approx(whole["metrics"], rel=1e-5)
+    assert halved["cost"]["synthesis"] == 1
+    assert sizes[:4] == [50, 25, 13, 13]
+    assert max(sizes[3:]) == 13  # it is remembered
+
+
+def test_is_of_a_network_without_classes_is_refused(tmp_path: Path) -> None:
+    from conftest import run
+
+    path = tmp_path / "mean.pt"
+    torch.jit.script(Mean()).save(str(path))
+    common = ["--backbone", f"torchscript:{path}", "--num", 50, "--out", tmp_path]
+    result = run("eval", *common)
+    assert result.exit_code == 2
+    assert "torchscript:mean.pt has no class logits: leave 'is' out of --metrics" in result.stderr
+    result = run("eval", "--num", 50, "--metrics", "fid_infinity", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "FID-infinity of 64 features needs at least 192 images, found 50: raise --num" in result.stderr
+    row = metrics(tmp_path, "--backbone", f"torchscript:{path}", "--metrics", "fid,prdc")
+    assert row["protocol"]["backbone"] == "torchscript:mean.pt"
+    assert "accuracy" not in row["metrics"]
+
+
+class Mean(torch.nn.Module):
+    """Rows of pixels as features."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean((1, 3)) / 255
+
+
+def pilot(view: LatentView) -> float:
+    """The mean pixel of five fixed images."""
+    inputs = view.draw(range(900, 905), 0, LabelPlan())
+    return float(view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise).mean())
+
+
+@dataclass(frozen=True)
+class Choosy(Plain):
+    """Accepts images of even seeds, says so, and looks at five images before all."""
+
+    def images(self, view: LatentView, inputs: Inputs) -> Tensor:
+        even = (inputs.seeds % 2 == 0).float()
+        view.cost["proposed"] += 2 * len(even)
+        view.cost["accepted"] += int(even.sum())
+        view.notes |= {"even": even, "pilot": torch.full((len(even),), view.once("pilot", lambda: pilot(view)))}
+        return super().images(view, inputs)
+
+
+@pytest.fixture
+def choosy(monkeypatch: pytest.MonkeyPatch) -> Choosy:
+    monkeypatch.setitem(SAMPLERS._entries, "choosy", Entry("choosy", Choosy, "", ""))
+    return Choosy()
+
+
+def opened(**given: Any) -> Evaluation:
+    return Evaluation(RunConfig(metrics=("fid",), num=45, batch_size=20, **given), Group(), [("plain", {})])
+
+
+def test_a_row_tells_notes_acceptance_and_setup(choosy: Choosy) -> None:
+    bench = opened(seed=8)
+    row, again = (bench.measure("choosy", choosy) for _ in range(2))
+    assert row is not None
+    assert again is not None
+    assert row["notes"]["even"] == pytest.approx(23 / 45)  # seeds 8 to 52; batches of 20, 20 and 5
+    cost = {key: value for key, value in row["cost"].items() if key != "sampling_seconds"}
+    assert cost == pytest.approx(
+        {"mapping": 1, "synthesis": 1, "proposed": 2, "accepted": 23 / 45, "acceptance": 23 / 90}
+    )
+    assert row["setup"] == {"mapping": 5, "synthesis": 5}
+    assert (again["setup"], again["notes"]) == ({}, row["notes"])  # it is known by now
+    plain = bench.measure("plain", Plain())
+    assert plain is not None
+    assert (plain["setup"], plain["notes"], plain["metrics"]) == ({}, {}, row["metrics"])
+
+
+def test_with_statistics_of_its_own_nothing_is_kept_and_other_passes_are_refused(choosy: Choosy) -> None:
+    bench = opened(restat=1)
+    assert bench.view.on_disk
+    bench.view.once("of before", lambda: 1)
+    plain = bench.measure("plain", Plain())
+    assert plain is not None
+    assert not bench.view.on_disk
+    assert bench.view.once("of before", lambda: 2) == 2
+    with pytest.raises(
+        UserError, match=r"restat needs a sampler with one pass of the generator an image, unlike Choosy"
+    ):
+        bench.measure("choosy", choosy)  # its pilot would go into the statistics, too
+
+
+def test_rows_have_the_registered_name_of_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS._aliases, "guidance", "gandance")
+    plain, row = ok("eval", "--num", 40, "--metrics", "fid", "--sampler", "guidance", "--out", tmp_path)["rows"]
+    assert (plain["sampler"], row["sampler"]) == ("plain", "gandance")
+    flags = ["--num", 40, "--metrics", "fid", "--out", tmp_path, "--grid", "scale=1.2"]
+    (same,) = ok("sweep", *flags, "--sampler", "guidance", "--no-compare-plain")["rows"]
+    assert same == row  # found, not measured again

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from studiogan_guidance.batches import Halving
+from studiogan_guidance.builtin.images import BuiltinImages
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.features.stats import FeatureStats, accumulate, to_uint8
+
+
+class Flat:
+    """Pixels as features, the first three of them as logits."""
+
+    classifies = False
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.protocol: dict[str, Any] = {"backbone": "flat"}
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        return prepared.flatten(1), prepared.flatten(1)[:, :3]
+
+
+class Small(Flat):
+    """A network with memory for so many images."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__()
+        self.fits, self.seen = fits, []
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.seen.append(len(prepared))
+        if len(prepared) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return super().__call__(prepared)
+
+
+def same(a: FeatureStats, b: FeatureStats) -> None:
+    for name in ("count", "mean", "cov", "features", "probabilities", "labels"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_moments_equal_numpy_at_any_batch_size_and_far_from_zero() -> None:
+    images = torch.randn(50, 3, 2, 2, generator=torch.Generator().manual_seed(0)).double() + 1e6
+    labels = torch.arange(50)
+    wide = images.flatten(1).numpy()
+    for size in (50, 7, 1):
+        stats = accumulate(zip(images.split(size), labels.split(size)), Flat())
+        assert stats.count == 50
+        np.testing.assert_allclose(stats.mean, wide.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(stats.cov, np.cov(wide, rowvar=False), rtol=1e-7, atol=1e-8)
+        assert stats.labels.tolist() == list(range(50))
+
+
+def test_what_no_metric_needs_is_not_kept() -> None:
+    batches = [(torch.randn(4, 3, 2, 2), torch.zeros(4))]
+    lean = accumulate(batches, Flat(), features=False, probabilities=False)
+    assert lean.features is None
+    assert lean.probabilities is None
+    full = accumulate(batches, Flat())
+    assert full.features is not None
+    assert full.probabilities is not None
+    np.testing.assert_allclose(full.probabilities.sum(1), 1, rtol=1e-6)
+
+
+def test_kept_features_are_copies() -> None:
+    """A class token is a view of all tokens, which must not stay in memory for as long as it does."""
+
+    class View(Flat):
+        def __call__(self, prepared: Tensor) -> tuple[Tensor, None]:
+            self.tokens = prepared.flatten(2)
+            return self.tokens[:, 0], None
+
+    network = View()
+    stats = accumulate([(torch.ones(2, 3, 2, 2), torch.zeros(2))], network, probabilities=False)
+    network.tokens.zero_()
+    assert stats.features is not None
+    assert stats.features.tolist() == [[1.0] * 4] * 2
+
+
+def test_one_image_is_too_few() -> None:
+    with pytest.raises(ValueError, match="at least 2 images"):
+        accumulate([(torch.zeros(1, 3, 2, 2), torch.zeros(1))], Flat())
+
+
+def test_a_network_without_classes_has_no_inception_score() -> None:
+    class Blind(Flat):
+        def __call__(self, prepared: Tensor) -> tuple[Tensor, None]:
+            return prepared.flatten(1), None
+
+    batches = [(torch.randn(4, 3, 2, 2), torch.zeros(4))]
+    assert accumulate(batches, Blind(), probabilities=False).probabilities is None
+    with pytest.raises(UserError, match="^flat has no class logits: leave 'is' out of --metrics$"):
+        accumulate(batches, Blind())
+
+
+def test_a_thread_ahead_changes_nothing_but_who_makes_the_batches() -> None:
+    made_in: list[threading.Thread] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        gen = torch.Generator().manual_seed(1)
+        for i in range(7):
+            made_in.append(threading.current_thread())
+            assert not torch.is_grad_enabled()  # a setting that each thread has of its own
+            yield torch.randn(5 - (i == 6), 3, 2, 2, generator=gen), torch.full((5 - (i == 6),), i)
+
+    inline = accumulate(batches(), Flat(), ahead=0)
+    assert set(made_in) == {threading.current_thread()}
+    for ahead in (1, 2, 50):
+        made_in.clear()
+        same(accumulate(batches(), Flat(), ahead=ahead), inline)
+        assert len(set(made_in)) == 1
+        assert made_in[0] is not threading.current_thread()
+        assert not made_in[0].is_alive()
+    made_in.clear()
+    accumulate(batches(), Flat())  # on a CPU the default is no thread
+    assert set(made_in) == {threading.current_thread()}
+
+
+def test_the_thread_works_while_the_network_does() -> None:
+    second = threading.Event()
+
+    class Waiting(Flat):
+        def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+            assert second.wait(30)  # the next batch is begun before this one is done
+            return super().__call__(prepared)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.randn(2, 3, 2, 2), torch.zeros(2)
+        second.set()
+        yield torch.randn(2, 3, 2, 2), torch.zeros(2)
+
+    assert accumulate(batches(), Waiting(), ahead=1).count == 4
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_errors_of_either_side_come_out_and_nothing_goes_on(ahead: int) -> None:
+    closed: list[str] = []
+
+    def batches(fails_at: int) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            for i in range(1000):
+                if i == fails_at:
+                    raise KeyError("of the generator")
+                yield torch.randn(2, 3, 2, 2), torch.zeros(2)
+        finally:
+            closed.append(f"after {i}")
+
+    class Broken(Flat):
+        def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+            raise IndexError("of the network")
+
+    class Unprepared(Flat):
+        def prepare(self, images: Tensor) -> Tensor:
+            raise LookupError("of the preparation")
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="of the generator"):
+        accumulate(batches(3), Flat(), ahead=ahead)
+    assert closed.pop() == "after 3"
+    kept = batches(-1)  # a reference of the caller's must not keep it open
+    with pytest.raises(IndexError, match="of the network"):
+        accumulate(kept, Broken(), ahead=ahead)
+    assert int(closed.pop().removeprefix("after ")) <= ahead + 1
+    with pytest.raises(LookupError, match="of the preparation"):
+        accumulate(batches(-1), Unprepared(), ahead=ahead)
+    assert closed.pop() == "after 0"
+    assert closed == []
+    assert threading.active_count() == before
+
+
+def test_batches_are_halved_where_memory_runs_out_and_stay_so(capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = torch.randn(40, 3, 2, 2), torch.arange(40)
+    batches = list(zip(images.split(13), labels.split(13)))
+    whole, network = accumulate(batches, Flat()), Small(4)
+    parts = accumulate(batches, network)
+    assert network.seen == [13, 7, *[4, 4, 4, 1] * 3, 1]  # 13 and 7 are tried once
+    assert capsys.readouterr().err.splitlines() == [
+        "out of memory with 13 images at a time: going on with 7",
+        "out of memory with 7 images at a time: going on with 4",
+    ]
+    for name in ("features", "probabilities", "labels"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(parts.cov, whole.cov, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_preparation_is_halved_with_its_labels(ahead: int) -> None:
+    class Cramped(Flat):
+        def prepare(self, images: Tensor) -> Tensor:
+            return Small(3)(images)[0].view_as(images)
+
+    images, labels = torch.randn(20, 3, 2, 2), torch.arange(20)
+    stats = accumulate(zip(images.split(8), labels.split(8)), Cramped(), ahead=ahead)
+    assert stats.features is not None
+    assert np.array_equal(stats.features, images.flatten(1).numpy())
+    assert stats.labels.tolist() == list(range(20))
+
+
+def test_an_image_that_does_not_fit_by_itself_is_the_users_to_mend() -> None:
+    network = Small(0)
+    with pytest.raises(UserError, match=r"with one image at a time \(CUDA out of memory.*\): .*use --device cpu"):
+        accumulate([(torch.randn(4, 3, 2, 2), torch.zeros(4))], network)
+    assert network.seen == [4, 2, 1]
+
+
+def test_halving_takes_ranges_and_leaves_other_errors_alone() -> None:
+    halving = Halving()
+
+    def draw(seeds: range) -> list[int]:
+        if len(seeds) > 3:
+            raise torch.OutOfMemoryError
+        return list(seeds)
+
+    assert list(halving(draw, range(10, 18))) == [[10, 11], [12, 13], [14, 15], [16, 17]]
+    assert list(halving(draw, range(3))) == [[0, 1], [2]]
+    with pytest.raises(RuntimeError, match="other"):
+        list(halving(lambda seeds: (_ for _ in ()).throw(RuntimeError("other")), range(2)))
+
+
+def test_quantising_rounds_to_nearest_and_clips() -> None:
+    levels = torch.arange(256) / 127.5 - 1
+    assert to_uint8(levels).tolist() == list(range(256))
+    assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+    assert to_uint8(levels[:-1] + 0.9 / 255).tolist() == list(range(255))  # not yet the next level
+
+
+def test_some_of_the_real_digits() -> None:
+    digits = BuiltinImages("valid")
+    only = [7, 3, 11]
+    images, labels = (torch.cat(parts) for parts in zip(*digits.batches(2, only=only)))
+    everything = torch.cat([batch for batch, _ in digits.batches(100)])
+    assert torch.equal(images, everything[only])
+    assert labels.tolist() == [digits.labels()[i] for i in only]
+    assert torch.equal(next(digits.batches(2, 1, 2, only))[0], everything[[11]])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_values_are_those_of_the_cpu() -> None:
+    class OnGpu(Flat):
+        device = torch.device("cuda", 0)
+
+        def prepare(self, images: Tensor) -> Tensor:
+            return images.pin_memory().to(self.device, non_blocking=True)
+
+    images, labels = torch.randn(50, 3, 2, 2), torch.arange(50)
+    batches = list(zip(images.split(8), labels.split(8)))
+    cpu = accumulate(batches, Flat())
+    for ahead in (0, None):
+        gpu = accumulate(batches, OnGpu(), ahead=ahead)
+        assert np.array_equal(gpu.features, cpu.features)  # type: ignore[arg-type]
+        np.testing.assert_allclose(gpu.mean, cpu.mean, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(gpu.cov, cpu.cov, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,62 @@
+"""Our pure metric functions against the host's, on the same features."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from studiogan_guidance.evaluation.fid import frechet_distance, moments
+from studiogan_guidance.evaluation.inception_score import inception_score
+from studiogan_guidance.evaluation.prdc import prdc
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+
+pytestmark = pytest.mark.studiogan
+
+
+def hosts(checkout: Checkout, name: str) -> Any:
+    with inside(checkout):
+        return module(f"metrics.{name}")
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(600, 500, 64), (150, 200, 256)])  # the second is rank-deficient
+def test_fid_is_the_hosts_to_1e_6(n: int, m: int, width: int, checkout: Checkout) -> None:
+    rng = np.random.default_rng(n)
+    mix = rng.normal(size=(width, width)) / np.sqrt(width)
+    real, fake = rng.normal(size=(n, width)) @ mix, rng.normal(size=(m, width)) @ mix * 1.2 + 0.1
+    stats = (*moments(real), *moments(fake))
+    assert frechet_distance(*stats) == pytest.approx(
+        hosts(checkout, "fid").frechet_inception_distance(*stats), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(300, 300, 5), (1500, 700, 3)])
+def test_prdc_is_exactly_the_hosts(n: int, m: int, k: int, checkout: Checkout) -> None:
+    rng = np.random.default_rng(n)
+    real, fake = np.abs(rng.normal(size=(n, 40))), np.abs(rng.normal(size=(m, 40)) + 0.2)
+    assert prdc(real, fake, k) == hosts(checkout, "prdc").compute_prdc(real, fake, k)
+
+
+def test_prdc_is_exactly_the_hosts_on_features_of_digits(checkout: Checkout) -> None:
+    from studiogan_guidance.builtin.backbone import BuiltinBackbone
+    from studiogan_guidance.builtin.images import BuiltinImages
+    from studiogan_guidance.features.stats import accumulate
+
+    backbone = BuiltinBackbone("cpu")
+    real, fake = (accumulate(BuiltinImages(split).batches(100), backbone).features for split in ("valid", "test"))
+    assert real is not None
+    assert fake is not None
+    assert prdc(real, fake) == hosts(checkout, "prdc").compute_prdc(real.astype(np.float64), fake.astype(np.float64), 5)
+
+
+def test_inception_score_is_the_hosts(checkout: Checkout) -> None:
+    p = np.random.default_rng(0).dirichlet(np.full(20, 0.2), size=500).astype(np.float32)
+    for splits in (1, 10):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the standard deviation of one split
+            score, _ = hosts(checkout, "ins").calculate_kl_div(torch.from_numpy(p).double(), splits)
+        assert inception_score(p, splits) == pytest.approx(float(score), rel=1e-9)

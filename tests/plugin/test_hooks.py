@@ -1,0 +1,340 @@
+"""The keys in the host's configuration, the image seam, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from host_models import assert_same_images, networks, write_yaml
+
+from studiogan_guidance import host as host_package
+from studiogan_guidance import samplers
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.latents import LabelPlan, Networks, view_for
+from studiogan_guidance.plugin import seam
+
+pytestmark = pytest.mark.studiogan
+GUIDED = "sampler: {name: gandance, scale: 1.5}"
+
+
+@pytest.fixture
+def host(checkout: Checkout) -> Iterator[None]:
+    """The host with hooks registered, as a user's own script would."""
+    with inside(checkout):
+        host_package.register()
+        seam.now.__init__()  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            host_package.unregister()
+
+
+def run_flags(**given: Any) -> dict[str, Any]:
+    """What the host's command line gives by default."""
+    names = (
+        "vis_fake_images k_nearest_neighbor interpolation frequency_analysis tsne_analysis intra_class_fid GAN_train "
+        "GAN_test semantic_factorization save_real_images langevin_sampling distributed_data_parallel train "
+        "load_train_hdf5 load_data_in_memory batch_statistics standing_statistics synchronized_bn mixed_precision"
+    )
+    flags: dict[str, Any] = dict.fromkeys(names.split(), False)
+    flags.update(freezeD=-1, ckpt_dir="d", data_dir="d", save_fake_images=True, eval_metrics=["none"], save_freq=100)
+    flags.update(eval_backbone="InceptionV3_tf", post_resizer="legacy", pre_resizer="wo_resize", ref_dataset="train")
+    flags.update(print_freq=50, truncation_factor=-1.0, truncation_cutoff=None, seed=5)
+    return {**flags, **given}
+
+
+def configured(path: Path, **given: Any) -> Any:
+    cfgs = module("config").Configurations(str(path))
+    cfgs.update_cfgs(run_flags(**given), super="RUN")
+    cfgs.OPTIMIZATION.world_size = 1
+    cfgs.check_compatability()
+    return cfgs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sampler: gandance",
+        "sampler: {name: gandance, scale: 1.2}",
+        "RUN: {sampler: gandance}",
+        "RUN: {sampler: {name: gandance, joint: class_mean}}",
+    ],
+)
+def test_every_accepted_form_means_the_same(host: None, tmp_path: Path, text: str) -> None:
+    cfgs = configured(write_yaml(tmp_path / "a.yaml", "big_resnet", text))
+    options = samplers.options(samplers.create("gandance"))
+    assert cfgs.RUN.sampler == {"name": "gandance", **options}
+    assert cfgs.DATA.num_classes == 4
+
+
+def test_without_our_keys_the_host_reads_its_file_as_ever(host: None, tmp_path: Path) -> None:
+    cfgs = configured(write_yaml(tmp_path / "a.yaml", "big_resnet"))
+    assert (cfgs.RUN.sampler, cfgs.RUN.stages, cfgs.RUN.restat) == (None, (), None)
+    assert cfgs.MODEL.g_shared_dim == 8
+
+
+def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_path: Path) -> None:
+    cfgs = configured(Path("CIFAR10/BigGAN-gandance.yaml"))
+    assert (cfgs.MODEL.backbone, cfgs.RUN.sampler["scale"]) == ("big_resnet", 1.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("smpler: gandance", {}, "did you mean 'sampler'"),
+        ("sampler: gandanc", {}, "did you mean 'gandance'"),
+        ("sampler: {name: gandance, scal: 2}", {}, "did you mean 'scale'"),
+        ("sampler: 3", {}, "must be a name or a mapping"),
+        ("sampler: gandance\nRUN: {sampler: plain}", {}, "has sampler twice"),
+        ("sampler: gandance\nnum: 100", {}, "has num, which only 'studiogan-guidance sample' and 'eval' read"),
+        ("RUN: {sede: 3}", {}, "the host rejects .*RUN.sede"),
+        ("stages: [nothing]", {}, "unknown stage 'nothing'"),
+        ("restat: 4", {}, "restat needs a sampler"),
+        ("restat: many", {}, "restat must be of type int"),
+        (GUIDED, {"langevin_sampling": True, "vis_fake_images": True}, r"-lgv .* sampler 'gandance'"),
+        ("sampler: {name: truncation, threshold: 1}", {"truncation_factor": 0.5}, "--truncation_factor cannot be"),
+        (GUIDED + "\nrestat: 2", {"standing_statistics": True}, "-std_stat, when restat is on"),
+        (GUIDED + "\nrestat: 2", {"batch_statistics": True}, "-batch_stat, when restat is on"),
+        (GUIDED + "\nrestat: 2", {"synchronized_bn": True}, "-sync_bn, when restat is on"),
+        (GUIDED, {"batch_statistics": True, "standing_statistics": True}, "the host refuses this run: You can't turn"),
+        ("", {"train": True, "ckpt_dir": None, "save_freq": 100}, "--save_freq 100 is more than the 3 steps"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(
+    host: None, tmp_path: Path, text: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        configured(write_yaml(tmp_path / "a.yaml", "big_resnet", text), **given)
+
+
+def test_psi_beyond_its_range_is_refused_for_stylegan(host: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--truncation_factor is 1.5: for stylegan2"):
+        configured(write_yaml(tmp_path / "a.yaml", "stylegan2", GUIDED), truncation_factor=1.5)
+    with pytest.raises(UserError, match=r"restat \(stylegan2 has no batch norms\) cannot be"):
+        configured(write_yaml(tmp_path / "a.yaml", "stylegan2", GUIDED + "\nrestat: 3"))
+    configured(write_yaml(tmp_path / "b.yaml", "stylegan2", GUIDED), truncation_factor=0.5)
+    configured(write_yaml(tmp_path / "c.yaml", "big_resnet", GUIDED), truncation_factor=1.5)
+
+
+def test_the_host_keeps_its_own_langevin_where_the_sampler_is_neutral(host: None, tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "a.yaml", "big_resnet", "sampler: {name: gandance, scale: 1}")
+    configured(path, langevin_sampling=True, vis_fake_images=True)
+
+
+def test_register_twice_is_once_and_unregister_puts_all_back(checkout: Checkout) -> None:
+    with inside(checkout):
+        places = [
+            (module("config").Configurations, "_overwrite_cfgs"),
+            (module("config").Configurations, "check_compatability"),
+            (module("utils.sample"), "generate_images"),
+            (module("metrics.features"), "generate_images_and_stack_features"),
+            (module("utils.misc").GeneratorController, "prepare_generator"),
+            (module("loader"), "WORKER"),
+            (torch.multiprocessing, "spawn"),
+        ]
+        before = [getattr(owner, name) for owner, name in places]
+        host_package.register()
+        once = [getattr(owner, name) for owner, name in places]
+        host_package.register()
+        assert [getattr(owner, name) for owner, name in places] == once
+        assert not set(map(id, once)) & set(map(id, before))
+        host_package.unregister()
+        host_package.unregister()
+        assert [getattr(owner, name) for owner, name in places] == before
+
+
+def test_without_a_host_it_says_where_to_call_it() -> None:
+    with pytest.raises(UserError, match=r"register\(\) must be called where the host's src folder is importable"):
+        host_package.register()
+
+
+def generate(made: Networks, run: dict[str, Any], count: int = 6, y: Any = "totally_random", **more: Any) -> Any:
+    """The host's generate_images as its evaluation calls it."""
+    generator: Any = made.generator
+    is_stylegan = "stylegan" in made.backbone
+    given: dict[str, Any] = {
+        "z_prior": made.z_prior,
+        "truncation_factor": run["truncation_factor"],
+        "batch_size": count,
+        "z_dim": made.z_dim,
+        "num_classes": made.num_classes,
+        "y_sampler": y,
+        "radius": "N/A",
+        "generator": generator,
+        "discriminator": None,
+        "is_train": False,
+        "LOSS": SimpleNamespace(lo_steps4eval=0, lo_steps4train=0, apply_lo=False),
+        "RUN": SimpleNamespace(**run),
+        "MODEL": SimpleNamespace(
+            backbone=made.backbone,
+            z_dim=made.z_dim,
+            z_prior=made.z_prior,
+            g_cond_mtd=made.g_cond_mtd,
+            info_type="N/A",
+        ),
+        "device": torch.device("cpu"),
+        "is_stylegan": is_stylegan,
+        "generator_mapping": getattr(generator, "mapping", None),
+        "generator_synthesis": getattr(generator, "synthesis", None),
+        "style_mixing_p": 0.0,
+        "stylegan_update_emas": False,
+        "cal_trsp_cost": False,
+    }
+    return module("utils.sample").generate_images(**{**given, **more})
+
+
+def spec(sampler: Any, **given: Any) -> dict[str, Any]:
+    return {**run_flags(**given), "sampler": sampler, "stages": None, "restat": given.get("restat")}
+
+
+def stream(made: Networks, name: str, options: dict[str, Any], seeds: range, plan: LabelPlan | None = None) -> Any:
+    sampler = samplers.create(name, options)
+    (batch,) = sampler.stream(view_for(made), seeds, len(seeds), plan or LabelPlan())
+    return batch
+
+
+@pytest.mark.parametrize("run", [None, {"name": "gandance", "scale": 1.0}, {"name": "gandance", "scale": 2.0}])
+def test_training_calls_and_neutral_samplers_are_the_hosts_own(checkout: Checkout, run: dict[str, Any] | None) -> None:
+    made = networks("big_resnet", checkout)
+    training = {"is_train": bool(run and run["scale"] == 2)}
+
+    def images() -> tuple[Any, Any, Any]:
+        torch.manual_seed(4)
+        found = generate(made, spec(run), **training)
+        return found[0], found[1], torch.get_rng_state()
+
+    made.generator.train(training["is_train"])
+    state = {key: value.clone() for key, value in made.generator.state_dict().items()}
+    with inside(checkout):
+        plain = images()
+        made.generator.load_state_dict(state)
+        host_package.register()
+        try:
+            hooked = images()
+        finally:
+            host_package.unregister()
+    assert all(torch.equal(a, b) for a, b in zip(plain, hooked))
+
+
+@pytest.mark.parametrize("name", ["big_resnet", "resnet", "stylegan2"])
+def test_guided_images_are_those_of_our_own_evaluation(host: None, checkout: Checkout, name: str) -> None:
+    made = networks(name, checkout)
+    run = spec({"name": "gandance", "scale": 1.5})
+    first, second = generate(made, run), generate(made, run, 4)
+    ours = stream(made, "gandance", {"scale": 1.5}, range(5, 15))
+    assert_same_images(torch.cat([first[0], second[0]]), ours.images)
+    assert torch.equal(torch.cat([first[1], second[1]]), ours.labels)
+    assert not first[0].requires_grad
+    assert not any(module.training for module in made.generator.modules())
+
+
+@pytest.mark.parametrize("y", [2, "acending_all", "acending_some"])
+def test_the_host_chooses_the_labels_of_canvases(host: None, checkout: Checkout, y: Any) -> None:
+    made = networks("big_resnet", checkout)
+    np.random.seed(0)
+    images, labels, *_ = generate(made, spec({"name": "gandance", "scale": 1.5}), 16, y)
+    np.random.seed(0)
+    wanted = module("utils.sample").sample_y(y, 16, 4, torch.device("cpu"))
+    assert torch.equal(labels, wanted)
+    plan = LabelPlan(tuple(wanted.tolist()))
+    ours = stream(made, "gandance", {"scale": 1.5}, range(5, 5 + len(wanted)), plan)
+    assert torch.equal(images, ours.images)
+
+
+def test_truncation_factor_keeps_its_meaning_for_w(host: None, checkout: Checkout) -> None:
+    made = networks("stylegan2", checkout)
+    found = generate(made, spec({"name": "plain"}, truncation_factor=0.6, truncation_cutoff=2))
+    ours = stream(made, "truncation", {"psi": 0.6, "cutoff": 2}, range(5, 11))
+    assert torch.equal(found[0], ours.images)
+    seam.now.__init__()  # type: ignore[misc]
+    guided = generate(made, spec({"name": "gandance", "scale": 1.5}, truncation_factor=0.6))
+    view, sampler = view_for(made), samplers.create("gandance", {"scale": 1.5})
+    with view.frozen(), torch.no_grad():  # truncation and guidance are both affine: pulling the guided code is the same
+        inputs = view.draw(range(5, 11), 0, LabelPlan())
+        code = sampler.guided(view, inputs, view.encode(inputs.z, inputs.labels))  # type: ignore[attr-defined]
+        expected = view.decode(view.global_mean() + 0.6 * (code - view.global_mean()), inputs.z, inputs.noise)
+    torch.testing.assert_close(guided[0], expected, atol=1e-4, rtol=0)
+
+
+def test_truncation_factor_keeps_its_meaning_for_z(host: None, checkout: Checkout) -> None:
+    made = networks("big_resnet", checkout)
+    found = generate(made, spec({"name": "plain"}, truncation_factor=0.5))
+    assert torch.equal(found[0], stream(made, "truncation", {"threshold": 0.5}, range(5, 11)).images)
+    seam.now.__init__()  # type: ignore[misc]
+    uniform = networks("resnet", checkout)  # the host ignores the factor for a uniform prior
+    found = generate(uniform, spec({"name": "plain"}, truncation_factor=0.5))
+    assert torch.equal(found[0], stream(uniform, "plain", {}, range(5, 11)).images)
+
+
+def test_batch_statistics_are_the_statistics_of_the_batch(host: None, checkout: Checkout) -> None:
+    made = networks("big_resnet", checkout)
+    run = spec({"name": "gandance", "scale": 1.5}, batch_statistics=True)
+    misc = module("utils.misc")
+    made.generator.eval()
+    made.generator.apply(misc.set_bn_trainable)
+    made.generator.apply(misc.untrack_bn_statistics)
+    state = {key: value.clone() for key, value in made.generator.state_dict().items()}
+    images = generate(made, run)[0]
+    view = view_for(made)
+    inputs = view.draw(range(5, 11), 0, LabelPlan())
+    table = made.generator.shared.weight
+    code = table.mean(0) + 1.5 * (table[inputs.labels] - table.mean(0))
+    with torch.no_grad():  # the host's own call, its batch norms in training mode, all else in evaluation mode
+        expected = made.generator(inputs.z, None, shared_label=code, eval=True)
+    assert_same_images(images, expected)
+    assert not torch.allclose(images, stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images, atol=1e-2)
+    assert all(torch.equal(state[key], value) for key, value in made.generator.state_dict().items())
+
+
+def test_restat_uses_the_statistics_of_guided_images(host: None, checkout: Checkout) -> None:
+    from studiogan_guidance.samplers import restat
+
+    made = networks("big_resnet", checkout)
+    images = generate(made, spec({"name": "gandance", "scale": 1.5}, restat=3))[0]
+    sampler = samplers.create("gandance", {"scale": 1.5})
+    with restat.applied(restat.accumulate(view_for(made), sampler, 3)):
+        ours = stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images
+    assert torch.equal(images, ours)
+    assert not torch.allclose(images, stream(made, "gandance", {"scale": 1.5}, range(5, 11)).images, atol=1e-2)
+
+
+def test_processes_take_consecutive_blocks_of_images(
+    host: None, checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host joins by rank is the run of seeds of one process, and the next analysis goes on where it ends."""
+    made = networks("resnet", checkout)
+    run = spec({"name": "gandance", "scale": 1.5})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+
+    def as_the_host_does(num_generate: int, batch_size: int) -> list[torch.Tensor]:
+        return [generate(made, run, batch_size)[0] for _ in range(-(-num_generate // batch_size) // 3 + 1)]
+
+    blocks = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        seam.now.__init__()  # type: ignore[misc]
+        blocks += seam.in_blocks(as_the_host_does, "num_generate")(num_generate=20, batch_size=4)
+        assert seam.now.position == 20
+    ours = stream(made, "gandance", {"scale": 1.5}, range(5, 25)).images
+    assert_same_images(torch.cat(blocks)[:20], ours)
+
+
+def test_what_the_host_splits_among_gpus_is_made_in_as_many_parts(
+    host: None, checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = networks("resnet", checkout)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    sizes: list[int] = []
+    made.generator.register_forward_hook(lambda module, args, images: sizes.append(len(images)))
+    images = generate(made, spec({"name": "gandance", "scale": 1.5}), 8)[0]
+    assert sizes == [3, 3, 2]
+    ours = stream(made, "gandance", {"scale": 1.5}, range(5, 13)).images
+    assert_same_images(images, ours)
