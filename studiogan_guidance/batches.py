@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Sliceable")
@@ -58,7 +58,7 @@ class Halving:
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise UserError(
-                        f"out of memory with one image at a time ({' '.join(str(error).split())[:120]}): end what else "
+                        f"out of memory with one image at a time ({one_line(error, 120)}): end what else "
                         "uses the GPU, or use --device cpu"
                     ) from error
                 fits = False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that names what was asked, what was found and what to do.
+    """A mistake that the user can correct: one line that names what was asked, what was found and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -19,3 +19,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known: {', '.join(names)}"
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """The text of an error as one line of at most ``limit`` characters; the name of its type if it has no text.
+
+    Example:
+        >>> one_line(ValueError("first  line\\nsecond line"), limit=14)
+        'first line sec'
+    """
+    text = " ".join(str(error).split())
+    return (text or type(error).__name__)[:limit]

@@ -1,13 +1,25 @@
-"""The cache folder, and files that are written whole or not at all."""
+"""The cache folder, digests of values and files, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from studiogan_guidance.errors import UserError
+
+Arrays = dict[str, NDArray[Any]]
+BLOCK = 1 << 20  # bytes of a file that are hashed at a time
 
 
 def cache_dir() -> Path:
@@ -19,14 +31,116 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is renamed into place, on failure it is removed."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    """Yield a temporary path beside ``path``; on success it is renamed into place, on failure it is removed.
+
+    Compute before the with-block, so that nothing but writing happens inside.
+
+    Raises:
+        UserError: the folder cannot be made, the temporary file cannot be written, or it cannot be renamed. An OSError
+            about any other file is passed on as it is.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        beside.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), temporary):
+            raise
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}")
+
+
+def json_digest(value: Any, length: int = 32) -> str:
+    """The first ``length`` digits of the SHA-256 of a value as JSON with sorted keys; what JSON lacks becomes text.
+
+    Example:
+        >>> json_digest({"a": 1, "b": 2}) == json_digest({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 digits; an OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
+    """Where the cache keeps the arrays of a ``key``; any change of the key is another file.
+
+    Args:
+        kind: a folder of the cache, such as "reference".
+        key: all that the arrays depend on, with ``"version": N``, which is raised when the maths behind them change.
+    """
+    return cache_dir() / kind / f"{json_digest(key)}.npz"
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of ``path``, so that no other process computes the same; yields whether it is held.
+
+    It is not held where another process has it and ``wait`` is off, and where the folder may only be read.
+    """
+    lock = FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0)
+    with suppress(OSError, Timeout):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def read_arrays(path: Path) -> Arrays | None:
+    """The arrays that ``write_arrays`` left in a file; None if it is missing or damaged."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Keep arrays in a file, whole or not at all; in a cache that cannot be written, nothing is kept."""
+    with suppress(UserError), replacing(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def cached(kind: str, key: Mapping[str, Any], compute: Callable[[], Arrays], enabled: bool = True) -> Arrays:
+    """The arrays of a ``key`` from the cache, or those that ``compute`` returns, which one process computes for all.
+
+    Args:
+        kind: see ``cache_path``.
+        key: see ``cache_path``.
+        compute: called where the cache has no such arrays; its errors are passed on as they are.
+        enabled: off computes without a look at the cache.
+    """
+    if not enabled:
+        return compute()
+    path = cache_path(kind, key)
+    arrays = read_arrays(path)
+    if arrays is not None:
+        return arrays
+
+    # Another process may finish the same arrays while this one waits.
+    with locked(path):
+        arrays = read_arrays(path)
+        if arrays is None:
+            arrays = compute()
+            write_arrays(path, arrays)
+    return arrays

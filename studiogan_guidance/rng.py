@@ -11,11 +11,23 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-# First seeds of what is not an image of a run (a CPU generator takes the low 32 bits of a seed):
-COMPANIONS = 2**31  # the images that share a minibatch statistic with the one that is scored
-FAKES = COMPANIONS + 2**20  # what discriminators are calibrated on
-PILOTS = COMPANIONS + 2**24  # draws that bounds, priors, centres and constants are estimated from
-POOLS = COMPANIONS + 2**29  # pools that images are chosen from
+# Seeds of what is not an image of a run; a CPU generator takes the low 32 bits of a seed, and images have those below
+# ``IMAGES``. No two ranges overlap.
+IMAGES = 2**31
+RESERVED = {
+    "companions": range(2**31, 2**31 + 2**20),
+    "fakes": range(2**31 + 2**20, 2**31 + 2**24),
+    "pilots": range(2**31 + 2**24, 2**31 + 2**24 + 2**28),
+    "pools": range(2**31 + 2**29, 2**31 + 2**29 + 2**30),
+    "tables": range(2**32 - 2**29, 2**32 - 2**28),
+    "statistics": range(2**32 - 2**28, 2**32),
+}
+COMPANIONS = RESERVED["companions"].start  # the images that share a minibatch statistic with the one that is scored
+FAKES = RESERVED["fakes"].start  # what discriminators are calibrated on
+PILOTS = RESERVED["pilots"].start  # draws that bounds, priors, centres and constants are estimated from
+POOLS = RESERVED["pools"].start  # pools that images are chosen from
+TABLES = RESERVED["tables"].start  # draws behind class means
+STATISTICS = RESERVED["statistics"].start  # images that batch-norm statistics are accumulated over
 
 
 def generators(seeds: Sequence[int]) -> list[Generator]:

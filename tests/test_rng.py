@@ -21,3 +21,11 @@ def test_drawing_no_numbers_leaves_the_generator_alone() -> None:
     gens = rng.generators([3])
     assert rng.randint(gens, 5, 0).shape == (1, 0)
     assert torch.equal(rng.randn(gens, 2), rng.randn(rng.generators([3]), 2))
+
+
+def test_no_two_ranges_of_reserved_seeds_overlap() -> None:
+    ranges = sorted([range(rng.IMAGES), *rng.RESERVED.values()], key=lambda seeds: seeds.start)
+    assert ranges[0] == range(2**31)  # images
+    for lower, upper in zip(ranges, ranges[1:]):
+        assert lower.stop <= upper.start
+    assert ranges[-1].stop <= 2**32  # where the seeds of a CPU generator begin again
