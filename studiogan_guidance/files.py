@@ -117,8 +117,9 @@ def read_arrays(path: Path) -> Arrays | None:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Keep arrays in a file, whole or not at all; in a cache that cannot be written, nothing is kept."""
+    named: dict[str, Any] = dict(arrays)
     with suppress(UserError), replacing(path) as temporary:
-        np.savez(temporary, **arrays)
+        np.savez(temporary, **named)
 
 
 def cached(kind: str, key: Mapping[str, Any], compute: Callable[[], Arrays], enabled: bool = True) -> Arrays:
