@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 
@@ -23,38 +23,55 @@ UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host nei
 
 
 class RealImages:
-    """The host's data set of one split, with a fingerprint of everything in it that a metric depends on."""
+    """The host's data set of one split.
+
+    Attributes:
+        fingerprint: everything about the images that changes a metric, for a protocol; see ``fingerprint``.
+        cache_key: the fingerprint and the times of the files, for caches; see ``cache_key``.
+
+    Raises:
+        UserError: no folder, a split that the host does not know for this data, or images that it cannot find.
+    """
 
     def __init__(self, cfg: RunConfig, checkout: Checkout, name: str, image_size: int) -> None:
         if not cfg.data:
             raise UserError(
                 "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
             )
-        self.root, self.size, self.split = Path(cfg.data), image_size, cfg.reference or "train"
+        self.root = Path(cfg.data)
+        self.size = image_size
+        self.split = cfg.reference or "train"
+
         splits = ("train", "test") if name.startswith("CIFAR") else ("train", "valid")
         if self.split not in splits:
             raise UserError(f"{name} has no {self.split} split in the host: use --reference {' or '.join(splits)}")
-        processed = name not in UNPROCESSED
         if not self.root.is_dir():
             raise UserError(
                 f"--data {self.root} is not a folder: give the one with train/<class>/* and valid/<class>/*"
             )
+
+        self._dataset = self._open(checkout, name, cfg.pre_resizer)
+        self.cache_key = cache_key(self.root, name, image_size, cfg.pre_resizer, self.split)
+        self.fingerprint = _without_times(self.cache_key)
+
+    def _open(self, checkout: Checkout, name: str, pre_resizer: str) -> Any:
+        processed = name not in UNPROCESSED
         with inside(checkout):
             try:
-                self._dataset = module("data_util").Dataset_(
+                return module("data_util").Dataset_(
                     data_name=name,
                     data_dir=str(self.root),
                     train=self.split == "train",
                     crop_long_edge=processed,
-                    resize_size=image_size if processed else None,
-                    resizer=cfg.pre_resizer,
+                    resize_size=self.size if processed else None,
+                    resizer=pre_resizer,
                     random_flip=False,
                     normalize=True,
                 )
             except (OSError, RuntimeError, urllib.error.URLError) as error:
-                reason = " ".join(str(error).split())[:160]
-                raise UserError(f"cannot read the {self.split} images of {name} in {self.root}: {reason}") from error
-        self.fingerprint = fingerprint(self.root, name, image_size, cfg.pre_resizer, self.split)
+                raise UserError(
+                    f"cannot read the {self.split} images of {name} in {self.root}: {one_line(error)}"
+                ) from error
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -66,55 +83,93 @@ class RealImages:
     def batches(
         self, batch_size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, 3, H, W] in [-1, 1] and labels [B]; UserError names an unreadable or wrongly sized image.
+        """Images [B, 3, H, W] in [-1, 1] and labels [B].
 
-        ``only`` chooses among the images; ``first`` and ``step`` among the batches: batch ``first``, then every
-        ``step``-th.
+        Args:
+            batch_size: images of a batch; the last one may have fewer.
+            first: the first batch to read.
+            step: read every ``step``-th batch from there.
+            only: the images to read, by their positions; by default all.
+
+        Raises:
+            UserError: an unreadable image, one of another size than the configuration's, a loading process that died.
         """
+        chosen = only or range(len(self))
+        batches = list(torch.utils.data.BatchSampler(chosen, batch_size, drop_last=False))
         workers = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
-        batches = list(torch.utils.data.BatchSampler(only or range(len(self)), batch_size, drop_last=False))[
-            first::step
-        ]
         loader: Any = torch.utils.data.DataLoader(
             self._dataset,
-            batch_sampler=batches,
+            batch_sampler=batches[first::step],
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
         )
+
+        loaded = iter(loader)
+        while (batch := self._next(loaded)) is not None:
+            images, labels = batch
+            if tuple(images.shape[1:]) != (3, self.size, self.size):
+                raise UserError(
+                    f"images in {self.root} are {images.shape[3]}x{images.shape[2]}, the configuration wants "
+                    f"{self.size}x{self.size}: set --pre-resizer (such as lanczos)"
+                )
+            yield images, labels
+
+    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        """The next batch, None after the last."""
         try:
-            for images, labels in loader:
-                if tuple(images.shape[1:]) != (3, self.size, self.size):
-                    raise UserError(
-                        f"images in {self.root} are {images.shape[3]}x{images.shape[2]}, the configuration wants "
-                        f"{self.size}x{self.size}: set --pre-resizer (such as lanczos)"
-                    )
-                yield images, labels
-        except UserError:
-            raise
+            return next(loaded, None)
         except Exception as error:  # PIL raises SyntaxError and worse on broken files
-            last = str(error).strip().splitlines()[-1][:200]
-            raise UserError(f"cannot read the images in {self.root}: {last}") from error
+            raise UserError(f"loading the images in {self.root} failed: {_reason(error)}") from error
 
 
-def fingerprint(root: Path, name: str, image_size: int, pre_resizer: str, split: str) -> dict[str, Any]:
-    """Everything about real images that changes a metric; file names, sizes and times stand for their content."""
+def _reason(error: Exception) -> str:
+    """The type of an exception and the last line of its text, which may be the traceback of a loading process."""
+    kind = type(error).__name__
+    last = str(error).strip().rpartition("\n")[2].strip()[:200]
+    if kind in last:
+        return last
+    return f"{kind}: {last}" if last else kind
+
+
+def cache_key(root: Path, name: str, image_size: int, pre_resizer: str, split: str) -> dict[str, Any]:
+    """``fingerprint``, and ``times``: a hash of when the files were written.
+
+    A cache that has this key is computed anew after any change of a file; a copy of the folder has caches of its own.
+    """
     folder = root if name.startswith("CIFAR") else root / ("train" if split == "train" else "valid")
+    files, times = _listing(folder)
     return {
         "data": name,
-        "files": _listing(folder),
+        "files": files,
         "image_size": image_size,
         "pre_resizer": pre_resizer,
         "reference": split,
+        "times": times,
     }
 
 
-def _listing(root: Path) -> str:
-    digest = hashlib.sha256()
+def fingerprint(root: Path, name: str, image_size: int, pre_resizer: str, split: str) -> dict[str, Any]:
+    """Everything about real images that changes a metric; names and sizes of the files stand for their content.
+
+    Two copies of a data set have the same fingerprint, wherever and whenever they were unpacked.
+    """
+    return _without_times(cache_key(root, name, image_size, pre_resizer, split))
+
+
+def _without_times(key: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in key.items() if name != "times"}
+
+
+def _listing(root: Path) -> tuple[str, str]:
+    """A hash of the names and sizes of the files below a folder, and one of their times."""
+    files = hashlib.sha256()
+    times = hashlib.sha256()
     for folder, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
+            path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
-                stat = os.stat(os.path.join(folder, name))
-                relative = os.path.relpath(os.path.join(folder, name), root)
-                digest.update(f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+                stat = os.stat(path)
+                files.update(f"{os.path.relpath(path, root)}\0{stat.st_size}\n".encode())
+                times.update(f"{stat.st_mtime_ns}\n".encode())
+    return files.hexdigest()[:32], times.hexdigest()[:32]

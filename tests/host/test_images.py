@@ -1,17 +1,24 @@
-"""Our pure metric functions against the host's, on the same features."""
+"""The host's real images, and our pure metric functions against the host's on the same features."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.fid import frechet_distance, moments
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.prdc import prdc
+from studiogan_guidance.host.images import RealImages
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 
@@ -60,3 +67,77 @@ def test_inception_score_is_the_hosts(checkout: Checkout) -> None:
             warnings.simplefilter("ignore")  # the standard deviation of one split
             score, _ = hosts(checkout, "ins").calculate_kl_div(torch.from_numpy(p).double(), splits)
         assert inception_score(p, splits) == pytest.approx(float(score), rel=1e-9)
+
+
+def opened(checkout: Checkout, data: Path) -> RealImages:
+    cfg = RunConfig(data=str(data), reference="valid")
+    return RealImages(cfg, checkout, "Digits", 32)
+
+
+def test_a_fingerprint_holds_names_and_sizes_and_a_cache_key_times_too(
+    checkout: Checkout, data: Path, tmp_path: Path
+) -> None:
+    first = opened(checkout, data)
+    assert {**first.fingerprint, "times": first.cache_key["times"]} == first.cache_key
+    copy = Path(shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile))
+    image = copy / "valid" / "0" / "0.png"
+    os.utime(image, (1, 1))
+
+    copied = opened(checkout, copy)
+    assert copied.fingerprint == first.fingerprint
+    assert copied.cache_key != first.cache_key
+
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert opened(checkout, copy).fingerprint != first.fingerprint
+    image.unlink()
+    (copy / "train" / "0" / "0.png").unlink()  # of another split
+    image.write_bytes((data / "valid" / "0" / "0.png").read_bytes())
+    assert opened(checkout, copy).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError(), "failed: ValueError$"),
+        (ValueError("one\n\ntwo"), "failed: ValueError: two$"),
+        (MemoryError(), "failed: MemoryError$"),
+    ],
+)
+def test_an_image_that_cannot_be_loaded_says_what_happened(
+    checkout: Checkout,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    error: Exception,
+    message: str,
+) -> None:
+    class Broken:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> None:
+            raise error
+
+    real = opened(checkout, data)
+    monkeypatch.setattr(real, "_dataset", Broken())
+    monkeypatch.setattr(sys, "platform", "linux" if workers else "darwin")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(1))
+    with pytest.raises(UserError, match=f"loading the images in .* {message}"):
+        next(iter(real.batches(2)))
+
+
+def test_a_loading_process_that_dies_is_not_called_an_unreadable_image(
+    checkout: Checkout, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deadly:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> None:
+            os._exit(1)
+
+    real = opened(checkout, data)
+    monkeypatch.setattr(real, "_dataset", Deadly())
+    with pytest.raises(UserError, match=r"loading the images in .* failed: RuntimeError: DataLoader worker .* exited"):
+        next(iter(real.batches(2)))
