@@ -96,7 +96,7 @@ def choose(cfg: config.RunConfig, reference: Path | None) -> list[dict[str, Any]
         chosen.append({"name": name, **results.plain_data(best["options"])})
         for row in rows:
             mark = "*" if row is best else " "
-            click.echo(f"{mark} {name} {tables.short(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
+            click.echo(f"{mark} {name} {tables.format_options(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
     return chosen
 
 

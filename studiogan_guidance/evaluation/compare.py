@@ -117,12 +117,12 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         seconds, alike = record["cost"].get("sampling_seconds"), record["timed_on"] == records[0]["timed_on"]
         record["time"] = seconds / plain if plain and seconds is not None and alike else None
         alone = names.count(record["sampler"]) == 1
-        record["label"] = f"{record['sampler']} {'' if alone else tables.short(record['differs'])}".strip()
+        record["label"] = f"{record['sampler']} {'' if alone else tables.format_options(record['differs'])}".strip()
     every = sorted(found[0])
     return {"protocol": {**first["protocol"], "seed": every if len(every) > 1 else every[0]}, "rows": records}
 
 
-def telling(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def non_default_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the defaults of the sampler, and those of its base likewise; off is ``false``."""
     try:
         usual = results.plain_data(samplers.options(samplers.create(name)))
@@ -133,7 +133,9 @@ def telling(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if key in usual and value == usual[key]:
             continue
-        inner = isinstance(value, Mapping) and telling(value["name"], {k: v for k, v in value.items() if k != "name"})
+        inner = isinstance(value, Mapping) and non_default_options(
+            value["name"], {k: v for k, v in value.items() if k != "name"}
+        )
         named = {"name": value["name"], **inner} if isinstance(inner, dict) else value
         found[key] = words[value] if value is None or value is False else named
     return found
@@ -146,7 +148,7 @@ def _record(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "sampler": last["sampler"],
         "options": last["options"],
-        "differs": telling(last["sampler"], last["options"]),
+        "differs": non_default_options(last["sampler"], last["options"]),
         "metrics": {key: _spread([row["metrics"].get(key) for row in rows]) for key in last["metrics"]},
         "cost": _means(row["cost"] for row in rows),
         "setup": dict(setup),

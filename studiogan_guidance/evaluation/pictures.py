@@ -15,7 +15,7 @@ from studiogan_guidance.files import replacing
 
 if TYPE_CHECKING:
     pass
-from studiogan_guidance.evaluation.tables import HEADINGS, flat, short
+from studiogan_guidance.evaluation.tables import HEADINGS, dotted, format_options
 
 MARKS = "osD^v"  # of points of one colour
 CHOSEN = ("precision", "recall"), ("density", "coverage")  # fidelity against diversity
@@ -32,9 +32,9 @@ def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plai
 
     lines: dict[tuple[str, ...], list[tuple[Any, Mapping[str, Any]]]] = {}  # by words: (value of the axis, row)
     for row in rows:
-        options = flat(row["options"])
+        options = dotted(row["options"])
         if options.get(axis) is not None:
-            words = (short({key: value}) for key, value in options.items() if key != axis)
+            words = (format_options({key: value}) for key, value in options.items() if key != axis)
             lines.setdefault(tuple(filter(None, words)), []).append((options[axis], row))
     common = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
     charts = {"fid": ("", "fid"), "precision_recall": ("recall", "precision")}

@@ -116,7 +116,7 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
     seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
     columns, captions = [], []
     for name, sampler in chosen:
-        values = tables.flat(samplers.options(sampler))
+        values = tables.dotted(samplers.options(sampler))
         captions.append(" ".join(str(values.get(key, name)) for key in options))
         with restat.applied(statistics(cfg, evaluation.view, sampler)):
             batch = next(sampler.stream(evaluation.view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
@@ -143,5 +143,5 @@ def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> 
 
 
 def _numbers(made: Sequence[Sampler], key: str) -> bool:
-    values = [tables.flat(samplers.options(sampler)).get(key) for sampler in made]
+    values = [tables.dotted(samplers.options(sampler)).get(key) for sampler in made]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,140 +13,192 @@ from studiogan_guidance.files import replacing
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = {"fid": "FID", "is": "IS", "precision": "precision", "recall": "recall", "density": "density"}
-HEADINGS |= {"coverage": "coverage", "accuracy": "accuracy", "fid_infinity": "FID-inf", "kid": "KID"}
-HEADINGS |= {f"class_{key}": f"class {key}" for key in ("fid", "precision", "recall", "density", "coverage")}
-PASSES = {"mapping": "mapping", "synthesis": "G", "discriminator": "D", "backward": "backward"}
-PASSES |= {"acceptance": "accepted"}
+Row = Mapping[str, Any]
+
+HEADINGS = {
+    "fid": "FID",
+    "is": "IS",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "accuracy": "accuracy",
+    "fid_infinity": "FID-inf",
+    "kid": "KID",
+    "class_fid": "class fid",
+    "class_precision": "class precision",
+    "class_recall": "class recall",
+    "class_density": "class density",
+    "class_coverage": "class coverage",
+}
+PASSES = {
+    "mapping": "mapping",
+    "synthesis": "G",
+    "discriminator": "D",
+    "backward": "backward",
+    "acceptance": "accepted",
+}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of an evaluation as text, one line a sampler, with the protocol below."""
-    from rich.table import Table
-
-    names = [key for key in HEADINGS if any(key in row["metrics"] for row in rows)]
-    grid = Table(box=None, pad_edge=False)
-    for heading in ("sampler", "options", *(HEADINGS[key] for key in names), "s"):
-        grid.add_column(heading, justify="left" if heading in ("sampler", "options") else "right", no_wrap=True)
+def table(rows: Sequence[Row]) -> str:
+    """Rows of an evaluation as text: one line a sampler, and the protocol below."""
+    metrics = _present(HEADINGS, rows, "metrics")
+    grid = _empty_table([*(HEADINGS[key] for key in metrics), "s"])
     for row in rows:
-        metrics = [row["metrics"].get(key) for key in names]
-        cells = [number(key, value) for key, value in zip(names, metrics)]
-        grid.add_row(row["sampler"], short(row["options"]), *cells, f"{row['seconds']:.1f}")
+        values = [format_metric(key, row["metrics"].get(key)) for key in metrics]
+        grid.add_row(row["sampler"], format_options(row["options"]), *values, f"{row['seconds']:.1f}")
     return _text(grid, rows[0]["protocol"])
 
 
-def _text(grid: Table, protocol: Mapping[str, Any]) -> str:
-    from rich.console import Console
-
-    console = Console(width=1000, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(grid)
-    lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
-    return "\n".join([*lines, "", "protocol: " + "  ".join(f"{key}={value}" for key, value in protocol.items())])
-
-
-def tuned(result: Mapping[str, Any]) -> str:
-    """What ``tune`` found, as text: the candidates in their order, then the choice against plain sampling."""
-    lines = []
-    for step in result["searched"]:
-        metrics = [f"{HEADINGS.get(key, key)} {number(key, value)}" for key, value in step["metrics"].items()]
-        lines.append(f"{short(step['options'])}: {', '.join(metrics)}")
-    seeds = len(result["plain"].get(result["objective"], {}).get("values", ()))
-    split = result["reference"]
-    lines.append(f"\non {seeds} fresh seed ranges against the {split} split, mean ± standard deviation:")
-    for name in ("plain", "found", "chosen"):
-        found = result[name]
-        values = [
-            f"{HEADINGS[key]} {number(key, value['mean'])} ± {number(key, value['std'])}"
-            for key, value in found.items()
-            if key != "options"
-        ]
-        lines.append(f"{name:<7} {short(found['options'])}: {', '.join(values)}")
-    mean, std = (number(result["objective"], result["difference"][key]) for key in ("mean", "std"))
-    lines.append(f"found - plain: {mean} ± {std}, paired by seeds")
-    return "\n".join([*lines, f"{result['evaluations']} evaluations; use it: eval -c {result['config']}"])
-
-
 def compared(result: Mapping[str, Any]) -> str:
-    """What ``compare`` found, as text: one line a sampler, with the protocol below.
+    """The result of ``compare`` as text: one line a sampler, and the protocol below.
 
-    Behind the metrics stand the passes per image (mapping network, generator, discriminator, backward), the share of
-    the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling.
+    The columns after the metrics are the passes per image (mapping network, generator, discriminator, backward), the
+    share of the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling.
     """
-    from rich.table import Table
-
     rows = result["rows"]
-    names = [key for key in HEADINGS if any(key in row["metrics"] for row in rows)]
-    passes = [key for key in PASSES if any(key in row["cost"] for row in rows)]
-    grid = Table(box=None, pad_edge=False)
-    headings = (*(HEADINGS[key] for key in names), *(PASSES[key] for key in passes), "time")
-    for heading in ("sampler", "options", *headings):
-        grid.add_column(heading, justify="left" if heading in ("sampler", "options") else "right", no_wrap=True)
+    metrics = _present(HEADINGS, rows, "metrics")
+    passes = _present(PASSES, rows, "cost")
+    grid = _empty_table([*(HEADINGS[key] for key in metrics), *(PASSES[key] for key in passes), "time"])
     for row in rows:
-        cells = [deviating(key, row["metrics"].get(key, {})) for key in names]
-        cells += ["-" if key not in row["cost"] else f"{row['cost'][key]:.4g}" for key in passes]
-        cells.append("-" if row["time"] is None else f"{row['time']:.2f}")
-        grid.add_row(row["sampler"], short(row["differs"]), *cells)
+        values = [format_spread(key, row["metrics"].get(key, {})) for key in metrics]
+        costs = [f"{row['cost'][key]:.4g}" if key in row["cost"] else "-" for key in passes]
+        time = "-" if row["time"] is None else f"{row['time']:.2f}"
+        grid.add_row(row["sampler"], format_options(row["differs"]), *values, *costs, time)
     return _text(grid, result["protocol"])
 
 
-def deviating(metric: str, value: Mapping[str, Any]) -> str:
-    """Mean and, if there is one, standard deviation of a metric for the screen."""
-    tail = "" if value.get("std") is None else f" ± {number(metric, value['std'])}"
-    return number(metric, value.get("mean")) + tail
+def _present(keys: Iterable[str], rows: Sequence[Row], part: str) -> list[str]:
+    """Those of ``keys`` that some row has among its metrics or costs, in their own order."""
+    return [key for key in keys if any(key in row[part] for row in rows)]
 
 
-def save_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _empty_table(numbers: Sequence[str]) -> Table:
+    """A table with columns for the sampler and its options, then one for each heading in ``numbers``."""
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("sampler", "options"):
+        grid.add_column(heading, justify="left", no_wrap=True)
+    for heading in numbers:
+        grid.add_column(heading, justify="right", no_wrap=True)
+    return grid
+
+
+def _text(grid: Table, protocol: Mapping[str, Any]) -> str:
+    """A table as plain text, with the protocol as the last line."""
+    from rich.console import Console
+
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=1000, record=True, file=nowhere)
+        console.print(grid)
+    lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
+    facts = "  ".join(f"{key}={value}" for key, value in protocol.items())
+    return "\n".join([*lines, "", f"protocol: {facts}"])
+
+
+def tuned(result: Mapping[str, Any]) -> str:
+    """The result of ``tune`` as text: the candidates in their order, then the choice against plain sampling."""
+    lines = []
+
+    # Each candidate of the search.
+    for step in result["searched"]:
+        metrics = [f"{HEADINGS.get(key, key)} {format_metric(key, value)}" for key, value in step["metrics"].items()]
+        lines.append(f"{format_options(step['options'])}: {', '.join(metrics)}")
+
+    # Plain sampling, the best candidate and the choice on fresh seeds.
+    objective, split = result["objective"], result["reference"]
+    seeds = len(result["plain"].get(objective, {}).get("values", ()))
+    lines.append(f"\non {seeds} fresh seed ranges against the {split} split, mean ± standard deviation:")
+    for name in ("plain", "found", "chosen"):
+        summary = result[name]
+        metrics = [f"{HEADINGS[key]} {format_spread(key, summary[key])}" for key in summary if key != "options"]
+        lines.append(f"{name:<7} {format_options(summary['options'])}: {', '.join(metrics)}")
+
+    # The difference, and how to use the choice.
+    lines.append(f"found - plain: {format_spread(objective, result['difference'])}, paired by seeds")
+    lines.append(f"{result['evaluations']} evaluations; use it: eval -c {result['config']}")
+    return "\n".join(lines)
+
+
+def save_csv(path: Path, rows: Sequence[Row]) -> None:
     """Rows as a table for a spreadsheet: sampler, seconds, options, metrics, cost, set-up, notes, protocol.
 
-    Each is a column of its own; the base of a sampler is one of text. An option named like a metric, a pass or a part
-    of the protocol stands under ``options.<name>``.
+    Every value has a column of its own; the base of a sampler is one text. An option that has the name of a metric, a
+    pass or a part of the protocol is in the column ``options.<name>``.
     """
-    parts = ("metrics", "cost", "protocol")
-    taken = {"sampler", "seconds"} | {key for row in rows for part in parts for key in row[part]}
-    lines = [
-        {key: row[key] for key in ("sampler", "seconds")}
-        | {f"options.{key}" if key in taken else key: word(value) for key, value in row["options"].items()}
-        | row["metrics"]
-        | row["cost"]
-        | {f"{part}.{key}": value for part in ("setup", "notes") for key, value in row.get(part, {}).items()}
-        | row["protocol"]
-        for row in rows
-    ]
-    with replacing(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
+    # Names that options must not take.
+    reserved = {"sampler", "seconds"}
+    for row in rows:
+        for part in ("metrics", "cost", "protocol"):
+            reserved |= set(row[part])
+
+    # One flat line a row; columns in the order of their first use.
+    lines = [_csv_line(row, reserved) for row in rows]
+    columns = dict.fromkeys(key for line in lines for key in line)
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(lines)
 
 
-def number(metric: str, value: float | None) -> str:
+def _csv_line(row: Row, reserved: set[str]) -> dict[str, Any]:
+    """A row without nested parts; options whose names are ``reserved`` are called ``options.<name>``."""
+    line = {"sampler": row["sampler"], "seconds": row["seconds"]}
+    for key, value in row["options"].items():
+        line[f"options.{key}" if key in reserved else key] = format_value(value)
+    line |= row["metrics"]
+    line |= row["cost"]
+    for part in ("setup", "notes"):
+        for key, value in row.get(part, {}).items():
+            line[f"{part}.{key}"] = value
+    return line | row["protocol"]
+
+
+def format_metric(metric: str, value: float | None) -> str:
     """A metric for the screen; KID is of the order of 0.001."""
-    return "-" if value is None else f"{value:.6g}" if metric == "kid" else f"{value:.3f}"
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if metric == "kid" else f"{value:.3f}"
 
 
-def short(options: Mapping[str, Any]) -> str:
-    """Options that say something, as key=value words; those of a base stand in parentheses behind its name."""
-    return " ".join(
-        f"{key}={word(value)}" for key, value in options.items() if value is not None and value is not False
-    )
+def format_spread(metric: str, value: Mapping[str, Any]) -> str:
+    """The mean of a metric for the screen, with its standard deviation if there is one."""
+    tail = "" if value.get("std") is None else f" ± {format_metric(metric, value['std'])}"
+    return format_metric(metric, value.get("mean")) + tail
 
 
-def word(value: Any) -> Any:
-    """The value of an option for a table: a base with its options as one text, anything else as it is."""
+def format_options(options: Mapping[str, Any]) -> str:
+    """Options that are not off, as key=value words; those of a base are in parentheses after its name.
+
+    Example:
+        >>> format_options({"steps": 5, "mala": False, "base": {"name": "gandance", "scale": 1.1}})
+        'steps=5 base=gandance(scale=1.1)'
+    """
+    shown = {key: value for key, value in options.items() if value is not None and value is not False}
+    return " ".join(f"{key}={format_value(value)}" for key, value in shown.items())
+
+
+def format_value(value: Any) -> Any:
+    """The value of an option for a table: a base with its options as one text, anything else unchanged."""
     if not isinstance(value, Mapping):
         return value
-    inner = short({key: item for key, item in value.items() if key != "name"})
+    inner = format_options({key: item for key, item in value.items() if key != "name"})
     return f"{value['name']}({inner})" if inner else value["name"]
 
 
-def flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with those of a base beside them under names with a dot, as a command line takes them.
+def dotted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of a base under names with a dot, as a command line takes them.
 
     Example:
-        >>> flat({"steps": 5, "base": {"name": "gandance", "scale": 1.1}})
+        >>> dotted({"steps": 5, "base": {"name": "gandance", "scale": 1.1}})
         {'steps': 5, 'base': 'gandance', 'base.scale': 1.1}
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in options.items():
-        inner = flat(value) if isinstance(value, Mapping) else {"name": value}
-        found |= {key if name == "name" else f"{key}.{name}": item for name, item in inner.items()}
-    return found
+        if not isinstance(value, Mapping):
+            flat[key] = value
+            continue
+        for name, item in dotted(value).items():
+            flat[key if name == "name" else f"{key}.{name}"] = item
+    return flat

@@ -110,7 +110,9 @@ def tune(
         ends = [line.put(start, x) for line in lines for x in (line.low, line.high)]
         evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, start, *ends)])
         if not evaluation.chosen[0][1].neutral:
-            raise UserError(f"'{cfg.sampler}' is not plain sampling at {tables.short(plain)}: tune cannot start there")
+            raise UserError(
+                f"'{cfg.sampler}' is not plain sampling at {tables.format_options(plain)}: tune cannot start there"
+            )
         search = Search(evaluation, folder, objective, min_recall)
         best = min((plain, start), key=search.score)
         if search.score(plain)[1] == math.inf:

@@ -285,7 +285,7 @@ class GuidedWorker:
 
 def _said(run: Any) -> str:
     sampler = sampler_of(run)  # or what stands in for it
-    options = tables.short(results.plain_data(samplers.options(sampler))) if sampler else ""
+    options = tables.format_options(results.plain_data(samplers.options(sampler))) if sampler else ""
     return " ".join(filter(None, (run.sampler["name"], options, f"restat={run.restat}" if run.restat else "")))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results
-from studiogan_guidance.evaluation.compare import summary, telling
+from studiogan_guidance.evaluation.compare import non_default_options, summary
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Entry
 from studiogan_guidance.samplers import SAMPLERS, Plain
@@ -154,14 +154,14 @@ def test_without_plain_there_is_no_ratio_of_times_and_names_are_told_apart() -> 
 
 
 def test_only_what_differs_from_the_defaults_is_told() -> None:
-    assert telling("gandance", {"scale": 1.2, "joint": "class_shift", "subset": 8, "psi": None}) == {
+    assert non_default_options("gandance", {"scale": 1.2, "joint": "class_shift", "subset": 8, "psi": None}) == {
         "joint": "class_shift"
     }
     base = {"name": "gandance", "scale": 1.2, "keep_norm": True}
-    assert telling("ddls", {"base": base, "steps": 1000, "mala": False}) == {
+    assert non_default_options("ddls", {"base": base, "steps": 1000, "mala": False}) == {
         "base": {"name": "gandance", "keep_norm": True}
     }
-    assert telling("of_another_package", {"a": 1, "b": None}) == {"a": 1, "b": "none"}
+    assert non_default_options("of_another_package", {"a": 1, "b": None}) == {"a": 1, "b": "none"}
 
 
 @dataclass(frozen=True)

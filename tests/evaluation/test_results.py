@@ -47,8 +47,8 @@ BASE = {"name": "gandance", "scale": 1.1, "joint": "class_mean", "psi": None, "k
 
 def test_a_base_reads_as_one_word() -> None:
     options = {"steps": 0, "mala": False, "base": {**BASE, "base": {"name": "plain"}}}
-    assert tables.short(options) == "steps=0 base=gandance(scale=1.1 joint=class_mean base=plain)"
-    assert tables.flat(options)["base.base"] == "plain"
+    assert tables.format_options(options) == "steps=0 base=gandance(scale=1.1 joint=class_mean base=plain)"
+    assert tables.dotted(options)["base.base"] == "plain"
 
 
 def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_path: Path) -> None:
