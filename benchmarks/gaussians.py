@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from studiogan_guidance import samplers
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks
-from studiogan_guidance.latents.base import Beside
+from studiogan_guidance.latents.base import Companions
 
 SCALE, DEVIATION, CLASSES, Z_DIM = 2.828, 0.05 / 2.828, 5, 4
 CENTRES = torch.tensor([[x, y] for y in range(-2, 3) for x in range(-2, 3)]) * 2 / SCALE  # row by row
@@ -78,7 +78,7 @@ class PointView(LatentView):
         return F.one_hot(labels, CLASSES).float()
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-        self.cost["synthesis"] += len(z)
+        self.ledger.cost["synthesis"] += len(z)
         points: Tensor = self.generator(torch.cat([z, code], 1))
         return points
 
@@ -159,8 +159,10 @@ def train(seed: int, device: str, weak: float, batch: int = 256) -> tuple[nn.Mod
 
 
 def view_of(gen: nn.Module, dis: Discriminator, device: str) -> LatentView:
-    beside = Beside(lambda: dis, lambda count: _held_out(count, device), lambda: "fresh data", lambda path: gen)
-    networks = Networks(gen, "points", CLASSES, Z_DIM, 1, torch.device(device), "", "a small GAN", beside=beside)
+    companions = Companions(lambda: dis, lambda count: _held_out(count, device), lambda: "fresh data", lambda path: gen)
+    networks = Networks(
+        gen, "points", CLASSES, Z_DIM, 1, torch.device(device), "", "a small GAN", companions=companions
+    )
     return PointView(networks)
 
 

@@ -64,7 +64,7 @@ def guided_by(view: LatentView, joint: str) -> samplers.Sampler:
     fresh = learned.create(view, base).eval().requires_grad_(False)
     for value in fresh.residual.parameters():
         torch.nn.init.normal_(value, std=0.1)
-    view.learned[str(Path(base).resolve())] = fresh
+    learned.provide(view, base, fresh)
     return samplers.create("gandance", {"scale": 1.5, "joint": name, "joint_ckpt": base})
 
 

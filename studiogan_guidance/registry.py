@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 import typing
@@ -112,7 +113,9 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    if kind == Spec:
+    if kind == Spec or dataclasses.is_dataclass(kind):  # a thing with options
+        if dataclasses.is_dataclass(value):
+            return value
         named = isinstance(value, dict) and isinstance(value.get("name"), str)
         if not (named or isinstance(value, str)):
             raise UserError(f"{name} must be a name or a mapping with a name, found {value!r}")

@@ -21,7 +21,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import LatentView, Networks, view_for
-from studiogan_guidance.latents.base import Beside
+from studiogan_guidance.latents.base import Companions
 
 
 def _host() -> tuple[Checkout | None, str]:
@@ -184,11 +184,11 @@ def toy_networks(gan: ToyGAN, digest: str = "toy", critic: nn.Module | None = No
         w = gan.mapping(torch.randn(count, gan.z_dim, generator=g), nn.functional.one_hot(labels, gan.classes).float())
         return gan.synthesis(gan.mean + 0.7 * (w - gan.mean)), labels
 
-    beside = Beside(
+    companions = Companions(
         lambda: critic or ToyCritic(gan), held_out, lambda: "a toy", lambda path: ToyGAN(between=float(path))
     )
     device = torch.device("cpu")
-    return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, device, digest, "a toy", beside=beside)
+    return Networks(gan, "builtin", gan.classes, gan.z_dim, 2, device, digest, "a toy", companions=companions)
 
 
 class IdentityView(LatentView):
@@ -198,7 +198,7 @@ class IdentityView(LatentView):
         return nn.functional.one_hot(labels, self.num_classes).float()
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-        self.cost["synthesis"] += len(z)
+        self.ledger.cost["synthesis"] += len(z)
         return z
 
 
@@ -217,9 +217,9 @@ def identity_view(
         images = real if real is not None else torch.randn(count, z_dim, generator=torch.Generator().manual_seed(9))
         return images[:count], torch.arange(len(images[:count])) % classes
 
-    beside = Beside(Says, held_out, lambda: "nowhere", lambda path: nn.Identity())
+    companions = Companions(Says, held_out, lambda: "nowhere", lambda path: nn.Identity())
     device = torch.device("cpu")
-    given = {"digest": "", "source": "the identity", "beside": beside, **more}
+    given = {"digest": "", "source": "the identity", "companions": companions, **more}
     return IdentityView(Networks(nn.Identity(), "identity", classes, z_dim, 1, device, **given))
 
 

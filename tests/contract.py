@@ -100,7 +100,7 @@ def keeps_the_contract(view: LatentView, name: str, seeds: int = 3) -> str | Non
     """
     options = {**REAL[name], **({"calibration": "none"} if name in JUDGED else {})}
     plan, net = LabelPlan(classes=(1,)), view.networks
-    modules = [view.generator] + ([net.beside.discriminator()] if net.beside else [])
+    modules = [view.generator] + ([net.companions.discriminator()] if net.companions else [])
     before = [{key: value.clone() for key, value in module.state_dict().items()} for module in modules]
     hooked = [_hooks(module) for module in modules]
     plain = draw(view, "plain", {}, range(seeds), seeds, plan)

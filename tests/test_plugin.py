@@ -15,7 +15,7 @@ MODULE = """
 from dataclasses import dataclass, replace
 
 from studiogan_guidance import UserError
-from studiogan_guidance.samplers import SAMPLERS, Sampler
+from studiogan_guidance.samplers import SAMPLERS, Sampled, Sampler
 
 
 @SAMPLERS.register("negative", "dark becomes light", "none")
@@ -27,10 +27,12 @@ class Negative(Sampler):
     def images(self, view, inputs):
         if int(inputs.seeds.max()) >= self.limit:
             raise UserError(f"no seed from {self.limit} up")
-        view.cost["proposed"] += 2 * len(inputs.seeds)
-        view.cost["accepted"] += len(inputs.seeds)
-        view.notes["seed"] = inputs.seeds.float()
-        return -self.strength * view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+        view.ledger.cost["proposed"] += 2 * len(inputs.seeds)
+        view.ledger.cost["accepted"] += len(inputs.seeds)
+        return -self.strength * view.images(inputs)
+
+    def sampled(self, view, inputs):
+        return Sampled(self.images(view, inputs), {"seed": inputs.seeds.float()})
 """
 SETUP = """
 [metadata]

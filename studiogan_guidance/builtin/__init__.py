@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from studiogan_guidance.builtin import data, network
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Beside, Networks
+from studiogan_guidance.latents.base import Companions, Networks
 
 __all__ = ["data", "load", "network", "networks"]
 
@@ -42,7 +42,7 @@ def networks(device: str | torch.device = "cpu") -> Networks:
         device=torch.device(device),
         digest=digest,
         source="the built-in GAN",
-        beside=Beside(
+        companions=Companions(
             discriminator=lambda: load(network.Discriminator, "discriminator", device)[0],
             held_out=held_out,
             held_out_name=lambda: "valid split of MNIST-5k",

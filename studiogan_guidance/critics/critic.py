@@ -165,9 +165,9 @@ def of_view(view: LatentView) -> Critic:
     bare = view.bare
 
     def opened() -> Critic:
-        if bare.networks.beside is None:
+        if bare.networks.companions is None:
             raise UserError(f"this sampler needs a discriminator, and there is none beside {bare.networks.source}")
-        critic = Critic(bare.networks.beside.discriminator())
+        critic = Critic(bare.networks.companions.discriminator())
         if critic.companions:
             seeds = range(rng.COMPANIONS, rng.COMPANIONS + critic.companions)
             with bare.frozen(), torch.no_grad():

@@ -153,7 +153,7 @@ class Evaluation:
         """
         seed = self.cfg.seed if seed is None else seed
         self._warm  # noqa: B018  what a device does at its first pass is not plain sampling's time
-        real, before = self.real, self.view.setup.copy()
+        real, before = self.real, self.view.ledger.setup.copy()
         started = time.perf_counter()
         fake, cost, notes = self._features(name, sampler, seed)
         if fake is None or real is None:
@@ -164,7 +164,7 @@ class Evaluation:
             **self.facts(name, sampler, seed),
             metrics=values,
             cost=cost,
-            setup=dict(self.view.setup - before),
+            setup=dict(self.view.ledger.setup - before),
             notes=notes,
             seconds=time.perf_counter() - started,
             device=f"{self.networks.device}{processes}",
@@ -172,13 +172,13 @@ class Evaluation:
 
     @cached_property
     def _warm(self) -> None:
-        view, cost = self.view, self.view.cost.copy()
+        view, cost = self.view, self.view.ledger.cost.copy()
         if view.device.type == "cuda":
             with view.frozen(), torch.no_grad():
                 inputs = view.draw(range(min(self.cfg.batch_size, self.num)), 0, LabelPlan(), self.cfg.noise_mode)
-                view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
-        view.cost.clear()
-        view.cost.update(cost)
+                view.images(inputs)
+        view.ledger.cost.clear()
+        view.ledger.cost.update(cost)
 
     def _features(
         self, name: str, sampler: Sampler, seed: int
@@ -201,10 +201,10 @@ class Evaluation:
             nonlocal sampling
             samples = stream()
             while True:
-                started, clock = time.perf_counter(), view.clock["setup"]
+                started, clock = time.perf_counter(), view.ledger.setup_seconds
                 batch: Samples | None = next(samples, None)
                 spent = time.perf_counter() - started  # (on a GPU much of it waits for the network's kernels)
-                sampling += spent - (view.clock["setup"] - clock)
+                sampling += spent - (view.ledger.setup_seconds - clock)
                 if batch is None:
                     return
                 cost.update(batch.cost)

@@ -23,7 +23,7 @@ from studiogan_guidance.features.images import Real, spread_images, told
 from studiogan_guidance.features.stats import Backbone
 from studiogan_guidance.features.torchscript import TorchScript
 from studiogan_guidance.latents import Networks
-from studiogan_guidance.latents.base import Beside
+from studiogan_guidance.latents.base import Companions
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def open_networks(cfg: RunConfig) -> Networks:
 
     loaded = networks.load(cfg, locate(cfg.studiogan), device)
     real = functools.cache(lambda: _held_out(cfg, loaded))
-    beside = Beside(
+    companions = Companions(
         discriminator=lambda: open_discriminator(cfg),
         held_out=lambda count: spread_images(real(), count),
         held_out_name=lambda: told(real()),
         snapshot=lambda path: networks.snapshot(loaded.generator, path, cfg),
     )
-    return dataclasses.replace(loaded, beside=beside)
+    return dataclasses.replace(loaded, companions=companions)
 
 
 def held_out_split(cfg: RunConfig) -> str:

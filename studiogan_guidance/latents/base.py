@@ -9,9 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +21,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import rng
+from studiogan_guidance.latents.ledger import Ledger
 
 V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What lies beside a generator, for the samplers that need more; each is opened when it is asked for.
+class Companions:
+    """The companions of a generator that some samplers need. Each of them is loaded when it is asked for.
 
     Attributes:
         discriminator: the discriminator of the same step, in evaluation mode, its parameters frozen.
@@ -48,11 +47,23 @@ class Beside:
 class Networks:
     """A loaded conditional GAN and the few facts about it that views need.
 
-    ``z_dim`` is the width of the prior noise; InfoGAN generators take ``info_discrete`` one-hot vectors of
-    ``info_discrete_dim`` and ``info_continuous`` numbers in [-1, 1] behind it. ``digest`` is the hash of the weights;
-    without one, nothing about them is cached on disk. ``beside`` opens the
-    discriminator and the like. With ``batch_statistics``, batch norms keep the mode that they
-    are found in, so that a host that wants the statistics of each batch gets them.
+    Attributes:
+        generator: the network.
+        backbone: the name of its architecture, which chooses the view.
+        num_classes: C.
+        z_dim: width of the prior noise.
+        image_size: side of the images.
+        device: where the generator is.
+        digest: the hash of the weights; if it is empty, nothing about them is cached on disk.
+        source: the checkpoint, for messages.
+        z_prior: "gaussian" or "uniform".
+        g_cond_mtd: the host's word for how the generator takes labels; "W/O" is not at all.
+        info_discrete, info_discrete_dim: InfoGAN generators take ``info_discrete`` one-hot vectors of this width
+            behind z,
+        info_continuous: and behind those so many numbers in [-1, 1].
+        batch_statistics: batch norms keep the mode that they are found in, so that a host that wants the statistics of
+            each batch gets them.
+        companions: opens the discriminator and the like.
     """
 
     generator: nn.Module
@@ -69,7 +80,7 @@ class Networks:
     info_discrete_dim: int = 0
     info_continuous: int = 0
     batch_statistics: bool = False
-    beside: Beside | None = None
+    companions: Companions | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,16 @@ class LabelPlan:
 
 
 class LatentView(ABC):
-    """One architecture family. ``rows`` is the number of w rows, or None where a code has no layers."""
+    """One architecture family, seen through ``encode`` and ``decode``.
+
+    Attributes:
+        rows: number of w rows of a code; None where a code has no layers.
+        networks: the generator and its facts; ``generator``, ``num_classes`` and ``device`` are shortcuts to it.
+        ledger: what sampling has cost so far.
+        memo: what is computed once for this view; see ``once``.
+        on_disk: whether what is computed once may be cached on disk.
+        bare: the view of the generator itself, where this one is altered by a sampler; else this view.
+    """
 
     rows: int | None = None
 
@@ -133,14 +153,10 @@ class LatentView(ABC):
         self.generator = networks.generator
         self.num_classes = networks.num_classes
         self.device = networks.device
-        self.cost: Counter[str] = Counter()  # rows that went through each network so far
-        self.setup: Counter[str] = Counter()  # the same, for what was computed once and serves all images
-        self.clock = {"setup": 0.0}  # seconds that went into that
-        self.notes: dict[str, Tensor] = {}  # what a sampler has to say about each image of the batch, [B]
-        self.on_disk = bool(networks.digest)  # whether what is computed once may be cached there
-        self.learned: dict[str, nn.Module] = {}  # joints that were loaded for this view, by path
-        self.bare: LatentView = self  # of a generator with a sampler built in: that of the generator itself
-        self._memo: dict[str, object] = {}
+        self.ledger = Ledger()
+        self.memo: dict[str, object] = {}
+        self.on_disk = bool(networks.digest)
+        self.bare: LatentView = self
 
     @abstractmethod
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -149,6 +165,15 @@ class LatentView(ABC):
     @abstractmethod
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] from codes, prior noise and (StyleGAN2) per-layer noise."""
+
+    def images(self, inputs: Inputs) -> Tensor:
+        """The plain images of a batch, [B, 3, H, W]: decode(encode(z, labels), z, noise)."""
+        return self.decode(self.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z [B, Z] as the prior noise [B, z_dim] and InfoGAN's numbers [B, Z - z_dim]."""
+        width = self.networks.z_dim
+        return z[:, :width], z[:, width:]
 
     def noise_sizes(self) -> list[int]:
         """Side of each per-image noise input, in the order in which they are drawn; empty for most families."""
@@ -224,25 +249,34 @@ class LatentView(ABC):
                 module.training = mode
 
     def once(self, key: str, build: Callable[[], V]) -> V:
-        """What ``build()`` gives, computed once for this view; its passes are booked in ``setup``, not in ``cost``."""
-        if key not in self._memo:
-            before, started, clock = self.cost.copy(), time.perf_counter(), self.clock["setup"]
-            value = build()
-            self.setup.update(self.cost - before)
-            self.clock["setup"] = clock + time.perf_counter() - started  # with what was built inside of it
-            self.cost.clear()
-            self.cost.update(before)
-            self._memo[key] = value
-        return cast(V, self._memo[key])
+        """The value of ``build()``, computed once for this view; the ledger counts its passes as ``setup``."""
+        if key not in self.memo:
+            with self.ledger.setting_up():
+                value = build()
+            self.memo[key] = value
+        return cast(V, self.memo[key])
 
     def forget(self) -> None:
-        """Do anew what was done once, as when the statistics of batch norms have changed since."""
-        self._memo.clear()
+        """Empty the memo, as when the statistics of batch norms have changed since it was filled."""
+        self.memo.clear()
 
-    def built_in(self) -> LatentView:
-        """A copy to build a sampler into: it shares generator, cost and notes, and does anew what is done once."""
+    def altered(
+        self,
+        encode: Callable[[Tensor, Tensor], Tensor] | None = None,
+        decode: Callable[[Tensor, Tensor, list[Tensor] | None], Tensor] | None = None,
+        class_means: Callable[[], Tensor] | None = None,
+        prior: Callable[[Sequence[Generator]], Tensor] | None = None,
+    ) -> LatentView:
+        """A view of the same generator with some methods replaced; None keeps a method.
+
+        It shares the ledger and has a memo of its own.
+        """
         view = copy.copy(self)
-        view._memo = {}
+        view.memo = {}
+        methods = {"encode": encode, "decode": decode, "class_means": class_means, "prior": prior}
+        for name, method in methods.items():
+            if method is not None:
+                setattr(view, name, method)
         return view
 
 

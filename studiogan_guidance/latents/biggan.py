@@ -25,6 +25,6 @@ class EmbeddingView(LatentView):
         return table[labels] if labels.dim() == 1 else labels @ table
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-        self.cost["synthesis"] += len(code)
+        self.ledger.cost["synthesis"] += len(code)
         images: Tensor = self._forward(z, None, shared_label=code, eval=True)
         return images

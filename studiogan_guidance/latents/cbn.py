@@ -31,7 +31,7 @@ class LabelView(LatentView):
             x, y = args
             return x, torch.cat([y[:, : -self.num_classes], code], 1)
 
-        self.cost["synthesis"] += len(code)
+        self.ledger.cost["synthesis"] += len(code)
         handles = [norm.register_forward_pre_hook(put_code) for norm in self._norms]
         try:
             placeholder = torch.zeros(len(code), dtype=torch.int64, device=code.device)

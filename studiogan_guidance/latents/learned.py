@@ -88,7 +88,7 @@ class LearnedJoint(nn.Module):
 
     def forward(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The joint of each image, of the shape of ``code``."""
-        view.cost["joint"] += len(code)
+        view.ledger.cost["joint"] += len(code)
         shift = self.get_buffer("unit") * self.residual(inputs.z)
         start = JOINTS[self.base].target(view, inputs, code, JointOptions())
         joint: Tensor = start + (shift[:, None] if code.dim() == 3 else shift)
@@ -178,16 +178,25 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
     return expected.to(view.device).eval().requires_grad_(False)
 
 
-def learned(view: LatentView, ckpt: str | None) -> LearnedJoint:
+def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
     """The joint in the file ``ckpt``, by default ``joint.safetensors`` beside the checkpoint; loaded once a view."""
+    path = _path(view, ckpt)
+    return view.bare.once(_key(path), lambda: load(path, view))
+
+
+def provide(view: LatentView, ckpt: str | None, joint: LearnedJoint) -> None:
+    """Let ``of_view(view, ckpt)`` be ``joint`` from now on, whether or not there is a file; for training."""
+    view.bare.memo[_key(_path(view, ckpt))] = joint
+
+
+def _path(view: LatentView, ckpt: str | None) -> Path:
     source = Path(view.networks.source)
-    path = Path(ckpt) if ckpt else (source.parent if source.is_file() else source) / FILE
-    key = str(path.resolve())
-    if key not in view.learned:
-        view.learned[key] = load(path, view)
-    found = view.learned[key]
-    assert isinstance(found, LearnedJoint)
-    return found
+    folder = source.parent if source.is_file() else source
+    return Path(ckpt) if ckpt else folder / FILE
+
+
+def _key(path: Path) -> str:
+    return f"learned joint {path.resolve()}"
 
 
 @JOINTS.register(
@@ -197,4 +206,4 @@ def learned(view: LatentView, ckpt: str | None) -> LearnedJoint:
 )
 def _learned(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """h(z) of the file ``options.ckpt``."""
-    return learned(view, options.ckpt).forward(view, inputs, code)
+    return of_view(view, options.ckpt).forward(view, inputs, code)

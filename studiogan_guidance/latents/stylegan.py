@@ -43,11 +43,11 @@ class WView(LatentView):
         return images
 
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
-        self.cost["mapping"] += len(z)
+        self.ledger.cost["mapping"] += len(z)
         return self._map(z, F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels)
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-        self.cost["synthesis"] += len(code)
+        self.ledger.cost["synthesis"] += len(code)
         return self._synthesise(code, noise)
 
     def layers(self) -> list[nn.Module]:

@@ -25,9 +25,9 @@ from studiogan_guidance.evaluation import results
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.networks import describe, host_sections
 from studiogan_guidance.latents import LabelPlan, view_for
-from studiogan_guidance.latents.base import Beside, Inputs, weights_digest
+from studiogan_guidance.latents.base import Companions, Inputs, weights_digest
 from studiogan_guidance.samplers import Sampler, Truncation, restat
-from studiogan_guidance.samplers.base import Stacked
+from studiogan_guidance.samplers.base import BasedSampler
 from studiogan_guidance.samplers.ratio import Climbing
 from studiogan_guidance.training.stage import STAGES, Stage
 
@@ -99,8 +99,8 @@ def check_compatability(original: Any) -> Any:
         for asked, flag in (
             (run.langevin_sampling, "-lgv (Langevin sampling)"),
             (self.LOSS.apply_lo and self.LOSS.lo_steps4eval, "LOSS.apply_lo (latent optimisation)"),
-            (run.interpolation and isinstance(sampler, Stacked), "-itp (which mixes classes)"),
-            (run.semantic_factorization and isinstance(sampler, Stacked), "-sefa"),
+            (run.interpolation and isinstance(sampler, BasedSampler), "-itp (which mixes classes)"),
+            (run.semantic_factorization and isinstance(sampler, BasedSampler), "-sefa"),
             (run.truncation_factor != -1 and isinstance(sampler, (Truncation, Climbing)), "--truncation_factor"),
             (run.restat and run.standing_statistics, "-std_stat, when restat is on,"),
             (run.restat and run.batch_statistics, "-batch_stat, when restat is on,"),
@@ -159,7 +159,7 @@ class Session:
         network = getattr(generator, "module", generator)  # out of DataParallel or DistributedDataParallel
         folder = str(now.folder or run.ckpt_dir)
         networks = describe(network, model, num_classes, now.image_size, torch.device(device), folder)
-        networks = dataclasses.replace(networks, beside=now.beside)
+        networks = dataclasses.replace(networks, companions=now.beside)
         digest = "" if now.training or model.backbone not in STYLE else weights_digest(network)
         self.bare = view_for(dataclasses.replace(networks, batch_statistics=run.batch_statistics, digest=digest))
         self.bare.on_disk = False  # pools do not know of --truncation_factor and statistics
@@ -216,7 +216,7 @@ class Now:
     direct: bool = False
     seed: int | None = None
     folder: str | None = None
-    beside: Beside | None = None
+    beside: Companions | None = None
     image_size: int = 0
     first: int = 0
     cost: list[tuple[int, dict[str, int]]] = dataclasses.field(default_factory=list)

@@ -24,7 +24,7 @@ from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import Checkout, commit_of
 from studiogan_guidance.host.networks import describe, snapshot
 from studiogan_guidance.latents import Networks
-from studiogan_guidance.latents.base import Beside, weights_digest
+from studiogan_guidance.latents.base import Companions, weights_digest
 from studiogan_guidance.plugin.seam import KEYS, Session, guides, now, sampler_of, stages_of
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.stage import DiscriminatorStep, Stage, Trained
@@ -144,7 +144,7 @@ class GuidedWorker:
     def _processes(self) -> int:
         return self.OPTIMIZATION.world_size if self.DDP else 1  # without -DDP the host counts GPUs there
 
-    def _beside(self) -> Beside:
+    def _beside(self) -> Companions:
         run, peel = self.RUN, module("utils.misc").peel_model
         split = "test" if self.DATA.name.startswith("CIFAR") else "valid"
 
@@ -154,7 +154,7 @@ class GuidedWorker:
             root = Path(module("config").__file__).parents[1]
             return RealImages(cfg, Checkout(root, None), self.DATA.name, self.DATA.img_size)
 
-        return Beside(
+        return Companions(
             discriminator=lambda: peel(self.Dis).eval(),  # the host, which has just done the same, sets it back
             held_out=lambda count: spread_images(real(), count),
             held_out_name=lambda: told(real()),
@@ -218,7 +218,7 @@ class GuidedWorker:
             metrics={NAMES[name]: float(value) for name, value in found.items() if name in NAMES},
             protocol=self._protocol(),
             cost=cost,
-            setup=dict(now.session.view.setup) if now.session else {},
+            setup=dict(now.session.view.ledger.setup) if now.session else {},
             notes=now.means(),
             seconds=seconds,
             generator={

@@ -19,9 +19,20 @@ from studiogan_guidance.samplers import (  # noqa: F401  each registers itself
     simplicial,
     truncation,
 )
-from studiogan_guidance.samplers.base import SAMPLERS, Sampler, Samples, create, options
+from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, Sampler, Samples, create, options
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.samplers.plain import Plain
 from studiogan_guidance.samplers.truncation import Truncation
 
-__all__ = ["SAMPLERS", "GANdance", "Plain", "Sampler", "Samples", "Truncation", "create", "options"]
+__all__ = [
+    "SAMPLERS",
+    "BasedSampler",
+    "GANdance",
+    "Plain",
+    "Sampled",
+    "Sampler",
+    "Samples",
+    "Truncation",
+    "create",
+    "options",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, weights_digest
-from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite
+from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_finite
 from studiogan_guidance.samplers.gandance import guide
 
 
@@ -22,7 +21,7 @@ from studiogan_guidance.samplers.gandance import guide
     "Karras et al. 2024, arXiv:2406.02507",
 )
 @dataclass(frozen=True)
-class Autoguidance(Stacked):
+class Autoguidance(BasedSampler):
     """Extrapolate each code away from what an earlier snapshot of the same run makes of the same noise and class.
 
     code_g = f_ref(z, c) + scale * (f(z, c) - f_ref(z, c)), and today's network makes the image. It has a meaning only
@@ -37,7 +36,7 @@ class Autoguidance(Stacked):
         scale: finite number; 1 is plain (neutral), more guides, 0 is the code of the reference; 1.2 to 2.5 is usual
             for diffusion.
         reference: path of another checkpoint of the same run, a file or (of the host) a folder.
-        base: see ``Stacked``.
+        base: see ``BasedSampler``.
 
     Raises:
         UserError: no reference, one that does not fit, or one whose codes equal those of the generator (label vectors
@@ -60,23 +59,23 @@ class Autoguidance(Stacked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite("autoguidance.scale", self.scale)
+        check_finite("autoguidance.scale", self.scale)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.scale == 1
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        if not self._still:
+        if not self._is_identity:
             self.earlier(self.under(view))
 
     def files(self, view: LatentView) -> dict[str, str]:
         files = super().files(view)
-        return files if self._still else files | {"reference_sha256": self.earlier(self.under(view.bare))[1]}
+        return files if self._is_identity else files | {"reference_sha256": self.earlier(self.under(view.bare))[1]}
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        return view.decode(self.guided(view, inputs.z, inputs.labels), inputs.z, inputs.noise)
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
+        return Sampled(view.decode(self.guided(view, inputs.z, inputs.labels), inputs.z, inputs.noise))
 
     def guided(self, view: LatentView, z: Tensor, labels: Tensor) -> Tensor:
         """Guided codes on the view of the base, of the shape of its codes."""
@@ -84,18 +83,15 @@ class Autoguidance(Stacked):
         with reference.frozen():
             return guide(view.encode(z, labels), reference.encode(z, labels), self.scale)
 
-    def of(self, view: LatentView) -> LatentView:
+    def built_into(self, view: LatentView) -> LatentView:
         view = self.under(view)
-        if self._still:
+        if self._is_identity:
             return view
-        guided: Any = view.built_in()
 
         def class_means() -> Tensor:
             return guide(view.class_means(), self.earlier(view)[0].class_means(), self.scale)
 
-        guided.encode = lambda z, labels: self.guided(view, z, labels)
-        guided.class_means = class_means
-        return cast(LatentView, guided)
+        return view.altered(encode=lambda z, labels: self.guided(view, z, labels), class_means=class_means)
 
     def earlier(self, view: LatentView) -> tuple[LatentView, str]:
         """The view of the base on the reference, and the hash of its weights; ``view`` is that of the base."""
@@ -107,13 +103,13 @@ class Autoguidance(Stacked):
             raise UserError(
                 "autoguidance needs a reference: give -o reference=PATH of an earlier checkpoint of the run"
             )
-        if networks.beside is None:
+        if networks.companions is None:
             raise UserError(f"{what}: {networks.source} comes without a way to open other checkpoints of its run")
-        module = networks.beside.snapshot(self.reference)
+        module = networks.companions.snapshot(self.reference)
         digest = weights_digest(module)
         other = dataclasses.replace(networks, generator=module, digest=digest if view.on_disk else "")
         bare = type(view.bare)(other)
-        bare.cost, bare.setup = view.cost, view.setup  # its passes are those of this sampler
+        bare.ledger = view.ledger  # its passes are those of this sampler
         reference = self.under(bare)
         with view.frozen(), reference.frozen(), torch.no_grad():
             inputs = view.draw(range(rng.PILOTS, rng.PILOTS + 4), 0, LabelPlan(), "const")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.registry import Registry, Spec
+from studiogan_guidance.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,24 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """Images of one batch, [B, 3, H, W], and notes about each of them, [B], such as acceptance rates of chains."""
+
+    images: Tensor
+    notes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sampler(ABC):
     """Base of all samplers. Subclasses add options as fields and say in ``images`` how they use a view."""
 
     @abstractmethod
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         """Images [B, 3, H, W] for the random inputs of one batch."""
+
+    def sampled(self, view: LatentView, inputs: Inputs) -> Sampled:
+        """The images of one batch with notes about them; a sampler that has notes overrides this."""
+        return Sampled(self.images(view, inputs))
 
     @property
     def neutral(self) -> bool:
@@ -62,10 +74,13 @@ class Sampler(ABC):
         """Hashes of what the options only point at, so that results say what was used."""
         return {}
 
-    def of(self, view: LatentView) -> LatentView:
-        """``view`` as that of a generator with this sampler built into its codes, for other samplers to work on.
+    def built_into(self, view: LatentView) -> LatentView:
+        """A view whose ``encode`` already applies this sampler, so that another sampler can be stacked on it.
 
         Noise and its prior stay as they are: whatever the sampler does to noise happens on its way into the generator.
+
+        Raises:
+            UserError: a sampler that does more than change codes.
         """
         raise UserError(f"{self} cannot be the base of another sampler: use one that only changes codes, as gandance")
 
@@ -87,67 +102,61 @@ class Sampler(ABC):
         self.check(view)
         with view.frozen():
             for start in range(0, len(seeds), batch_size):
-                before = view.cost.copy()
-                view.notes.clear()
+                before = view.ledger.cost.copy()
                 with torch.no_grad():
                     inputs = view.draw(seeds[start : start + batch_size], first + start, plan, noise_mode)
-                    images = self.images(view, inputs)
-                if not torch.isfinite(images).all():
+                    sampled = self.sampled(view, inputs)
+                if not torch.isfinite(sampled.images).all():
                     raise UserError(f"images are not finite with {self}: damaged weights, or options too extreme")
-                yield Samples(images, inputs.labels, inputs.seeds, dict(view.cost - before), dict(view.notes))
+
+                cost = dict(view.ledger.cost - before)
+                yield Samples(sampled.images, inputs.labels, inputs.seeds, cost, sampled.notes)
 
 
 @dataclass(frozen=True)
-class Stacked(Sampler):
+class BasedSampler(Sampler):
     """A sampler that works on top of another one, its base, as if that were built into the generator.
 
     Args:
-        base: name of the sampler below, or a mapping with its name and options; ``plain`` is none. On the command line
-            ``-o base=gandance -o base.scale=1.3``.
+        base: the sampler below: its name, a mapping with its name and options, or the sampler itself; ``plain`` is
+            none. On the command line ``-o base=gandance -o base.scale=1.3``.
     """
 
-    base: Spec = "plain"
+    base: Sampler = dataclasses.field(default_factory=lambda: create("plain"))
 
     def __post_init__(self) -> None:
-        spec = {"name": self.base} if isinstance(self.base, str) else dict(self.base)
-        name = SAMPLERS[spec["name"]].name
-        below = create(name, {key: value for key, value in spec.items() if key != "name"})
-        object.__setattr__(self, "base", name if not options(below) else {"name": name, **options(below)})
-
-    @property
-    def _below(self) -> Sampler:
-        spec = {"name": self.base} if isinstance(self.base, str) else self.base
-        return create(spec["name"], {key: value for key, value in spec.items() if key != "name"})
+        object.__setattr__(self, "base", _built(self.base))
 
     @property
     def neutral(self) -> bool:
-        return self._still and (self.base == "plain" or self._below.neutral)
+        return self._is_identity and (SAMPLERS.name_of(self.base) == "plain" or self.base.neutral)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         """Whether the options are such that images are those of the base, bit for bit."""
         return False
 
     def check(self, view: LatentView) -> None:
-        self._below.check(view)
+        self.base.check(view)
         self.under(view)
 
     def files(self, view: LatentView) -> dict[str, str]:
-        return self._below.files(view)
+        return self.base.files(view)
 
     def under(self, view: LatentView) -> LatentView:
         """The view of the base, on which this sampler works."""
-        return view if self.base == "plain" else view.once(f"base {self._below}", lambda: self._below.of(view))
+        return view.once(f"base {self.base}", lambda: self.base.built_into(view))
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
+        return self.sampled(view, inputs).images
+
+    def sampled(self, view: LatentView, inputs: Inputs) -> Sampled:
         view = self.under(view)
-        if self._still:
-            return view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
-        return self.stacked(view, inputs)
+        return Sampled(view.images(inputs)) if self._is_identity else self.stacked(view, inputs)
 
     @abstractmethod
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
-        """Images [B, 3, H, W] for the random inputs of one batch, on the view of the base."""
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
+        """Images for the random inputs of one batch, on the view of the base, and notes about each of them."""
 
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "studiogan_guidance.samplers")
@@ -164,11 +173,29 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Sampler:
 
 
 def options(sampler: Sampler) -> dict[str, Any]:
-    """All options of a sampler with their values, as results and configurations keep them."""
-    return dataclasses.asdict(sampler)
+    """All options of a sampler with their values, as results and configurations keep them.
+
+    A base is its name, or a mapping with its name and its options if it has any.
+    """
+    values = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
+    return {key: _spec(value) if isinstance(value, Sampler) else value for key, value in values.items()}
 
 
-def least(sampler: Sampler, **bounds: float) -> None:
+def _spec(sampler: Sampler) -> str | dict[str, Any]:
+    name = SAMPLERS.name_of(sampler)
+    values = options(sampler)
+    return {"name": name, **values} if values else name
+
+
+def _built(spec: str | Mapping[str, Any] | Sampler) -> Sampler:
+    if isinstance(spec, Sampler):
+        return spec
+    if isinstance(spec, str):
+        return create(spec)
+    return create(spec["name"], {key: value for key, value in spec.items() if key != "name"})
+
+
+def check_at_least(sampler: Sampler, **bounds: float) -> None:
     """Raise UserError unless each of these options is a number from its bound up; None is left alone."""
     for key, bound in bounds.items():
         value = getattr(sampler, key)
@@ -176,7 +203,7 @@ def least(sampler: Sampler, **bounds: float) -> None:
             raise UserError(f"{SAMPLERS.name_of(sampler)}.{key} must be a number from {bound:g} up, found {value}")
 
 
-def one_of(sampler: Sampler, **choices: Sequence[str]) -> None:
+def check_choice(sampler: Sampler, **choices: Sequence[str]) -> None:
     """Raise UserError unless each of these options is one of its words."""
     for key, words in choices.items():
         value = getattr(sampler, key)
@@ -184,7 +211,7 @@ def one_of(sampler: Sampler, **choices: Sequence[str]) -> None:
             raise UserError(f"{SAMPLERS.name_of(sampler)}.{key} is '{value}': {nearest(str(value), words)}")
 
 
-def finite(name: str, value: float) -> None:
+def check_finite(name: str, value: float) -> None:
     """Raise UserError unless ``value`` is a finite number."""
     if not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, found {value}: give a number such as 1.2")

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.samplers.base import least, one_of
+from studiogan_guidance.samplers.base import check_at_least, check_choice
 from studiogan_guidance.samplers.ratio import Climbing
 
 SPACES = ("z", "w")
@@ -62,7 +62,7 @@ def of_inputs(view: LatentView, inputs: Inputs, space: str = "z") -> Latent:
     """
     labels, noise = inputs.labels, inputs.noise
     if space == "z":
-        z, info = inputs.z.split([view.networks.z_dim, inputs.z.shape[1] - view.networks.z_dim], 1)
+        z, info = view.split(inputs.z)
 
         def images(u: Tensor) -> Tensor:
             whole = torch.cat([u, info], 1)
@@ -101,11 +101,11 @@ class Walking(Climbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, steps=0)
-        one_of(self, space=SPACES)
+        check_at_least(self, steps=0)
+        check_choice(self, space=SPACES)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.steps == 0
 
     def check(self, view: LatentView) -> None:

@@ -12,7 +12,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
-from studiogan_guidance.samplers.base import SAMPLERS, least
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, options
 from studiogan_guidance.samplers.conditional_truncation import Pulled
 
 BATCH_SIZE = 500  # of mapping calls
@@ -51,7 +51,7 @@ class ClusterTruncation(Pulled):
         clusters: number of centres, from 1 up; with ``per_class`` of each class.
         draws: number of w that are clustered, of uniform classes; with ``per_class`` shared by the classes.
         per_class: cluster the draws of each class by themselves, and pull towards centres of the image's class.
-        base: see ``Stacked``; draws are its codes.
+        base: see ``BasedSampler``; draws are its codes.
 
     Notes of each image: ``distance``, |w - q| / sqrt(rows) before the pull.
 
@@ -63,7 +63,7 @@ class ClusterTruncation(Pulled):
         >>> view = view_for(builtin.networks())
         >>> sampler = samplers.create("cluster_truncation", {"clusters": 8, "draws": 1000})
         >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
-        >>> batch.cost["mapping"], view.setup["mapping"]  # the draws, and one more to look at its rows
+        >>> batch.cost["mapping"], view.ledger.setup["mapping"]  # the draws, and one more to look at its rows
         (2, 1001)
     """
 
@@ -73,7 +73,7 @@ class ClusterTruncation(Pulled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, clusters=1, draws=1)
+        check_at_least(self, clusters=1, draws=1)
 
     def check(self, view: LatentView) -> None:
         super().check(view)
@@ -86,7 +86,7 @@ class ClusterTruncation(Pulled):
     def _share(self, view: LatentView) -> int:
         return math.ceil(self.draws / view.num_classes) if self.per_class else self.draws
 
-    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
+    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         kept, spread, weights = self._rows(view)
         tables = view.once(
             f"centres {self.clusters} {self.draws} {self.per_class}", lambda: self._tables(view)
@@ -96,8 +96,7 @@ class ClusterTruncation(Pulled):
         picks = [tables[group][nearest(point[None], tables[group])] for group, point in zip(groups, points)]
         found = torch.cat(picks)
         distance = torch.linalg.vector_norm(points - found, dim=1) / len(spread) ** 0.5
-        view.notes["distance"] = distance.float().cpu()
-        return (found.view(len(code), len(kept), -1) / weights)[:, spread]
+        return (found.view(len(code), len(kept), -1) / weights)[:, spread], {"distance": distance.float().cpu()}
 
     def _rows(self, view: LatentView) -> tuple[Tensor, Tensor, Tensor]:
         """Which rows of w differ, [kept], to which of them each row is equal, [rows], and roots of how many [kept, 1].
@@ -115,7 +114,12 @@ class ClusterTruncation(Pulled):
         return view.once("rows of w that differ", looked_at)
 
     def _tables(self, view: LatentView) -> Tensor:
-        key = {"base": str(self.base), **self.files(view), "prior": view.networks.z_prior, "share": self._share(view)}
+        key = {
+            "base": str(options(self)["base"]),
+            **self.files(view),
+            "prior": view.networks.z_prior,
+            "share": self._share(view),
+        }
 
         def compute(groups: range) -> Tensor:
             return torch.stack([centres_of(self._points(view, group), self.clusters) for group in groups])

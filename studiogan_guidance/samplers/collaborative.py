@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.ratio import Climbing, noise_mode
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
+from studiogan_guidance.samplers.ratio import Climbing, noise_mode, with_facts
 
 
 @contextmanager
@@ -86,25 +86,25 @@ class Collaborative(Climbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, layer=0, steps=0, momentum=0)
-        finite("collaborative.rate", self.rate)
+        check_at_least(self, layer=0, steps=0, momentum=0)
+        check_finite("collaborative.rate", self.rate)
         if not self.rate > 0:
             raise UserError(f"collaborative.rate must be positive, found {self.rate}: 0.1 is usual")
         if not self.momentum < 1:
             raise UserError(f"collaborative.momentum must be below 1, found {self.momentum}: 0.9 is usual")
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.steps == 0
 
     def check(self, view: LatentView) -> None:
         super().check(view)
         count = len(view.layers())
-        if not self._still and self.layer >= count:
+        if not self._is_identity and self.layer >= count:
             has = f"layers 0-{count - 1}" if count else "no layers that are known: use ddls or dgflow"
             raise UserError(f"collaborative.layer is {self.layer}, but this {view.networks.backbone} has {has}")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, code, layer = (
             self.ratio(view, noise_mode(inputs)),
             view.encode(inputs.z, inputs.labels),
@@ -130,13 +130,12 @@ class Collaborative(Climbing):
         start, velocity = score, torch.zeros_like(a)
         for step in range(1, self.steps + 1):
             velocity = self.momentum * velocity + self._slope(a, d)
-            view.cost["backward"] += len(d)
+            view.ledger.cost["backward"] += len(d)
             a, images, d = judged(a.detach() + self.rate * velocity)
             better = d.detach() > score
             best[better] = images.detach()[better]
             score, best_step[better.cpu()] = torch.where(better, d.detach(), score), float(step)
-        self.note(view, ratio, score=score, score_start=start, best_step=best_step)
-        return best
+        return Sampled(best, with_facts(ratio, score=score, score_start=start, best_step=best_step))
 
     def _slope(self, a: Tensor, d: Tensor) -> Tensor:
         slope = torch.autograd.grad(d, a, torch.ones_like(d), allow_unused=True)[0] if d.requires_grad else None

@@ -10,12 +10,12 @@ from torch import Tensor
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import of_class
-from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite
+from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_finite
 from studiogan_guidance.samplers.truncation import Truncation
 
 
 @dataclass(frozen=True)
-class Pulled(Stacked):
+class Pulled(BasedSampler):
     """A sampler that pulls each w of its base towards a centre of its own: centre + psi * (w - centre).
 
     Args:
@@ -28,10 +28,10 @@ class Pulled(Stacked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite(f"{SAMPLERS.name_of(self)}.psi", self.psi)
+        check_finite(f"{SAMPLERS.name_of(self)}.psi", self.psi)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.psi == 1
 
     @property
@@ -41,19 +41,20 @@ class Pulled(Stacked):
     def check(self, view: LatentView) -> None:
         super().check(view)
         name, backbone = SAMPLERS.name_of(self), view.networks.backbone
-        if view.rows is None and not self._still:
+        if view.rows is None and not self._is_identity:
             raise UserError(f"{name} needs a generator with w, {backbone} has none: use truncation with threshold")
         if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
             raise UserError(f"{name}.cutoff is {self.cutoff}, but this generator has w rows 0-{view.rows or 0}")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         code = view.encode(inputs.z, inputs.labels)
-        code = self._pull.truncated_code(code, self.centres(view, inputs.labels, code))
-        return view.decode(code, inputs.z, inputs.noise)
+        centres, notes = self.centres(view, inputs.labels, code)
+        code = self._pull.truncated_code(code, centres)
+        return Sampled(view.decode(code, inputs.z, inputs.noise), notes)
 
     @abstractmethod
-    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
-        """What each w moves towards, of the shape of ``code`` [B, rows, w_dim]."""
+    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What each w moves towards, of the shape of ``code`` [B, rows, w_dim], and notes about each image."""
 
 
 @SAMPLERS.register(
@@ -72,7 +73,7 @@ class ConditionalTruncation(Pulled):
     Args:
         psi: finite number; 1 is plain (neutral), 0 is the mean itself, more than 1 spreads; 0.5 to 1 is usual.
         cutoff: number of leading w rows to truncate; None truncates all.
-        base: see ``Stacked``.
+        base: see ``BasedSampler``.
 
     Raises:
         UserError: a generator without w, a value out of range.
@@ -85,8 +86,8 @@ class ConditionalTruncation(Pulled):
         (2, 3, 32, 32)
     """
 
-    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
-        return of_class(view.class_means(), labels)
+    def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return of_class(view.class_means(), labels), {}
 
-    def of(self, view: LatentView) -> LatentView:
-        return self._pull.of(self.under(view))
+    def built_into(self, view: LatentView) -> LatentView:
+        return self._pull.built_into(self.under(view))

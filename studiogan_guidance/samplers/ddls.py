@@ -12,9 +12,9 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
 from studiogan_guidance.samplers.chain import Latent, Walking, climb
-from studiogan_guidance.samplers.ratio import noise_mode
+from studiogan_guidance.samplers.ratio import noise_mode, with_facts
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
@@ -92,20 +92,20 @@ class DDLS(Walking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, temperature=0)
-        finite("ddls.step", self.step)
+        check_at_least(self, temperature=0)
+        check_finite("ddls.step", self.step)
         if not self.step > 0:
             raise UserError(f"ddls.step must be positive, found {self.step}: 0.01 is usual")
         if self.mala and self.temperature != 1:
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio = self.ratio(view, noise_mode(inputs))
         place, labels, gens = chain.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
         scores: list[Tensor] = []
 
         def energy(u: Tensor) -> Tensor:
-            view.cost["backward"] += len(u)
+            view.ledger.cost["backward"] += len(u)
             scores[1:] = [ratio(place.images(u), labels)]
             return place.energy(u) - scores[-1]
 
@@ -113,11 +113,12 @@ class DDLS(Walking):
         images = place.images(u)
         notes = {"acceptance": moved} if self.mala else {}
         if self.mala:
-            view.cost["proposed"] += len(u) * self.steps
-            view.cost["accepted"] += round(float(moved.sum()) * self.steps)
+            view.ledger.cost["proposed"] += len(u) * self.steps
+            view.ledger.cost["accepted"] += round(float(moved.sum()) * self.steps)
         norm = torch.linalg.vector_norm(u, dim=1) / u.shape[1] ** 0.5
-        self.note(view, ratio, score=ratio(images, labels), score_start=scores[0], norm=norm, **notes)
-        return images
+        return Sampled(
+            images, with_facts(ratio, score=ratio(images, labels), score_start=scores[0], norm=norm, **notes)
+        )
 
     def chain(self, place: Latent, energy: Energy, gens: Sequence[Generator]) -> tuple[Tensor, Tensor]:
         """The last state u [B, D], and the share of steps in which each chain moved, [B]."""

@@ -12,9 +12,9 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
 from studiogan_guidance.samplers.chain import Walking, climb
-from studiogan_guidance.samplers.ratio import noise_mode
+from studiogan_guidance.samplers.ratio import noise_mode, with_facts
 
 DIVERGENCES = ("kl", "logd", "js")
 
@@ -82,24 +82,23 @@ class DGflow(Walking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, eta=0, gamma=0)
-        one_of(self, divergence=DIVERGENCES)
+        check_at_least(self, eta=0, gamma=0)
+        check_choice(self, divergence=DIVERGENCES)
         for name in ("eta", "gamma"):
-            finite(f"dgflow.{name}", getattr(self, name))
+            check_finite(f"dgflow.{name}", getattr(self, name))
         if self.steps and not self.eta:
             raise UserError(f"dgflow.eta is 0, so {self.steps} steps would not move: use steps=0 for plain sampling")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, place = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs, self.space)
         z, start = place.start, None
         for _ in range(self.steps):
             d, slope = climb(lambda u: ratio(place.images(u), inputs.labels), z)
-            view.cost["backward"] += len(z)
+            view.ledger.cost["backward"] += len(z)
             start = d if start is None else start
             noise = rng.randn(inputs.generators, z.shape[1]).to(z)
             z = place.inside(flow(z, slope, drift(d, self.divergence), self.eta, self.gamma, noise))
         images = place.images(z)
         norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
         assert start is not None  # without steps this is not called
-        self.note(view, ratio, score=ratio(images, inputs.labels), score_start=start, norm=norm)
-        return images
+        return Sampled(images, with_facts(ratio, score=ratio(images, inputs.labels), score_start=start, norm=norm))

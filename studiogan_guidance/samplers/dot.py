@@ -11,9 +11,9 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least, one_of
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
 from studiogan_guidance.samplers.chain import climb
-from studiogan_guidance.samplers.ratio import BATCH_SIZE, Climbing, LogRatio, noise_mode
+from studiogan_guidance.samplers.ratio import BATCH_SIZE, Climbing, LogRatio, noise_mode, with_facts
 
 PROJECTIONS = ("tangent", "coded", "none")
 DELTA = 1e-3  # keeps the distance differentiable where the transport starts
@@ -90,17 +90,17 @@ class DOT(Climbing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, steps=0, pairs=1)
-        one_of(self, projection=PROJECTIONS)
+        check_at_least(self, steps=0, pairs=1)
+        check_choice(self, projection=PROJECTIONS)
         for name in ("rate", "k_eff"):
             value = getattr(self, name)
             if value is not None:
-                finite(f"dot.{name}", value)
+                check_finite(f"dot.{name}", value)
                 if not value > 0:
                     raise UserError(f"dot.{name} must be positive, found {value}: leave it out for the default")
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.steps == 0
 
     def constant(self, view: LatentView, label: int, ratio: LogRatio) -> float:
@@ -127,13 +127,13 @@ class DOT(Climbing):
 
         return view.once(f"k_eff of {label} of {self}", made) if self.k_eff is None else self.k_eff
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, place, labels = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs), inputs.labels
         k = torch.tensor([self.constant(view, label, ratio) for label in labels.tolist()]).to(place.start)
         z, start = place.start, None
         for _ in range(self.steps):
             d, slope = climb(lambda u: ratio(place.images(u), labels), z)
-            view.cost["backward"] += len(z)
+            view.ledger.cost["backward"] += len(z)
             start = d if start is None else start
             gradient = transport_slope(z, place.start, slope / k[:, None])
             if place.gaussian:
@@ -144,5 +144,6 @@ class DOT(Climbing):
         norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
         moved = torch.linalg.vector_norm(z - place.start, dim=1)
         assert start is not None  # without steps this is not called
-        self.note(view, ratio, score=ratio(images, labels), score_start=start, norm=norm, moved=moved, k_eff=k)
-        return images
+        return Sampled(
+            images, with_facts(ratio, score=ratio(images, labels), score_start=start, norm=norm, moved=moved, k_eff=k)
+        )

@@ -12,8 +12,8 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least
-from studiogan_guidance.samplers.ratio import Judged, noise_mode
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
+from studiogan_guidance.samplers.ratio import Judged, noise_mode, with_facts
 
 TRIES = 10_000  # proposals for one image before giving up
 LEAST = 50  # fakes behind the bound of a class
@@ -71,16 +71,16 @@ class DRS(Judged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, percentile=0, burn_in=1)
+        check_at_least(self, percentile=0, burn_in=1)
         if self.percentile is not None and self.percentile > 100:
             raise UserError(f"drs.percentile must be at most 100, found {self.percentile}: 80 is usual")
         if not self.epsilon > 0:
             raise UserError(f"drs.epsilon must be positive, found {self.epsilon}: 1e-6 is usual")
         if self.gamma is not None:
-            finite("drs.gamma", self.gamma)
+            check_finite("drs.gamma", self.gamma)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.gamma is None and self.percentile is None
 
     def limits(self, view: LatentView, label: int, mode: str) -> tuple[float, float]:
@@ -95,7 +95,7 @@ class DRS(Judged):
 
         return view.once(f"limits {label} {mode} of {self}", made)
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, labels = self.ratio(view, noise_mode(inputs)), inputs.labels.tolist()
         count, mode = len(labels), noise_mode(inputs)
         limits = torch.tensor([self.limits(view, label, mode) for label in labels], dtype=torch.float64)
@@ -103,7 +103,7 @@ class DRS(Judged):
         tries = torch.zeros(count)
         rows, proposal = list(range(count)), inputs
         while True:
-            images = view.decode(view.encode(proposal.z, proposal.labels), proposal.z, proposal.noise)
+            images = view.images(proposal)
             ratios = ratio(images, proposal.labels)
             bound, gamma = limits[rows].unbind(1)
             chance = torch.sigmoid(acceptance(ratios.cpu().double(), bound, gamma, self.epsilon))
@@ -121,7 +121,9 @@ class DRS(Judged):
             rows = todo * (count // len(todo))  # few images left: several proposals for each at once
             seeds = [int(rng.randint([inputs.generators[row]], 2**31 - 1)) for row in rows]
             proposal = view.draw(seeds, 0, LabelPlan(tuple(labels[row] for row in rows)), mode)
-        view.cost["proposed"] += int(tries.sum())
-        view.cost["accepted"] += count
-        self.note(view, ratio, score=torch.stack([kept[row][1] for row in range(count)]), tries=tries)
-        return torch.stack([kept[row][0] for row in range(count)])
+        view.ledger.cost["proposed"] += int(tries.sum())
+        view.ledger.cost["accepted"] += count
+        return Sampled(
+            torch.stack([kept[row][0] for row in range(count)]),
+            with_facts(ratio, score=torch.stack([kept[row][1] for row in range(count)]), tries=tries),
+        )

@@ -11,11 +11,11 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, finite, least
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
 from studiogan_guidance.samplers.chain import Walking, climb
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
-from studiogan_guidance.samplers.ratio import noise_mode
+from studiogan_guidance.samplers.ratio import noise_mode, with_facts
 
 
 @SAMPLERS.register(
@@ -63,12 +63,12 @@ class Ex2MCMC(Walking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, particles=2, mala_steps=1)
-        finite("ex2mcmc.step", self.step)
+        check_at_least(self, particles=2, mala_steps=1)
+        check_finite("ex2mcmc.step", self.step)
         if not self.step > 0:
             raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, place = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs, self.space)
         gens, z = inputs.generators, place.start
 
@@ -76,7 +76,7 @@ class Ex2MCMC(Walking):
             return ratio(place.images(u), inputs.labels)
 
         def energy(u: Tensor) -> Tensor:
-            view.cost["backward"] += len(u)
+            view.ledger.cost["backward"] += len(u)
             return place.energy(u) - d(u)
 
         accepted, jumps = torch.zeros(len(z)), torch.zeros(len(z))
@@ -93,9 +93,8 @@ class Ex2MCMC(Walking):
                 accepted += moved.cpu()
             z, score = state[0], place.energy(state[0]) - state[1]
         moves = self.steps * self.mala_steps
-        view.cost["proposed"] += len(z) * (self.steps * (self.particles - 1) + moves)
-        view.cost["accepted"] += int(jumps.sum() + accepted.sum())
+        view.ledger.cost["proposed"] += len(z) * (self.steps * (self.particles - 1) + moves)
+        view.ledger.cost["accepted"] += int(jumps.sum() + accepted.sum())
         norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
         notes = {"acceptance": accepted / moves, "jumps": jumps / self.steps}
-        self.note(view, ratio, score=score, score_start=start, norm=norm, **notes)
-        return place.images(z)
+        return Sampled(place.images(z), with_facts(ratio, score=score, score_start=start, norm=norm, **notes))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
-from studiogan_guidance.latents.learned import learned
-from studiogan_guidance.samplers.base import SAMPLERS, Sampler, finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_finite
 from studiogan_guidance.samplers.truncation import Truncation
 
 
@@ -80,9 +79,9 @@ class GANdance(Sampler):
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        finite("gandance.scale", self.scale)
+        check_finite("gandance.scale", self.scale)
         for share in self.profile or ():
-            finite("gandance.profile", share)
+            check_finite("gandance.profile", share)
         self._truncation  # noqa: B018  checks its values
         JOINTS[self.joint]
         for name in ("joint_ckpt", "strengths"):
@@ -102,7 +101,7 @@ class GANdance(Sampler):
     def check(self, view: LatentView) -> None:
         self._truncation.check(view)
         if self.joint == "learned" and self.scale != 1:
-            learned(view, self.joint_ckpt)
+            learned.of_view(view, self.joint_ckpt)
         low, high = self.layers or (0, 1)
         for name in ("layers", "profile"):
             if getattr(self, name) is not None and view.rows is None:
@@ -116,19 +115,18 @@ class GANdance(Sampler):
 
     def files(self, view: LatentView) -> dict[str, str]:
         uses = self.joint == "learned" and self.scale != 1
-        return {"joint_sha256": learned(view, self.joint_ckpt).digest()} if uses else {}
+        return {"joint_sha256": learned.of_view(view, self.joint_ckpt).digest()} if uses else {}
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         z = self._truncation.truncated_z(view, inputs.z)
         inputs = dataclasses.replace(inputs, z=z)
         return view.decode(self.guided(view, inputs, view.encode(z, inputs.labels)), z, inputs.noise)
 
-    def of(self, view: LatentView) -> LatentView:
+    def built_into(self, view: LatentView) -> LatentView:
         if self.joint == "class_subset":
             raise UserError(
                 "gandance with joint=class_subset draws anew for each call and cannot be a base: use another"
             )
-        guided: Any = view.built_in()
 
         def encode(z: Tensor, labels: Tensor) -> Tensor:
             z = self._truncation.truncated_z(view, z)
@@ -141,8 +139,7 @@ class GANdance(Sampler):
             labels = torch.arange(view.num_classes, device=view.device)
             return self._guided_means(view, Inputs(labels, labels, labels, None, []))
 
-        guided.encode, guided.decode, guided.class_means = encode, decode, class_means
-        return cast(LatentView, guided)
+        return view.altered(encode=encode, decode=decode, class_means=class_means)
 
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The guided codes, of the shape of ``code`` (for samplers that build on guidance)."""
@@ -176,7 +173,7 @@ class GANdance(Sampler):
             picks = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
             scale = 1 + (scale - 1) * torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]
         if self.strengths:
-            scale = 1 + (scale - 1) * learned(view, self.joint_ckpt).strength(inputs.labels, code)
+            scale = 1 + (scale - 1) * learned.of_view(view, self.joint_ckpt).strength(inputs.labels, code)
         guided = guide(code, joint, scale)
         if self.keep_norm:
             norm = torch.linalg.vector_norm

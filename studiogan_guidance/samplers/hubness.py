@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, Stacked, least, one_of
+from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_choice
 
 METRICS = ("l2", "cosine")
 ROWS = 1024  # rows of the table of distances that are held at a time, and of a mapping call
@@ -43,7 +44,7 @@ def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
     "hubness", "latents that are near neighbours of many others (hubs)", "Liang et al. 2022, arXiv:2206.06014"
 )
 @dataclass(frozen=True)
-class Hubness(Stacked):
+class Hubness(BasedSampler):
     """Replace the prior noise by hubs of a pool: draws that many others have among their nearest neighbours.
 
     Hubs lie near the centre of the latent space, so this is a sharper truncation without a threshold on the norm.
@@ -62,7 +63,7 @@ class Hubness(Stacked):
         space: z; or w of the image's class, for generators that have it (of layers the mean). w costs N mapping passes
             for each class among 64 seeds, so it is best sampled class by class.
         metric: l2 or cosine.
-        base: see ``Stacked``; w is that of the base.
+        base: see ``BasedSampler``; w is that of the base.
 
     Notes of each image: ``hubs``, the share of its pool that are hubs.
 
@@ -86,23 +87,23 @@ class Hubness(Stacked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, k=1, pool=self.k + 1, threshold=0)
-        one_of(self, space=chain.SPACES, metric=METRICS)
+        check_at_least(self, k=1, pool=self.k + 1, threshold=0)
+        check_choice(self, space=chain.SPACES, metric=METRICS)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.threshold is None
 
     def check(self, view: LatentView) -> None:
         super().check(view)
         chain.check(view, self.space)
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         found = [self.hubs(view, seed // BLOCK, c) for seed, c in zip(inputs.seeds.tolist(), inputs.labels.tolist())]
         picks = [hubs[seed % BLOCK % len(hubs)] for seed, (hubs, _) in zip(inputs.seeds.tolist(), found)]
         z = torch.cat([torch.stack(picks).to(inputs.z), inputs.z[:, view.networks.z_dim :]], 1)
-        view.notes["hubs"] = torch.tensor([share for _, share in found])
-        return view.decode(view.encode(z, inputs.labels), z, inputs.noise)
+        images = view.images(dataclasses.replace(inputs, z=z))
+        return Sampled(images, {"hubs": torch.tensor([share for _, share in found])})
 
     def hubs(self, view: LatentView, number: int, label: int) -> Hubs:
         """Up to 64 hubs of a pool (in w: of the pool as the class maps it), and which share of it are hubs."""
@@ -132,5 +133,5 @@ class Hubness(Stacked):
                 f"hubness.threshold is {self.threshold:g}, but the largest hub of a pool of {self.pool} is in "
                 f"{int(counts.max())} lists: lower it"
             )
-        view.cost.update(proposed=self.pool, accepted=len(hubs))
+        view.ledger.cost.update(proposed=self.pool, accepted=len(hubs))
         return z[hubs[:BLOCK]], len(hubs) / self.pool

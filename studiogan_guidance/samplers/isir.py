@@ -9,8 +9,8 @@ from torch import Tensor
 
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.ratio import Judged, noise_mode
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
+from studiogan_guidance.samplers.ratio import Judged, noise_mode, with_facts
 
 
 def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
@@ -66,17 +66,17 @@ class ISIR(Judged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, steps=0, particles=2)
+        check_at_least(self, steps=0, particles=2)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.steps == 0
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, count = self.ratio(view, noise_mode(inputs)), len(inputs.z)
 
         def judged(some: Inputs) -> tuple[Tensor, Tensor]:
-            made = view.decode(view.encode(some.z, some.labels), some.z, some.noise)
+            made = view.images(some)
             return made, ratio(made, some.labels)
 
         images, start = judged(inputs)
@@ -91,7 +91,6 @@ class ISIR(Judged):
                 score, changed = torch.where(taken, new, score), changed | taken
                 total = torch.logaddexp(total, new)
             changes += changed.cpu()
-        view.cost["proposed"] += count * self.steps * (self.particles - 1)
-        view.cost["accepted"] += int(changes.sum())
-        self.note(view, ratio, score=score, score_start=start, acceptance=changes / self.steps)
-        return images
+        view.ledger.cost["proposed"] += count * self.steps * (self.particles - 1)
+        view.ledger.cost["accepted"] += int(changes.sum())
+        return Sampled(images, with_facts(ratio, score=score, score_start=start, acceptance=changes / self.steps))

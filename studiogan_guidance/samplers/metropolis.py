@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, least
-from studiogan_guidance.samplers.ratio import Judged, LogRatio, drawn, noise_mode
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
+from studiogan_guidance.samplers.ratio import Judged, LogRatio, drawn, noise_mode, with_facts
 
 
 def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
@@ -63,27 +63,26 @@ class Metropolis(Judged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least(self, proposals=0, pool=max(1, self.proposals))
+        check_at_least(self, proposals=0, pool=max(1, self.proposals))
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.proposals == 0
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio = self.ratio(view, noise_mode(inputs))
         start = torch.stack([_real(ratio, int(c), g) for c, g in zip(inputs.labels, inputs.generators)]).to(view.device)
         chosen, score, accepted = (self._pooled if self.pool else self._fresh)(view, ratio, inputs, start.double())
-        view.cost["proposed"] += self.proposals * len(chosen.z)
-        view.cost["accepted"] += int(accepted.sum())
-        self.note(view, ratio, score=score, acceptance=accepted / self.proposals)
-        return view.decode(view.encode(chosen.z, chosen.labels), chosen.z, chosen.noise)
+        view.ledger.cost["proposed"] += self.proposals * len(chosen.z)
+        view.ledger.cost["accepted"] += int(accepted.sum())
+        return Sampled(view.images(chosen), with_facts(ratio, score=score, acceptance=accepted / self.proposals))
 
     def _fresh(self, view: LatentView, ratio: LogRatio, inputs: Inputs, start: Tensor) -> tuple[Inputs, Tensor, Tensor]:
         proposal, accepted = inputs, torch.zeros(len(start), device=start.device)
         chain, again = _Chain(inputs, start), _Chain(inputs, torch.full_like(start, -torch.inf))
         for k in range(self.proposals):
             proposal = view.redraw(inputs) if k else inputs
-            images = view.decode(view.encode(proposal.z, proposal.labels), proposal.z, proposal.noise)
+            images = view.images(proposal)
             new, chance = ratio(images, proposal.labels).double(), rng.unit(inputs.generators).to(start)
             accepted += chain.step(proposal, new, chance)
             again.step(proposal, new, chance)

@@ -24,7 +24,7 @@ class Plain(Sampler):
     """
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
-        return view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+        return view.images(inputs)
 
-    def of(self, view: LatentView) -> LatentView:
+    def built_into(self, view: LatentView) -> LatentView:
         return view

@@ -13,7 +13,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
-from studiogan_guidance.samplers.base import SAMPLERS, Stacked, finite, least
+from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_finite, options
 from studiogan_guidance.samplers.ratio import noise_mode
 
 LEAST = 1e-12  # a singular value: less counts as much
@@ -44,7 +44,7 @@ def projection(pixels: int, count: int) -> Tensor:
     "polarity", "sample by the generator's volume change to the power rho", "Humayun et al. 2022, arXiv:2203.01993"
 )
 @dataclass(frozen=True)
-class Polarity(Stacked):
+class Polarity(BasedSampler):
     """Choose latents by how much the generator stretches there: rho < 0 for modes and quality, rho > 0 for variety.
 
     p(z) ~ p0(z) (prod_{j <= k} sigma_j)^rho over a pool of z for each class, sigma the singular values of the Jacobian
@@ -60,7 +60,7 @@ class Polarity(Stacked):
         k: number of singular values, from 1 up to the rank that is possible; the paper uses 10 to 30.
         pool: number of z in all, shared by the classes; each costs one pass of G and ``projections`` backward passes.
         projections: number of directions of the image, at most that of its pixels.
-        base: see ``Stacked``; the Jacobians are those of the base.
+        base: see ``BasedSampler``; the Jacobians are those of the base.
 
     Notes of each image: ``effective``, the effective share of the pool of its class, 1 / (N sum_i p_i^2): 1 for equal
     weights; the number of different images is N times that at most.
@@ -73,7 +73,7 @@ class Polarity(Stacked):
         >>> view = view_for(builtin.networks())
         >>> sampler = samplers.create("polarity", {"rho": -1, "k": 4, "pool": 80, "projections": 8})
         >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan(classes=(3,))))
-        >>> view.setup["backward"], bool((batch.notes["effective"] < 1).all())
+        >>> view.ledger.setup["backward"], bool((batch.notes["effective"] < 1).all())
         (64, True)
     """
 
@@ -84,29 +84,28 @@ class Polarity(Stacked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite("polarity.rho", self.rho)
-        least(self, k=1, pool=1, projections=1)
+        check_finite("polarity.rho", self.rho)
+        check_at_least(self, k=1, pool=1, projections=1)
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.rho == 0
 
     def check(self, view: LatentView) -> None:
         super().check(view)
         rank = min(view.networks.z_dim, self.projections, 3 * view.networks.image_size**2)
-        if not self._still and self.k > rank:
+        if not self._is_identity and self.k > rank:
             raise UserError(f"polarity.k is {self.k}, but these Jacobians have rank {rank} at most: lower k")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         labels, mode = inputs.labels.tolist(), noise_mode(inputs)
         members = []
         effective = torch.zeros(len(labels))
         for i, (label, chance) in enumerate(zip(labels, rng.unit(inputs.generators).double())):
             edges, effective[i] = self.edges(view, label, mode)
             members.append(int(torch.searchsorted(edges, chance * edges[-1], right=True).clamp(max=len(edges) - 1)))
-        view.notes["effective"] = effective
         chosen = self._drawn(view, labels, members, mode)
-        return view.decode(view.encode(chosen.z, chosen.labels), chosen.z, chosen.noise)
+        return Sampled(view.images(chosen), {"effective": effective})
 
     def edges(self, view: LatentView, label: int, mode: str) -> tuple[Tensor, float]:
         """Sums of the weights of the pool of a class up to each member, float64 [N], and its effective share."""
@@ -120,7 +119,7 @@ class Polarity(Stacked):
     def volumes(self, view: LatentView, label: int, mode: str) -> Tensor:
         """S of each member of the pool of a class, float64 [N]; kept on disk."""
         size = self._size(view)
-        key = {"base": str(self.base), **self.files(view), "noise": mode, "of": size}
+        key = {"base": str(options(self)["base"]), **self.files(view), "noise": mode, "of": size}
         key |= {"class": label, "k": self.k, "projections": self.projections}
 
         def compute(draws: range) -> Tensor:
@@ -130,7 +129,7 @@ class Polarity(Stacked):
 
     def jacobian(self, view: LatentView, inputs: Inputs) -> Tensor:
         """d(P G(z)) / dz of each image, [B, directions, z_dim], by one backward pass a direction."""
-        prior, info = inputs.z.split([view.networks.z_dim, inputs.z.shape[1] - view.networks.z_dim], 1)
+        prior, info = view.split(inputs.z)
         with torch.enable_grad():
             z = prior.detach().requires_grad_()
             whole = torch.cat([z, info], 1)
@@ -141,7 +140,7 @@ class Polarity(Stacked):
             )
             along = (images @ basis).unbind(1)
             rows = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in along]
-        view.cost["backward"] += len(z) * len(rows)
+        view.ledger.cost["backward"] += len(z) * len(rows)
         return torch.stack(rows, 1)
 
     def _size(self, view: LatentView) -> int:

@@ -17,7 +17,7 @@ from studiogan_guidance.critics.critic import Critic, digest_of, of_view
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
-from studiogan_guidance.samplers.base import Stacked, least, one_of
+from studiogan_guidance.samplers.base import BasedSampler, check_at_least, check_choice, options
 
 Array = NDArray[Any]
 BATCH_SIZE = 64  # of what is computed once
@@ -54,7 +54,7 @@ class LogRatio:
 
     def evidence(self, images: Tensor, labels: Tensor) -> Tensor:
         """The logit as it is, or the logit and the features, [B, K]."""
-        self.view.cost["discriminator"] += len(images)
+        self.view.ledger.cost["discriminator"] += len(images)
         features, logits = self.critic.judge(images, labels)
         return logits[:, None] if len(self.weights) == 1 else torch.cat([logits[:, None], features], 1)
 
@@ -71,7 +71,7 @@ class LogRatio:
 
 
 @dataclass(frozen=True)
-class Judged(Stacked):
+class Judged(BasedSampler):
     """A sampler that asks the discriminator about images of its base.
 
     Args:
@@ -87,23 +87,27 @@ class Judged(Stacked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, calibration=CALIBRATIONS)
-        least(self, calibration_images=FEWEST)
+        check_choice(self, calibration=CALIBRATIONS)
+        check_at_least(self, calibration_images=FEWEST)
 
     def files(self, view: LatentView) -> dict[str, str]:
-        files, beside = super().files(view), view.networks.beside
-        if self._still:
+        files, companions = super().files(view), view.networks.companions
+        if self._is_identity:
             return files
         files["discriminator_sha256"] = digest_of(view)
-        return files if self.calibration == "none" or not beside else files | {"calibrated_on": beside.held_out_name()}
+        return (
+            files
+            if self.calibration == "none" or not companions
+            else files | {"calibrated_on": companions.held_out_name()}
+        )
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        if self._still:
+        if self._is_identity:
             return
         of_view(view)
-        if self.calibration != "none" and view.networks.beside:
-            view.networks.beside.held_out_name()  # what is missing is missed before any work is done
+        if self.calibration != "none" and view.networks.companions:
+            view.networks.companions.held_out_name()  # what is missing is missed before any work is done
 
     def ratio(self, view: LatentView, mode: str = "random") -> LogRatio:
         """The calibrated log density ratio for the generator of a view of the base, made once for it.
@@ -116,15 +120,15 @@ class Judged(Stacked):
     def _calibrated(self, view: LatentView, mode: str) -> LogRatio:
         from sklearn.metrics import roc_auc_score
 
-        critic, beside = of_view(view), view.networks.beside
+        critic, companions = of_view(view), view.networks.companions
         plain = LogRatio(view, critic, torch.ones(1))
-        if self.calibration == "none" or beside is None:
+        if self.calibration == "none" or companions is None:
             return plain
-        images, labels = beside.held_out(self.calibration_images)
+        images, labels = companions.held_out(self.calibration_images)
         if len(labels) < FEWEST:
             raise UserError(
-                f"there are {len(labels)} held-out images ({beside.held_out_name()}), and calibrating needs {FEWEST}: "
-                "give --held-out DIR with more, or say -o calibration=none"
+                f"there are {len(labels)} held-out images ({companions.held_out_name()}), and calibrating needs "
+                f"{FEWEST}: give --held-out DIR with more, or say -o calibration=none"
             )
         if int(labels.max()) >= view.num_classes:
             raise UserError(
@@ -161,21 +165,20 @@ class Judged(Stacked):
     def scores(self, view: LatentView, label: int, size: int, mode: str) -> Array:
         """Log ratios [size] of fakes of a class, ``drawn(view, label, size, range(size), mode)``; kept on disk."""
         ratio = self.ratio(view, mode)
-        key = {"class": label, "base": str(self.base), "critic": self.files(view), "by": self.calibration_images}
+        key = {
+            "class": label,
+            "base": str(options(self)["base"]),
+            "critic": self.files(view),
+            "by": self.calibration_images,
+        }
         key["noise"] = mode
 
         def compute(draws: range) -> Tensor:
             inputs = drawn(view, label, size, draws, mode)
-            images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+            images = view.images(inputs)
             return ratio(images, inputs.labels).double()
 
         return pool.values(view, "scores of fakes", {**key, "calibration": self.calibration, "of": size}, size, compute)
-
-    def note(self, view: LatentView, ratio: LogRatio, **notes: Tensor) -> None:
-        """Leave notes about each image, [B], and how well the discriminator is calibrated."""
-        count = len(next(iter(notes.values())))
-        view.notes.update({key: value.detach().float().cpu() for key, value in notes.items()})
-        view.notes.update({key: torch.full((count,), value) for key, value in ratio.facts.items()})
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def fakes(view: LatentView, first: int, labels: Sequence[int], mode: str) -> Ite
         for start in range(0, len(labels), BATCH_SIZE):
             some = tuple(labels[start : start + BATCH_SIZE])
             inputs = view.draw(range(first + start, first + start + len(some)), 0, LabelPlan(some), mode)
-            yield view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise), inputs.labels
+            yield view.images(inputs), inputs.labels
 
 
 def _evidence(ratio: LogRatio, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
@@ -213,3 +216,10 @@ def _evidence(ratio: LogRatio, batches: Iterable[tuple[Tensor, Tensor]]) -> Tens
     with torch.no_grad():
         found = [ratio.evidence(images.to(device), labels.to(device)).cpu() for images, labels in batches]
     return torch.cat(found).double()
+
+
+def with_facts(ratio: LogRatio, **notes: Tensor) -> dict[str, Tensor]:
+    """Notes about each image, [B], and how well the discriminator is calibrated."""
+    count = len(next(iter(notes.values())))
+    facts = {key: torch.full((count,), value) for key, value in ratio.facts.items()}
+    return {key: value.detach().float().cpu() for key, value in notes.items()} | facts

@@ -34,7 +34,7 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
     if not norms:
         raise UserError(f"restat needs batch norms, but {view.networks.backbone} has none: set restat to 0")
     kept = [(norm, dict(norm.__dict__), dict(norm._buffers)) for norm in norms]
-    in_training = view.built_in()  # what is computed once under these norms serves no other images
+    in_training = view.altered()  # what is computed once under these norms serves no other images
     in_training.on_disk = False
     in_training.networks = dataclasses.replace(view.networks, batch_statistics=True)
     try:
@@ -42,9 +42,9 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
             norm._buffers.update({key: value.clone() for key, value in norm._buffers.items() if value is not None})
             norm.training, norm.track_running_stats, norm.momentum = True, True, None  # None: the mean of all batches
             norm.reset_running_stats()
-        setup = view.setup["synthesis"]
+        setup = view.ledger.setup["synthesis"]
         for batch in sampler.stream(in_training, range(SEED, SEED + batches * BATCH_SIZE), BATCH_SIZE, LabelPlan()):
-            if batch.cost["synthesis"] != len(batch.images) or view.setup["synthesis"] != setup:
+            if batch.cost["synthesis"] != len(batch.images) or view.ledger.setup["synthesis"] != setup:
                 raise UserError(f"restat needs a sampler with one pass of the generator an image, unlike {sampler}")
         return {norm: (norm._buffers["running_mean"], norm._buffers["running_var"]) for norm in norms}
     finally:

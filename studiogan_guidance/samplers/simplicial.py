@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from studiogan_guidance.critics import critic
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import pool, ratio
-from studiogan_guidance.samplers.base import SAMPLERS, Stacked, least, one_of
+from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_choice, options
 
 CENTERS = ("clusters", "axes")
 TRIES = 10_000  # latents for one image before giving up
@@ -72,7 +73,7 @@ def cells_of(z: Tensor, features: Tensor, count: int) -> Cells:
     "simplicial", "reject latents between cells of what images look like", "Issenhuth et al. 2023, arXiv:2207.10541"
 )
 @dataclass(frozen=True)
-class Simplicial(Stacked):
+class Simplicial(BasedSampler):
     """Redraw latents until they lie well inside a cell of the latent space: max_j p_j(z) > tau.
 
     ``clusters``, our version: cells are k-means clusters, within a class, of the discriminator's features of images
@@ -91,7 +92,7 @@ class Simplicial(Stacked):
             class by itself; 1 is plain (neutral), little accepts fewer, more typical latents.
         threshold: tau itself instead, 0 to 1 (the paper's code: 0.135 on CIFAR-10, 0.08 and 0.2 on STL-10, for axes).
         draws: number of images in all behind the clusters, shared by the classes, at least 20 each cell.
-        base: see ``Stacked``; images that are clustered are its own.
+        base: see ``BasedSampler``; images that are clustered are its own.
 
     Notes of each image: ``confidence``, max p; ``tries``, the number of its latents; with clusters ``cell_accuracy``,
     the share of held-out latents whose cell is guessed right: at 1 / cells, the cells have nothing to do with z.
@@ -104,7 +105,7 @@ class Simplicial(Stacked):
         >>> view = view_for(builtin.networks())
         >>> sampler = samplers.create("simplicial", {"cells": 4, "draws": 100, "accept": 0.5})
         >>> batch = next(sampler.stream(view, range(4), 4, LabelPlan(classes=(3,))))
-        >>> batch.cost["accepted"], batch.cost["synthesis"], view.setup["discriminator"]
+        >>> batch.cost["accepted"], batch.cost["synthesis"], view.ledger.setup["discriminator"]
         (4, 4, 80)
     """
 
@@ -116,31 +117,31 @@ class Simplicial(Stacked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, centers=CENTERS)
-        least(self, cells=2, draws=1, threshold=0)
+        check_choice(self, centers=CENTERS)
+        check_at_least(self, cells=2, draws=1, threshold=0)
         if not 0 < self.accept <= 1:
             raise UserError(f"simplicial.accept must be more than 0 and at most 1, found {self.accept}: 0.3 is usual")
         if self.threshold is not None and self.threshold >= 1:
             raise UserError(f"simplicial.threshold must be below 1, found {self.threshold}: no latent is so certain")
 
     @property
-    def _still(self) -> bool:
+    def _is_identity(self) -> bool:
         return self.accept == 1 and self.threshold is None
 
     def files(self, view: LatentView) -> dict[str, str]:
-        judged = self.centers == "clusters" and not self._still
+        judged = self.centers == "clusters" and not self._is_identity
         return {**super().files(view), **({"discriminator_sha256": critic.digest_of(view)} if judged else {})}
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        if self._still:
+        if self._is_identity:
             return
         if self.centers == "clusters":
             critic.of_view(view)
         elif self.cells > view.networks.z_dim:
             raise UserError(f"simplicial.cells is {self.cells}, but z has {view.networks.z_dim} axes: use fewer")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         width, labels = view.networks.z_dim, inputs.labels.tolist()
         tau = torch.tensor([self.tau(view, label) for label in labels], dtype=torch.float64)
         z, tries = inputs.z[:, :width].to("cpu", copy=True), torch.ones(len(labels))
@@ -154,12 +155,12 @@ class Simplicial(Stacked):
             z[todo] = view.prior([inputs.generators[row] for row in todo])
             found[todo] = self.certainty(view, z[todo], [labels[row] for row in todo])
             tries[todo] += 1
-        view.cost.update(proposed=int(tries.sum()), accepted=len(tries))
-        view.notes |= {"confidence": found.float(), "tries": tries}
+        view.ledger.cost.update(proposed=int(tries.sum()), accepted=len(tries))
+        notes = {"confidence": found.float(), "tries": tries}
         if self.centers == "clusters":
-            view.notes["cell_accuracy"] = torch.tensor([self.fitted(view, label).accuracy for label in labels])
+            notes["cell_accuracy"] = torch.tensor([self.fitted(view, label).accuracy for label in labels])
         whole = torch.cat([z.to(inputs.z), inputs.z[:, width:]], 1)
-        return view.decode(view.encode(whole, inputs.labels), whole, inputs.noise)
+        return Sampled(view.images(dataclasses.replace(inputs, z=whole)), notes)
 
     def certainty(self, view: LatentView, z: Tensor, labels: list[int]) -> Tensor:
         """max_j p_j of latents [B, z_dim] on the CPU, for their classes, float64 [B]."""
@@ -190,13 +191,13 @@ class Simplicial(Stacked):
         size = max(LEAST * self.cells, math.ceil(self.draws / view.num_classes))
 
         def made() -> Cells:
-            key = {"class": label, "of": size, "base": str(self.base), **self.files(view)}
+            key = {"class": label, "of": size, "base": str(options(self)["base"]), **self.files(view)}
             judge = critic.of_view(view)
 
             def compute(draws: range) -> Tensor:
                 inputs = ratio.drawn(view, label, size, draws)
-                images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
-                view.cost["discriminator"] += len(images)
+                images = view.images(inputs)
+                view.ledger.cost["discriminator"] += len(images)
                 return judge.judge(images, inputs.labels)[0].float()
 
             features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))

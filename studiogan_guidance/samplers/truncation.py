@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -12,7 +11,7 @@ from torch import Generator, Tensor
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import of_class
-from studiogan_guidance.samplers.base import SAMPLERS, Sampler, finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_finite
 
 CENTRES = ("global", "class")
 
@@ -67,7 +66,7 @@ class Truncation(Sampler):
     cutoff: int | None = None
 
     def __post_init__(self) -> None:
-        finite("truncation.psi", self.psi)
+        check_finite("truncation.psi", self.psi)
         if self.threshold is not None and not self.threshold > 0:
             raise UserError(
                 f"truncation.threshold must be positive, found {self.threshold}: leave it out to switch it off"
@@ -102,7 +101,7 @@ class Truncation(Sampler):
         """Prior noise with its Gaussian part truncated to the threshold, [B, Z]."""
         if self.threshold is None:
             return z
-        prior, info = z.split([view.networks.z_dim, z.shape[1] - view.networks.z_dim], 1)
+        prior, info = view.split(z)
         return torch.cat([truncated_normal(prior, self.threshold), info], 1)
 
     def truncated_code(self, code: Tensor, mean: Tensor) -> Tensor:
@@ -110,9 +109,7 @@ class Truncation(Sampler):
         pulled = mean.lerp(code, self.psi)
         return pulled if self.cutoff is None else torch.cat([pulled[:, : self.cutoff], code[:, self.cutoff :]], 1)
 
-    def of(self, view: LatentView) -> LatentView:
-        truncated: Any = view.built_in()
-
+    def built_into(self, view: LatentView) -> LatentView:
         def encode(z: Tensor, labels: Tensor) -> Tensor:
             code = view.encode(self.truncated_z(view, z), labels)
             return code if self.psi == 1 else self.truncated_code(code, self._mean(view, labels))
@@ -124,14 +121,12 @@ class Truncation(Sampler):
             means, labels = view.class_means(), torch.arange(view.num_classes, device=view.device)
             return means if self.psi == 1 else self.truncated_code(means, self._mean(view, labels))
 
-        truncated.encode, truncated.decode, truncated.class_means = encode, decode, class_means
-        return cast(LatentView, truncated)
+        return view.altered(encode=encode, decode=decode, class_means=class_means)
 
     def while_drawing(self, view: LatentView) -> LatentView:
         """``view`` with noise truncated as it is drawn, and codes towards the global mean after any guidance."""
         if self.neutral:
             return view
-        truncated: Any = view.built_in()
 
         def prior(gens: Sequence[Generator]) -> Tensor:
             return self.truncated_z(view, view.prior(gens))
@@ -139,5 +134,4 @@ class Truncation(Sampler):
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
             return view.decode(code if self.psi == 1 else self.truncated_code(code, view.global_mean()), z, noise)
 
-        truncated.prior, truncated.decode = prior, decode
-        return cast(LatentView, truncated)
+        return view.altered(decode=decode, prior=prior)

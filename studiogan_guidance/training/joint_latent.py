@@ -16,7 +16,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from studiogan_guidance.latents import learned, view_for
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 from studiogan_guidance.latents.learned import LearnedJoint
-from studiogan_guidance.samplers.base import finite
+from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import guide
 from studiogan_guidance.training.loop import Loop, descend, moving_average, still
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
@@ -188,8 +187,8 @@ class JointStage(Stage):
         if not self.scales:
             raise UserError("joint.scales is empty: give guidance scales such as 0.9:1.1:1.3")
         for scale in self.scales:
-            finite("joint.scales", scale)
-        finite("joint.strength_scale", self.strength_scale)
+            check_finite("joint.scales", scale)
+        check_finite("joint.strength_scale", self.strength_scale)
         if self.base is not None:
             JOINTS[self.base]
         if self.base in ("learned", "class_subset"):
@@ -280,7 +279,7 @@ class Training:
     def _new_head(self, critic: Critic) -> Head:
         inputs, view = self._draw(-1, self.stage.batch), self.view
         with still(critic.module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            images = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+            images = view.images(inputs)
             try:
                 features = critic(images)[0]
             except (RuntimeError, IndexError) as error:
@@ -424,7 +423,7 @@ class Training:
         evaluation, path = self.evaluation, str(self.files["joint"])
         assert evaluation is not None
         scales = options.pop("scales", self.stage.scales)
-        evaluation.view.learned[str(Path(path).resolve())] = self.average
+        learned.provide(evaluation.view, path, self.average)
         found = []
         for scale in scales:
             sampler = samplers.create("gandance", {"scale": scale, "joint": "learned", "joint_ckpt": path, **options})

@@ -107,10 +107,10 @@ def test_calibration_learns_from_held_out_images_and_fakes_of_the_very_base(toy:
     assert guided.facts["auc"] > plain.facts["auc"] + 0.1  # guided fakes are farther out
     assert abs(plain.facts["calibration_z"]) < 3 < abs(plain.facts["calibration_z_raw"])
     assert len(plain.real[0]) == 1000
-    assert view.setup["discriminator"] == 4000
-    assert view.cost.total() == 0
+    assert view.ledger.setup["discriminator"] == 4000
+    assert view.ledger.cost.total() == 0
     assert judged(view) is plain
-    assert view.setup["discriminator"] == 4000
+    assert view.ledger.setup["discriminator"] == 4000
 
 
 def test_a_head_is_fitted_where_the_logit_has_nothing_to_say(toy: ToyGAN) -> None:
@@ -130,7 +130,7 @@ def test_a_head_is_fitted_where_the_logit_has_nothing_to_say(toy: ToyGAN) -> Non
         w = toy.mapping(torch.randn(count, toy.z_dim), F.one_hot(labels, toy.classes).float())
         return toy.synthesis(w + direction), labels
 
-    networks = dataclasses.replace(networks, beside=dataclasses.replace(networks.beside, held_out=shifted))
+    networks = dataclasses.replace(networks, companions=dataclasses.replace(networks.companions, held_out=shifted))
     view = view_for(networks)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -151,20 +151,20 @@ def test_a_discriminator_that_ranks_fakes_first_is_refused(toy: ToyGAN) -> None:
 
 
 def test_without_a_discriminator_there_is_one_line(toy: ToyGAN) -> None:
-    view = view_for(dataclasses.replace(toy_networks(toy), beside=None))
+    view = view_for(dataclasses.replace(toy_networks(toy), companions=None))
     with pytest.raises(UserError, match="needs a discriminator, and there is none beside a toy"):
         samplers.create("ddls").check(view)
 
 
 def test_too_few_held_out_images_are_an_error_of_one_line(toy: ToyGAN) -> None:
     networks = toy_networks(toy)
-    few = dataclasses.replace(networks.beside, held_out=lambda count: networks.beside.held_out(min(count, 5)))
+    few = dataclasses.replace(networks.companions, held_out=lambda count: networks.companions.held_out(min(count, 5)))
     with pytest.raises(UserError, match=r"there are 5 held-out images \(a toy\), and calibrating needs 10"):
-        judged(view_for(dataclasses.replace(networks, beside=few)))
+        judged(view_for(dataclasses.replace(networks, companions=few)))
 
 
 def test_what_does_nothing_needs_no_discriminator(toy: ToyGAN) -> None:
-    view = view_for(dataclasses.replace(toy_networks(toy), beside=None))
+    view = view_for(dataclasses.replace(toy_networks(toy), companions=None))
     sampler = samplers.create("ddls", {"steps": 0})
     sampler.check(view)
     assert sampler.files(view) == {}

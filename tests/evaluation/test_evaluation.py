@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ok
-from torch import Tensor
 
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
@@ -27,7 +26,7 @@ from studiogan_guidance.features.stats import FeatureStats, accumulate
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import Inputs
 from studiogan_guidance.registry import Entry
-from studiogan_guidance.samplers import SAMPLERS, Plain
+from studiogan_guidance.samplers import SAMPLERS, Plain, Sampled
 
 
 @pytest.fixture(scope="module")
@@ -133,19 +132,19 @@ class Mean(torch.nn.Module):
 def pilot(view: LatentView) -> float:
     """The mean pixel of five fixed images."""
     inputs = view.draw(range(900, 905), 0, LabelPlan())
-    return float(view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise).mean())
+    return float(view.images(inputs).mean())
 
 
 @dataclass(frozen=True)
 class Choosy(Plain):
     """Accepts images of even seeds, says so, and looks at five images before all."""
 
-    def images(self, view: LatentView, inputs: Inputs) -> Tensor:
+    def sampled(self, view: LatentView, inputs: Inputs) -> Sampled:
         even = (inputs.seeds % 2 == 0).float()
-        view.cost["proposed"] += 2 * len(even)
-        view.cost["accepted"] += int(even.sum())
-        view.notes |= {"even": even, "pilot": torch.full((len(even),), view.once("pilot", lambda: pilot(view)))}
-        return super().images(view, inputs)
+        view.ledger.cost["proposed"] += 2 * len(even)
+        view.ledger.cost["accepted"] += int(even.sum())
+        notes = {"even": even, "pilot": torch.full((len(even),), view.once("pilot", lambda: pilot(view)))}
+        return Sampled(self.images(view, inputs), notes)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, view_for
-from studiogan_guidance.latents.base import Beside, Networks
+from studiogan_guidance.latents.base import Companions, Networks
 from studiogan_guidance.plugin import hooks
 from studiogan_guidance.samplers.ddls import ula
 
@@ -49,8 +49,8 @@ def gan(name: str, checkout: Checkout, **model: Any) -> Networks:
         images = torch.rand(count, 3, made.image_size, made.image_size, generator=gen) * 2 - 1
         return torch.nn.functional.avg_pool2d(images, 3, 1, 1), torch.arange(count) % made.num_classes
 
-    beside = Beside(lambda: discriminator, held_out, lambda: "noise", halved)
-    return Networks(**{**vars(made), "beside": beside})
+    companions = Companions(lambda: discriminator, held_out, lambda: "noise", halved)
+    return Networks(**{**vars(made), "companions": companions})
 
 
 @pytest.mark.parametrize(("name", "model"), KINDS, ids=["-".join([n, *map(str, m.values())]) for n, m in KINDS])
@@ -59,7 +59,7 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
 ) -> None:
     made = gan(name, checkout, **model)
     judge = critic.of_view(view_for(made))
-    images, labels = made.beside.held_out(5)  # type: ignore[union-attr]
+    images, labels = made.companions.held_out(5)  # type: ignore[union-attr]
     images.requires_grad_()
     features, scores = judge.judge(images, labels)
     assert scores.shape == (5,)
@@ -87,14 +87,14 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
 def test_companions_fill_a_group_of_any_size(group: int, checkout: Checkout) -> None:
     """The host's configurations have 4, 8 and 32 (here: 2, above)."""
     made = gan("stylegan2", checkout)
-    assert made.beside
-    discriminator = made.beside.discriminator()
+    assert made.companions
+    discriminator = made.companions.discriminator()
     for layer in discriminator.modules():
         if type(layer).__name__ == "MinibatchStdLayer":
             layer.group_size = group
     view = view_for(made)
     judge = critic.of_view(view)
-    images, labels = made.beside.held_out(3)
+    images, labels = made.companions.held_out(3)
     scores = judge.judge(images, labels)[1]
     inputs = view.draw(range(2**31, 2**31 + group - 1), 0, LabelPlan(), "const")
     others = view.decode(view.encode(inputs.z, inputs.labels), inputs.z, None)

@@ -56,7 +56,7 @@ def test_guidance_away_from_a_file(tmp_path: Path, toy_view: LatentView) -> None
     learned.save(path, joint, toy_view, {"step": 3})
     inputs, code = batch(toy_view)
     h = joint(toy_view, inputs, code)
-    toy_view.cost.clear()
+    toy_view.ledger.cost.clear()
     torch.testing.assert_close(guided(toy_view, scale=1.5, joint_ckpt=str(path)), h + 1.5 * (code - h))
     assert guided(toy_view, scale=1, joint_ckpt=str(path)).equal(code)
     assert torch.equal(guided(toy_view, scale=0, joint_ckpt=str(path)), h)

@@ -382,7 +382,7 @@ def test_rows_of_the_training_say_what_stood_in_and_the_last_one_is_learned(
     assert [row["metrics"] for row in during] == [row["metrics"] for row in plain[:-1]]
     assert last["options"]["joint"] == "learned"
     nets = networks.load(config.load(str(yaml), {"ckpt": str(checkpoints(folder))}), checkout, CPU)
-    assert last["generator"]["joint_sha256"] == learned.learned(view_for(nets), None).digest()
+    assert last["generator"]["joint_sha256"] == learned.of_view(view_for(nets), None).digest()
     assert math.isfinite(last["metrics"]["is"])
     assert last["metrics"] != plain[-1]["metrics"]
 

@@ -61,7 +61,7 @@ def test_references_without_a_meaning_are_refused(toy: ToyGAN, toy_view: LatentV
         samplers.create("autoguidance", {"reference": "1.0"}).check(toy_view)
     with pytest.raises(UserError, match="codes are label vectors"):
         samplers.create("autoguidance", {"reference": "x"}).check(identity_view(lambda x, c: x[:, 0]))
-    alone = view_for(dataclasses.replace(toy_networks(toy), beside=None))
+    alone = view_for(dataclasses.replace(toy_networks(toy), companions=None))
     with pytest.raises(UserError, match="a toy comes without a way to open other checkpoints"):
         samplers.create("autoguidance", {"reference": "0.5"}).check(alone)
 
@@ -70,10 +70,10 @@ def test_references_without_a_meaning_are_refused(toy: ToyGAN, toy_view: LatentV
         other.synthesis.num_ws, other.rows = 4, 4
         return other
 
-    beside = dataclasses.replace(toy_networks(toy).beside, snapshot=wider)  # type: ignore[type-var]
+    companions = dataclasses.replace(toy_networks(toy).companions, snapshot=wider)  # type: ignore[type-var]
     with pytest.raises(UserError, match="has codes of another size than a toy"):
         samplers.create("autoguidance", {"reference": "x"}).check(
-            view_for(dataclasses.replace(toy_networks(toy), beside=beside))
+            view_for(dataclasses.replace(toy_networks(toy), companions=companions))
         )
     with pytest.raises(UserError, match="autoguidance.scale must be a finite number"):
         samplers.create("autoguidance", {"scale": "inf"})

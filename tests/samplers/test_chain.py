@@ -18,7 +18,7 @@ def cube(width: int = 1) -> Latent:
 
 
 def plain(view: LatentView, inputs: Inputs) -> Tensor:
-    return view.decode(view.encode(inputs.z, inputs.labels), inputs.z, inputs.noise)
+    return view.images(inputs)
 
 
 def test_energies_are_minus_the_log_priors() -> None:
@@ -76,11 +76,11 @@ def test_w_is_whitened_within_classes_and_starts_at_the_plain_images(interaction
 def test_what_the_spread_of_w_costs_is_set_up_and_done_once(toy_view: LatentView) -> None:
     inputs = toy_view.draw(range(3), 0, LabelPlan())
     toy_view.class_means()
-    toy_view.cost.clear()
+    toy_view.ledger.cost.clear()
     for _ in range(2):
         chain.of_inputs(toy_view, inputs, "w")
-    assert toy_view.setup["mapping"] == chain.PRIOR_DRAWS
-    assert toy_view.cost == {"mapping": 6}
+    assert toy_view.ledger.setup["mapping"] == chain.PRIOR_DRAWS
+    assert toy_view.ledger.cost == {"mapping": 6}
 
 
 def test_w_needs_a_generator_with_w() -> None:
@@ -121,7 +121,7 @@ def test_climbing_leaves_rows_to_themselves_and_its_input_alone() -> None:
 
 def test_rows_that_differ_stay_apart_in_w(toy_view: LatentView) -> None:
     """Guided in its first two rows only, the last one, which the toy shows, is the plain one."""
-    guided = samplers.create("gandance", {"scale": 2, "layers": [0, 2]}).of(toy_view)
+    guided = samplers.create("gandance", {"scale": 2, "layers": [0, 2]}).built_into(toy_view)
     inputs = toy_view.draw(range(8), 0, LabelPlan())
     place = chain.of_inputs(guided, inputs, "w")
     plain = toy_view.decode(toy_view.encode(inputs.z, inputs.labels), inputs.z, None)

@@ -73,7 +73,7 @@ def test_rows_that_a_base_guides_apart_have_centres_of_their_own(toy_view: Laten
     sampler = samplers.create("cluster_truncation", {"clusters": 1, "draws": 900, "psi": 0, "base": base})
     view, inputs = sampler.under(toy_view), toy_view.draw(range(4), 0, LabelPlan())
     mean, centre = mean_of_draws(toy_view, 900), toy_view.global_mean()[0]
-    found = sampler.centres(view, inputs.labels, view.encode(inputs.z, inputs.labels))
+    found, _ = sampler.centres(view, inputs.labels, view.encode(inputs.z, inputs.labels))
     for row, expected in enumerate((mean, mean, centre + 3 * (mean - centre))):
         torch.testing.assert_close(found[:, row], expected.expand(4, -1), atol=1e-4, rtol=0)
 
@@ -82,10 +82,10 @@ def test_centres_are_made_once_for_all_runs_and_any_psi(toy: ToyGAN) -> None:
     options = {"clusters": 3, "draws": 700, "per_class": True}
     first, again = view_for(toy_networks(toy, "toy of centres")), view_for(toy_networks(toy, "toy of centres"))
     made = images(first, "cluster_truncation", psi=0.5, **options)
-    assert first.setup["mapping"] == 1 + 700
+    assert first.ledger.setup["mapping"] == 1 + 700
     assert torch.equal(images(again, "cluster_truncation", psi=0.5, **options), made)
     images(again, "cluster_truncation", psi=0.2, **options)
-    assert again.setup["mapping"] == 1
+    assert again.ledger.setup["mapping"] == 1
 
 
 def test_fewer_draws_than_centres_are_refused(toy_view: LatentView) -> None:

@@ -151,7 +151,7 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 
 
 def test_no_discriminator_is_refused_unless_there_are_no_steps() -> None:
-    view = view_for(dataclasses.replace(builtin.networks(), beside=None))
+    view = view_for(dataclasses.replace(builtin.networks(), companions=None))
     with pytest.raises(UserError, match="needs a discriminator, and there is none beside"):
         samplers.create("ddls").check(view)
     samplers.create("ddls", {"steps": 0}).check(view)

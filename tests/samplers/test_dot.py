@@ -94,9 +94,9 @@ def test_the_constant_is_made_once_for_the_classes_that_occur_and_booked_as_setu
     for _ in range(2):
         found = run(view, 4, LabelPlan((2, 5)), steps=3, pairs=130)
         assert found.cost == {"synthesis": 16, "discriminator": 16, "backward": 12}
-    assert view.setup == {"synthesis": 2 * 260, "discriminator": 2 * 260}
+    assert view.ledger.setup == {"synthesis": 2 * 260, "discriminator": 2 * 260}
     assert run(view, 4, steps=3, k_eff=2.5).notes["k_eff"].tolist() == [2.5] * 4
-    assert view.setup["synthesis"] == 2 * 260
+    assert view.ledger.setup["synthesis"] == 2 * 260
 
 
 def test_infogan_numbers_are_the_same_in_both_halves_of_a_pair() -> None:

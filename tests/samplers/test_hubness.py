@@ -87,7 +87,7 @@ def test_in_w_neighbours_are_counted_among_what_the_class_makes_of_the_pool(toy:
         hubs = w[hub_counts(w, 5) > 9]
         x = draw(toy_view, range(20), 20, LabelPlan((label,)), **options)
         assert torch.cdist(x, hubs, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-5
-    assert toy_view.cost["mapping"] == 2 * (400 + 20)
+    assert toy_view.ledger.cost["mapping"] == 2 * (400 + 20)
     whole = draw(toy_view, range(60, 70), 10, **options)
     torch.testing.assert_close(draw(toy_view, range(60, 70), 3, **options), whole)
 
@@ -104,12 +104,12 @@ def test_only_some_pools_are_kept_and_lost_ones_come_back_the_same() -> None:
     first = sampler.hubs(view, 0, 0)[0]
     for number in range(hubness.KEPT + 9):
         sampler.hubs(view, number, 1)  # z is the same for all classes
-    made = view.cost["proposed"]
+    made = view.ledger.cost["proposed"]
     assert made == 12 * (hubness.KEPT + 9)
     sampler.hubs(view, hubness.KEPT + 8, 0)
-    assert view.cost["proposed"] == made
+    assert view.ledger.cost["proposed"] == made
     assert torch.equal(sampler.hubs(view, 0, 0)[0], first)
-    assert view.cost["proposed"] == made + 12
+    assert view.ledger.cost["proposed"] == made + 12
 
 
 @pytest.mark.parametrize(

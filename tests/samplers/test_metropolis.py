@@ -40,7 +40,7 @@ def test_a_shared_pool_has_the_same_law_and_judges_each_member_once() -> None:
     x = found.images.flatten()
     assert x.mean() == pytest.approx(1, abs=0.08)
     assert x.var() == pytest.approx(1, abs=0.12)
-    assert view.setup["discriminator"] == 40_000  # two classes
+    assert view.ledger.setup["discriminator"] == 40_000  # two classes
     assert "discriminator" not in found.cost
 
 

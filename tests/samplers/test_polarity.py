@@ -23,7 +23,7 @@ class Kinked(IdentityView):
         self.passes -= 1
         if self.passes < 0:
             raise KeyboardInterrupt
-        self.cost["synthesis"] += len(z)
+        self.ledger.cost["synthesis"] += len(z)
         return torch.where(z > 0, 3 * z, z) + (1000 * noise[0].flatten(1).sign() if noise else 0)
 
 
@@ -64,7 +64,7 @@ def test_volumes_of_linear_generators_are_their_singular_values(
             sigma = torch.linalg.svdvals(slope @ projection(12, count))
             found = sampler.volumes(sampler.under(toy_view), label, "random")
             torch.testing.assert_close(found, sigma[:k].log().sum().double().expand(10), atol=1e-5, rtol=0)
-    assert toy_view.cost["backward"] == 2 * 10 * (12 + 12 + 5)
+    assert toy_view.ledger.cost["backward"] == 2 * 10 * (12 + 12 + 5)
 
 
 def test_jacobians_are_those_of_a_slow_twin_in_a_batch_of_any_size() -> None:
@@ -110,7 +110,7 @@ def test_members_come_back_from_their_seeds_with_their_own_layer_noise() -> None
     distances = (batch.images - images.T).abs()
     assert (distances.amin(1) == 0).all()
     assert len(distances.argmin(1).unique()) > 5
-    assert view.setup["backward"] == 10  # of the other classes there are no pools
+    assert view.ledger.setup["backward"] == 10  # of the other classes there are no pools
 
 
 def test_a_pool_that_was_stopped_goes_on_where_it_was() -> None:
@@ -122,10 +122,10 @@ def test_a_pool_that_was_stopped_goes_on_where_it_was() -> None:
     with pytest.raises(KeyboardInterrupt):
         sampler.volumes(stopped, 0, "random")
     assert torch.equal(sampler.volumes(again, 0, "random"), expected)
-    assert whole.cost["backward"] == 700
-    assert again.cost["backward"] == 700 - 512
+    assert whole.ledger.cost["backward"] == 700
+    assert again.ledger.cost["backward"] == 700 - 512
     sampler.volumes(again, 0, "const")  # other layer noise, other pool
-    assert again.cost["backward"] == 700 - 512 + 700
+    assert again.ledger.cost["backward"] == 700 - 512 + 700
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,8 @@ def test_in_two_modes_the_latents_between_them_go() -> None:
             return {"h": x[:, :2].sign(), "adv_output": x[:, 0]}
 
     view = view_of(3)
-    beside = dataclasses.replace(view.networks.beside, discriminator=Signs)  # type: ignore[type-var]
-    view = type(view)(dataclasses.replace(view.networks, beside=beside))
+    companions = dataclasses.replace(view.networks.companions, discriminator=Signs)  # type: ignore[type-var]
+    view = type(view)(dataclasses.replace(view.networks, companions=companions))
     sampler = samplers.create("simplicial", {"cells": 4, "draws": 2000, "accept": 0.3})
     batch = next(sampler.stream(view, range(800), 800, LabelPlan()))
     x, plain = batch.images, draw(view, 800, accept=1)[0]
@@ -115,16 +115,16 @@ def test_in_two_modes_the_latents_between_them_go() -> None:
     assert torch.histc(x[:, 0].sign() + 3 * x[:, 1].sign(), 4, -4.1, 4.1).min() > 120  # no cell is lost
     assert batch.notes["cell_accuracy"].min() > 0.9
     assert batch.cost["accepted"] / batch.cost["proposed"] == pytest.approx(0.3, abs=0.04)
-    assert view.setup["discriminator"] == 2 * 1000
+    assert view.ledger.setup["discriminator"] == 2 * 1000
 
 
 def test_each_class_has_cells_of_its_own_and_classes_that_do_not_occur_cost_nothing(toy_view: LatentView) -> None:
     sampler = samplers.create("simplicial", {"cells": 2, "draws": 200})
     next(sampler.stream(toy_view, range(4), 4, LabelPlan((2,))))
-    assert toy_view.setup["synthesis"] == toy_view.setup["discriminator"] == 40
+    assert toy_view.ledger.setup["synthesis"] == toy_view.ledger.setup["discriminator"] == 40
     again = view_for(toy_view.networks)
     next(sampler.stream(again, range(4), 4, LabelPlan((2, 3))))
-    assert again.setup["synthesis"] == 40  # those of class 2 were on disk
+    assert again.ledger.setup["synthesis"] == 40  # those of class 2 were on disk
     weights = [sampler.fitted(again, label).weights for label in (2, 3)]
     assert not torch.allclose(*weights, atol=0.1)
 
@@ -159,7 +159,7 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 
 
 def test_only_clusters_need_a_discriminator() -> None:
-    view = view_for(dataclasses.replace(builtin.networks(), beside=None))
+    view = view_for(dataclasses.replace(builtin.networks(), companions=None))
     with pytest.raises(UserError, match="needs a discriminator, and there is none beside"):
         samplers.create("simplicial").check(view)
     samplers.create("simplicial", AXES).check(view)

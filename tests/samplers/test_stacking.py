@@ -42,7 +42,7 @@ def test_neutral_needs_a_neutral_base(toy_view: LatentView) -> None:
 
 
 def test_class_means_of_a_guided_view_are_guided(toy: ToyGAN, toy_view: LatentView) -> None:
-    guided = samplers.create("gandance", {"scale": 2, "joint": "class_mean"}).of(toy_view)
+    guided = samplers.create("gandance", {"scale": 2, "joint": "class_mean"}).built_into(toy_view)
     means = toy_view.class_means()
     torch.testing.assert_close(guided.class_means(), means.mean(0) + 2 * (means - means.mean(0)))
     torch.testing.assert_close(guided.class_means()[:, 0], toy.mean + 2 * toy.b, atol=0.2, rtol=0)
@@ -59,7 +59,9 @@ def test_what_is_computed_once_belongs_to_its_base(toy: ToyGAN) -> None:
     view = view_for(toy_networks(toy))
     for base in ("plain", "gandance", "gandance"):
         images(view, "ddls", steps=1, base=base)
-    assert view.setup["discriminator"] == 2 * 2000  # calibrated for the plain fakes, and once for the guided ones
+    assert (
+        view.ledger.setup["discriminator"] == 2 * 2000
+    )  # calibrated for the plain fakes, and once for the guided ones
 
 
 @pytest.mark.parametrize(
