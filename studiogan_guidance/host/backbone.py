@@ -48,7 +48,7 @@ class HostBackbone:
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        shims = tuple(shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key")
+        shims = [shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key"]
         with inside(checkout), compat.active(shims):
             preparation = module("metrics.preparation")
             try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
-from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.modules import module
+
+__all__ = ["inside", "module"]
 
 _KEPT: dict[str, dict[str, ModuleType]] = {}  # the modules of each checkout, between visits
 _INSIDE: list[str] = []
@@ -46,16 +46,6 @@ def inside(checkout: Checkout, quiet: bool = True) -> Iterator[None]:
         sys.path.remove(src)
         _KEPT[src] = _take_out(tops)
         sys.modules.update(strangers)
-
-
-def module(name: str) -> Any:
-    """A host module, such as ``models.model``; only within ``inside``. UserError if a package it needs is missing."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the host needs the package '{error.name}', which is missing: pip install 'studiogan-guidance[studiogan]'"
-        ) from error
 
 
 def _take_out(tops: set[str]) -> dict[str, ModuleType]:

@@ -46,11 +46,20 @@ def breaks_without(name: str, call: Callable[[], Any], error: type[BaseException
 
 
 def test_every_shim_is_described_and_tested() -> None:
-    here = Path(__file__).read_text() + Path(__file__).with_name("test_imports.py").read_text()
-    here += Path(__file__).with_name("test_run.py").read_text()
+    folder = Path(__file__).parent
+    files = (Path(__file__), folder / "test_imports.py", folder.parent / "plugin" / "test_run.py")
+    here = "".join(file.read_text() for file in files)
     for one in (*SHIMS, *RUN_SHIMS):
         assert all((one.symptom, one.since, one.until)), one.name
         assert f'"{one.name}"' in here, f"no test names the shim {one.name}"
+
+
+def test_shims_are_switched_on_in_this_order() -> None:
+    assert [one.name for one in SHIMS] == ["pkg_resources", "sqrtm_disp", "filters"]
+    assert " ".join(one.name for one in RUN_SHIMS) == (
+        "numpy_scalars float_betas wandb_image tsne_n_iter workers_0 current_when_no_best resnet50_key whole_cutoff "
+        "classifier_mode tables_from_anywhere empty_classes no_nvcc cpu_rank cuda_means_cpu ddp_device_ids"
+    )
 
 
 @pytest.mark.studiogan

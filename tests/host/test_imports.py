@@ -50,8 +50,9 @@ def test_an_error_inside_still_leaves_the_host(checkout: Checkout) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("pkg_resources") is not None, reason="setuptools still has pkg_resources")
 def test_without_its_shim_the_host_does_not_import(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     from studiogan_guidance.host import imports
+    from studiogan_guidance.host.compat import table
 
-    monkeypatch.setattr(compat, "SHIMS", tuple(shim for shim in compat.SHIMS if shim.name != "pkg_resources"))
+    monkeypatch.setattr(table, "SHIMS", [shim for shim in compat.SHIMS if shim.name != "pkg_resources"])
     monkeypatch.setattr(imports, "_KEPT", {})
     with inside(checkout), pytest.raises(Exception, match="pkg_resources"):
         module("utils.style_ops.conv2d_gradfix")
@@ -75,7 +76,7 @@ def test_the_sqrtm_shim_returns_what_old_scipy_did() -> None:
 def test_without_the_extra_shims_stay_off_and_the_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(compat, "_installed", lambda package: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "needy.py").write_text("import no_such_package")
     with (

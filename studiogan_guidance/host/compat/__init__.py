@@ -1,0 +1,30 @@
+"""One named shim per incompatibility between the host and today's libraries, machines without a GPU included.
+
+A shim never changes a number: it supplies what was removed, with the behaviour that the host expects. ``SHIMS`` are on
+whenever the host is entered; ``RUN_SHIMS``, which reach into the host's own training and evaluation, are on while
+``hooks.register`` is. Importing the three modules below fills both tables, in the order in which shims are switched on.
+"""
+
+from studiogan_guidance.host.compat.libraries import ALLOWED
+
+# isort: split
+from studiogan_guidance.host.compat.faults import PLUGINS, no_compiler
+
+# isort: split
+from studiogan_guidance.host.compat.cpu import PROCESSES, CpuRank
+from studiogan_guidance.host.compat.table import RUN_SHIMS, SHIMS, Shim, active, shim
+from studiogan_guidance.host.modules import swapped
+
+__all__ = [
+    "ALLOWED",
+    "PLUGINS",
+    "PROCESSES",
+    "RUN_SHIMS",
+    "SHIMS",
+    "CpuRank",
+    "Shim",
+    "active",
+    "no_compiler",
+    "shim",
+    "swapped",
+]

@@ -1,0 +1,203 @@
+"""Fixes for faults of the host itself, with libraries of any version."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import types
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.host.compat.table import SHIMS, shim
+from studiogan_guidance.host.modules import module, swapped
+
+PLUGINS = ("bias_act", "upfirdn2d", "filtered_lrelu")  # of StyleGAN, compiled at first use
+
+
+@shim(
+    "filters",
+    symptom="the legacy resizer switches off all warnings of the process; old calls print deprecation warnings",
+    since="upstream",
+    until="the host leaves the warning filters alone",
+    table=SHIMS,
+)
+def filters() -> Iterator[None]:
+    logger = logging.getLogger("torch.utils.cpp_extension")  # "No CUDA runtime is found" on machines without a GPU
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@shim(
+    "workers_0",
+    symptom="ValueError: persistent_workers option needs num_workers > 0 (--num_workers 0)",
+    since="upstream",
+    until="the host ties the two together",
+)
+def workers_0() -> Iterator[None]:
+    loader = module("loader")
+    original = loader.DataLoader
+
+    def data_loader(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("num_workers"):
+            kwargs["persistent_workers"] = False
+        return original(*args, **kwargs)
+
+    with swapped(loader, "DataLoader", data_loader):
+        yield
+
+
+@shim(
+    "current_when_no_best",
+    symptom="IndexError: list index out of range after a training without FID, which saves no best checkpoint",
+    since="upstream",
+    until="load_best_model looks for current, too",
+)
+def current_when_no_best() -> Iterator[None]:
+    ckpt = module("utils.ckpt")
+    original = ckpt.load_best_model
+    glob = ckpt.glob
+
+    def load_best_model(ckpt_dir: str, *args: Any, **kwargs: Any) -> Any:
+        if glob.glob(os.path.join(ckpt_dir, "model=G-best-weights-step*.pth")):
+            return original(ckpt_dir, *args, **kwargs)
+        current = types.SimpleNamespace(glob=lambda pattern: glob.glob(pattern.replace("-best-", "-current-")))
+        with swapped(ckpt, "glob", current):
+            return original(ckpt_dir, *args, **kwargs)
+
+    with swapped(ckpt, "load_best_model", load_best_model):
+        yield
+
+
+@shim(
+    "resnet50_key",
+    symptom="KeyError: 'ResNet50_torch' (--eval_backbone ResNet50_torch)",
+    since="upstream",
+    until="the host's table of versions has the key",
+    when=lambda: "ResNet50_torch" not in module("metrics.preparation").model_versions,
+)
+def resnet50_key() -> Iterator[None]:
+    versions = module("metrics.preparation").model_versions
+    versions["ResNet50_torch"] = versions["ResNet_torch"]
+    try:
+        yield
+    finally:
+        del versions["ResNet50_torch"]
+
+
+@shim(
+    "whole_cutoff",
+    symptom="TypeError: slice indices must be integers (--truncation_cutoff is parsed as a float)",
+    since="upstream",
+    until="the host parses an int",
+)
+def whole_cutoff() -> Iterator[None]:
+    host = module("config").Configurations
+    original = host.update_cfgs
+
+    def update_cfgs(self: Any, cfgs: Mapping[str, Any], super: str = "RUN") -> Any:
+        cutoff = cfgs.get("truncation_cutoff")
+        if isinstance(cutoff, float):
+            if not cutoff.is_integer():
+                raise UserError(f"--truncation_cutoff is {cutoff}: give a whole number of layers")
+            cfgs = {**cfgs, "truncation_cutoff": int(cutoff)}
+        return original(self, cfgs, super)
+
+    with swapped(host, "update_cfgs", update_cfgs):
+        yield
+
+
+@shim(
+    "classifier_mode",
+    symptom="UnboundLocalError: 'mode' (--GAN_train, --GAN_test without -resume_ct)",
+    since="upstream",
+    until="the host sets mode in both branches",
+)
+def classifier_mode() -> Iterator[None]:
+    worker = module("worker").WORKER
+    ckpt = module("utils.ckpt")
+    original = worker.compute_GAN_train_or_test_classifier_accuracy_score
+    check = ckpt.check_is_pre_trained_model
+
+    def not_trained(**kwargs: Any) -> tuple[bool, Any]:
+        _, file_to_save = check(**kwargs)
+        return False, file_to_save
+
+    def compute(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.RUN.resume_classifier_train:
+            return original(self, *args, **kwargs)
+        with (
+            swapped(self.RUN, "resume_classifier_train", True),
+            swapped(ckpt, "check_is_pre_trained_model", not_trained),
+        ):
+            return original(self, *args, **kwargs)
+
+    with swapped(worker, "compute_GAN_train_or_test_classifier_accuracy_score", compute):
+        yield
+
+
+@shim(
+    "tables_from_anywhere",
+    symptom="FileNotFoundError: ./src/utils/..., on ImageNet accuracies when not started from the checkout",
+    since="upstream",
+    until="the host opens its tables beside its code",
+)
+def tables_from_anywhere() -> Iterator[None]:
+    misc = module("utils.misc")
+    original = misc.load_ImageNet_label_dict
+    root = Path(misc.__file__).parents[2]
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        folder = os.getcwd()
+        os.chdir(root)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            os.chdir(folder)
+
+    with swapped(misc, "load_ImageNet_label_dict", load):
+        yield
+
+
+@shim(
+    "empty_classes",
+    symptom="FileNotFoundError: Found no valid file for the classes, in evaluate.py on a folder that -sf wrote",
+    since="upstream",
+    until="-sf makes folders only for classes with images",
+)
+def empty_classes() -> Iterator[None]:
+    datasets = module("torchvision.datasets")
+    allowing = functools.partial(datasets.ImageFolder, allow_empty=True)
+    with swapped(datasets, "ImageFolder", allowing):
+        yield
+
+
+def no_compiler() -> bool:
+    """Whether there is a GPU but no nvcc, so that the host's StyleGAN plugins cannot be compiled."""
+    return torch.cuda.is_available() and module("torch.utils.cpp_extension").CUDA_HOME is None
+
+
+@shim(
+    "no_nvcc",
+    symptom="RuntimeError or FileNotFoundError from compiling the StyleGAN plugins on a GPU machine without nvcc",
+    since="upstream",
+    until="the host falls back by itself",
+    when=no_compiler,
+)
+def no_nvcc() -> Iterator[None]:
+    with ExitStack() as stack:
+        for name in PLUGINS:  # without them the host runs slower reference code of its own
+            stack.enter_context(swapped(module(f"utils.style_ops.{name}"), "_init", lambda: False))
+        yield
