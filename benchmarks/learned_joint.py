@@ -30,7 +30,7 @@ from studiogan_guidance import config, training
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.evaluation import distributed
 from studiogan_guidance.evaluation.evaluation import Evaluation
-from studiogan_guidance.evaluation.source import open_networks
+from studiogan_guidance.evaluation.source import device_of, open_source
 
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
 REPORT = ("fid", "precision", "recall", "coverage", "accuracy")
@@ -111,8 +111,8 @@ def cells(found: list[dict[str, float]]) -> str:
 
 
 def compare(name: str, valid: dict[str, Any], test: dict[str, Any], out: Path, steps: int, wanted: list[str]) -> None:
-    view_rows = open_networks(config.load(valid.get("config"), {k: v for k, v in valid.items() if k != "config"}))
-    style = view_rows.backbone in ("builtin", "stylegan2", "stylegan3")
+    cfg = config.load(valid.get("config"), {k: v for k, v in valid.items() if k != "config"})
+    style = open_source(cfg).networks(device_of(cfg.device)).backbone in ("builtin", "stylegan2", "stylegan3")
     methods: dict[str, list[dict[str, Any]]] = {f"{j}": [{"joint": j}] * 3 for j in TRAINING_FREE[: 4 if style else 1]}
     for objective in wanted:
         if objective == "distill" and not style:

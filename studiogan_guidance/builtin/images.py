@@ -17,6 +17,13 @@ class BuiltinImages:
         self._images, self._labels = builtin.data.digits(split)
         self.fingerprint = {"data": "MNIST-5k", "image_size": 32, "reference": split}
 
+        self.cache_key = self.fingerprint
+
+    @property
+    def default_count(self) -> int:
+        """All of them."""
+        return len(self)
+
     def __len__(self) -> int:
         return len(self._images)
 

@@ -23,8 +23,8 @@ from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.prdc import prdc
-from studiogan_guidance.evaluation.reference import Reference, _default_count, _neighbours, _real_stats
-from studiogan_guidance.evaluation.source import _model_digest, open_bench, open_networks
+from studiogan_guidance.evaluation.reference import Reference, _neighbours, _real_stats
+from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import FeatureStats, accumulate, merge
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
@@ -73,7 +73,7 @@ class Evaluation:
         cfg: the run.
         group: the processes that share it.
         wanted: names and options of samplers to make and check before anything slow is opened; they are in ``chosen``.
-        networks: the generator of ``cfg``, if it is open already.
+        source: what ``cfg`` points at, if it is open already.
     """
 
     def __init__(
@@ -81,22 +81,24 @@ class Evaluation:
         cfg: RunConfig,
         group: distributed.Group,
         wanted: Sequence[tuple[str, Mapping[str, Any]]],
-        networks: Networks | None = None,
+        source: Source | None = None,
     ) -> None:
         self.cfg, self.group = cfg, group
         created = [(SAMPLERS[name].name, samplers.create(name, options)) for name, options in wanted]
-        self.networks = networks or open_networks(cfg)
+        self.source = source or open_source(cfg)
+        self.networks = self.source.networks(device_of(cfg.device))
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
-        self.bench = open_bench(cfg, self.networks)
-        self.plan = label_plan(cfg, self.networks.num_classes, self.bench.real)
-        self.num = cfg.num or _default_count(self.bench.real)
-        _enough(cfg, self.num, len(self.bench.real), group.size)
+        self.real_images = self.source.real(cfg.reference or self.source.default_split, self.networks.image_size)
+        self.backbone = open_backbone(cfg, self.source, self.networks.device)
+        self.plan = label_plan(cfg, self.networks.num_classes, self.real_images)
+        self.num = cfg.num or self.real_images.default_count
+        _enough(cfg, self.num, len(self.real_images), group.size)
         if "is" in cfg.metrics and not cfg.compile:  # what cannot work fails before the pass over the real images
             image = torch.zeros(1, 3, self.networks.image_size, self.networks.image_size)
             with torch.no_grad():
-                if self.bench.backbone(self.bench.backbone.prepare(image))[1] is None:
-                    name = self.bench.backbone.protocol["backbone"]
+                if self.backbone(self.backbone.prepare(image))[1] is None:
+                    name = self.backbone.protocol["backbone"]
                     raise UserError(f"{name} has no class logits: leave 'is' out of --metrics")
 
     def checked(self, sampler: Sampler) -> Sampler:
@@ -107,12 +109,12 @@ class Evaluation:
     @cached_property
     def real(self) -> Reference | None:
         """The statistics of the real images; None in processes above rank 0."""
-        return _real_stats(self.cfg, self.bench, self.group)
+        return _real_stats(self.cfg, self.real_images, self.backbone, self.source.protocol, self.group)
 
     def protocol(self, seed: int) -> dict[str, Any]:
         """Everything that changes the values of a row, but for the generator and the sampler."""
-        cfg, real = self.cfg, self.bench.real
-        kept = _default_count(real)
+        cfg, real = self.cfg, self.real_images
+        kept = real.default_count
         whole = kept >= len(real) or not _neighbours(cfg)
         return {
             "num": self.num,
@@ -125,8 +127,8 @@ class Evaluation:
             "k": cfg.k,
             "splits": cfg.splits,
             **real.fingerprint,
-            **self.bench.backbone.protocol,
-            **self.bench.protocol,
+            **self.backbone.protocol,
+            **self.source.protocol,
         }
 
     def facts(self, name: str, sampler: Sampler, seed: int) -> dict[str, Any]:
@@ -140,7 +142,7 @@ class Evaluation:
                 "backbone": net.backbone,
                 "source": net.source,
                 "sha256": net.digest,
-                "model_sha256": _model_digest(self.cfg),
+                "model_sha256": self.source.model_digest,
                 **sampler.files(self.view),
             },
             "config": self.cfg.to_dict(),
@@ -217,7 +219,7 @@ class Evaluation:
             with restat.applied(statistics(cfg, view, sampler)):
                 steps = progress(batches(), name, total=math.ceil(self.num / size / group.size))
                 fake = accumulate(
-                    steps, self.bench.backbone, features=_neighbours(cfg), probabilities=_classified(self)
+                    steps, self.backbone, features=_neighbours(cfg), probabilities=_classified(self)
                 )
         except UserError as error:
             refused = error
@@ -253,7 +255,7 @@ class Evaluation:
             values["fid"] = frechet_distance(stats.mean, stats.cov, fake.mean, fake.cov, real.factor)
         if "is" in cfg.metrics and fake.probabilities is not None:
             values["is"] = inception_score(fake.probabilities, cfg.splits)
-        if fake.probabilities is not None and self.bench.backbone.classifies:
+        if fake.probabilities is not None and self.backbone.classifies:
             values["accuracy"] = float((fake.probabilities.argmax(1) == fake.labels).mean())
         if stats.features is None or fake.features is None:
             return values, {}
@@ -295,7 +297,7 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
 
 
 def _classified(evaluation: Evaluation) -> bool:
-    return "is" in evaluation.cfg.metrics or evaluation.bench.backbone.classifies
+    return "is" in evaluation.cfg.metrics or evaluation.backbone.classifies
 
 
 def statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:

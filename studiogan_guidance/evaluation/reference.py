@@ -21,9 +21,8 @@ from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, fid, prdc
-from studiogan_guidance.evaluation.source import Bench
 from studiogan_guidance.features.images import Real
-from studiogan_guidance.features.stats import FeatureStats, accumulate, merge
+from studiogan_guidance.features.stats import Backbone, FeatureStats, accumulate, merge
 from studiogan_guidance.files import cache_dir, replacing
 
 FORMAT = 2  # raise it when the meaning of a cached file changes
@@ -109,23 +108,20 @@ def _neighbours(cfg: RunConfig) -> bool:
     return bool({"prdc", "kid", "fid_infinity", "per_class"} & set(cfg.metrics))  # they need the features themselves
 
 
-def _default_count(real: Real) -> int:
-    big = str(real.fingerprint["data"]).endswith("ImageNet") and not str(real.fingerprint["data"]).startswith("Tiny")
-    return 50_000 if big and real.fingerprint["reference"] == "train" else len(real)  # as in the host's evaluation
-
-
-def _real_stats(cfg: RunConfig, bench: Bench, group: distributed.Group) -> Reference | None:
-    real, only = bench.real, None
-    if _neighbours(cfg) and len(real) > _default_count(real):  # as many as the host takes, always the same ones
-        only = np.random.default_rng(0).choice(len(real), _default_count(real), replace=False).tolist()
+def _real_stats(
+    cfg: RunConfig, real: Real, backbone: Backbone, source: Mapping[str, Any], group: distributed.Group
+) -> Reference | None:
+    only = None
+    if _neighbours(cfg) and len(real) > real.default_count:  # as many as the host takes, always the same ones
+        only = np.random.default_rng(0).choice(len(real), real.default_count, replace=False).tolist()
     kept = (len(only) if only else len(real)) if _neighbours(cfg) else 0
-    key = {**real.fingerprint, **bench.backbone.protocol, **bench.protocol, "features": kept}
+    key = {**real.fingerprint, **backbone.protocol, **source, "features": kept}
 
     def pass_over(features: bool, only: list[int] | None) -> FeatureStats | None:
         images = real.batches(cfg.batch_size, group.rank, group.size, only)
         total = math.ceil((len(only) if only else len(real)) / cfg.batch_size / group.size)
         steps = progress(images, "real images", total=total)
-        parts = group.gather(accumulate(steps, bench.backbone, features=features, probabilities=False))
+        parts = group.gather(accumulate(steps, backbone, features=features, probabilities=False))
         return merge(parts, cfg.batch_size) if len(parts) > 1 else parts[0] if parts else None
 
     def compute() -> FeatureStats | None:

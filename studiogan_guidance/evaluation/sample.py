@@ -17,7 +17,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.evaluation import label_plan, statistics
-from studiogan_guidance.evaluation.source import open_networks, open_real
+from studiogan_guidance.evaluation.source import device_of, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import replacing
 from studiogan_guidance.latents import view_for
@@ -42,10 +42,13 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
         raise UserError("sample runs in one process, found WORLD_SIZE > 1: start it without torchrun")
     variants = [{**cfg.options, "scale": scale} for scale in scales] or [dict(cfg.options)]
     chosen = [samplers.create(cfg.sampler, options) for options in variants]
-    view = view_for(open_networks(cfg))
+    source = open_source(cfg)
+    view = view_for(source.networks(device_of(cfg.device)))
     for sampler in chosen:
         sampler.check(view)
-    plan = label_plan(cfg, view.num_classes, open_real(cfg, view.networks) if cfg.labels == "data" else None)
+    split = cfg.reference or source.default_split
+    real = source.real(split, view.networks.image_size) if cfg.labels == "data" else None
+    plan = label_plan(cfg, view.num_classes, real)
     folder = results.writable(Path(cfg.out))
     num = cfg.num or 64
     parts: list[tuple[Array, Array, Array]] = []

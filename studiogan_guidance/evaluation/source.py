@@ -1,50 +1,88 @@
-"""What a configuration points at, opened: the generator, the real images, the feature network."""
+"""What a configuration points at: the generator, the real images, the feature network."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
-from studiogan_guidance.builtin.images import BuiltinImages
+from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.features.dinov2 import DinoV2
-from studiogan_guidance.features.images import Real, spread_images, told
+from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone
 from studiogan_guidance.features.torchscript import TorchScript
+from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import Networks
-from studiogan_guidance.latents.base import Companions
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What a generator is measured with."""
+class Source(Protocol):
+    """Where networks and real images come from: the host's checkpoint of a configuration, or the built-in GAN.
 
-    real: Real
-    backbone: Backbone
-    protocol: dict[str, Any]
+    Nothing is opened before it is asked for. Under torchrun each process has a source of its own.
+
+    Attributes:
+        checkout: the host, located once; None for the built-in.
+        protocol: what a row says about the source: the host's commit, or nothing.
+        model_digest: a hash of what the generator was built from; empty for the built-in.
+        default_split: the split of real images to measure against where the configuration names none.
+        validation_split: the split to choose options on.
+        held_out_split: the split that the discriminator was not trained on.
+        default_backbone: the feature network where the configuration names none.
+    """
+
+    @property
+    def checkout(self) -> Checkout | None: ...
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+    @property
+    def model_digest(self) -> str: ...
+    @property
+    def default_split(self) -> str: ...
+    @property
+    def validation_split(self) -> str: ...
+    @property
+    def held_out_split(self) -> str: ...
+    @property
+    def default_backbone(self) -> str: ...
+
+    def networks(self, device: torch.device) -> Networks:
+        """The generator with its companions, the same object at each call."""
+
+    def discriminator(self, device: torch.device) -> torch.nn.Module:
+        """The discriminator of the generator's step, loaded anew at each call."""
+
+    def real(self, split: str, image_size: int) -> Real:
+        """The real images of a split, of the size that the generator makes."""
+
+
+def open_source(cfg: RunConfig) -> Source:
+    """The source of a configuration. Whether that is the host or the built-in GAN is asked here and nowhere else."""
+    if not cfg.uses_host:
+        return BuiltinSource()
+    from studiogan_guidance.host.source import HostSource
+
+    return HostSource(cfg)
 
 
 def device_of(name: str) -> torch.device:
     """auto, cpu, cuda (under torchrun: this process's) or cuda:N as a device that exists here; UserError otherwise."""
-    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    name = {"auto": own if torch.cuda.is_available() else "cpu", "cuda": own}.get(name, name)
+    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    name = {"auto": local if torch.cuda.is_available() else "cpu", "cuda": local}.get(name, name)
+    unknown = f"--device is '{name}': give auto, cpu, cuda or cuda:N"
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device is '{name}': give auto, cpu, cuda or cuda:N") from error
+        raise UserError(unknown) from error
+
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device is '{name}': give auto, cpu, cuda or cuda:N")
+        raise UserError(unknown)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device is '{name}', but {torch.cuda.device_count()} CUDA devices are visible: use --device cpu"
@@ -52,108 +90,13 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def open_networks(cfg: RunConfig) -> Networks:
-    """The generator of a configuration: the host's checkpoint or the built-in."""
-    device = device_of(cfg.device)
-    if not cfg.uses_host:
-        from studiogan_guidance import builtin
-
-        return builtin.networks(device)
-    from studiogan_guidance.host import networks
-    from studiogan_guidance.host.locate import locate
-
-    loaded = networks.load(cfg, locate(cfg.studiogan), device)
-    real = functools.cache(lambda: _held_out(cfg, loaded))
-    companions = Companions(
-        discriminator=lambda: open_discriminator(cfg),
-        held_out=lambda count: spread_images(real(), count),
-        held_out_name=lambda: told(real()),
-        snapshot=lambda path: networks.snapshot(loaded.generator, path, cfg),
-    )
-    return dataclasses.replace(loaded, companions=companions)
-
-
-def held_out_split(cfg: RunConfig) -> str:
-    """The split of a checkpoint's data that its discriminator was not trained on: valid, or test for CIFAR."""
-    return "test" if validation_split(cfg) == "train" else "valid"
-
-
-def _held_out(cfg: RunConfig, networks: Networks) -> Real:
-    if not (cfg.held_out or cfg.data):
-        raise UserError(
-            "this sampler calibrates the discriminator on held-out real images: add --held-out DIR (or --data DIR), or "
-            "say -o calibration=none"
-        )
-    return open_real(dataclasses.replace(cfg, data=cfg.held_out or cfg.data, reference=held_out_split(cfg)), networks)
-
-
-def open_discriminator(cfg: RunConfig) -> torch.nn.Module:
-    """The discriminator beside the generator of a configuration."""
-    device = device_of(cfg.device)
-    if not cfg.uses_host:
-        from studiogan_guidance import builtin
-
-        return builtin.load(builtin.network.Discriminator, "discriminator", device)[0]
-    from studiogan_guidance.host import networks
-    from studiogan_guidance.host.locate import locate
-
-    return networks.load_discriminator(cfg, locate(cfg.studiogan), device)
-
-
-def open_real(cfg: RunConfig, networks: Networks) -> Real:
-    """The real images of a configuration."""
-    if not cfg.uses_host:
-        return BuiltinImages(cfg.reference or "test")
-    from studiogan_guidance.host.images import RealImages
-    from studiogan_guidance.host.locate import locate
-    from studiogan_guidance.host.networks import host_yaml
-
-    checkout = locate(cfg.studiogan)
-    return RealImages(cfg, checkout, _data_name(host_yaml(cfg, checkout)), networks.image_size)
-
-
-def validation_split(cfg: RunConfig) -> str:
-    """The split to choose options on: valid, or train for CIFAR, which has no other than train and test."""
-    if not cfg.uses_host:
-        return "valid"
-    from studiogan_guidance.host.locate import locate
-    from studiogan_guidance.host.networks import host_yaml
-
-    return "train" if _data_name(host_yaml(cfg, locate(cfg.studiogan))).startswith("CIFAR") else "valid"
-
-
-def _model_digest(cfg: RunConfig) -> str:
-    """A hash of the sections of the host's YAML that a generator is built from."""
-    if not cfg.uses_host:
-        return ""
-    from studiogan_guidance.host.locate import locate
-    from studiogan_guidance.host.networks import host_yaml
-
-    sections = host_yaml(cfg, locate(cfg.studiogan))
-    built = {key: sections.get(key) for key in ("DATA", "MODEL", "STYLEGAN")}
-    return hashlib.sha256(json.dumps(built, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _data_name(sections: Mapping[str, Any]) -> str:
-    return str((sections.get("DATA") or {}).get("name", "CIFAR10"))
-
-
-def open_bench(cfg: RunConfig, networks: Networks) -> Bench:
-    """The real images and the feature network of a configuration."""
-    real, backbone = open_real(cfg, networks), open_backbone(cfg, networks.device)
-    if not cfg.uses_host:
-        return Bench(real, backbone, {})
-    from studiogan_guidance.host.locate import locate
-
-    return Bench(real, backbone, {"host_commit": locate(cfg.studiogan).commit or "unknown"})
-
-
 HOST = ("InceptionV3_tf", "InceptionV3_torch", "ResNet50_torch", "SwAV_torch", "DINO_torch", "Swin-T_torch")
 KNOWN = ("builtin", *(f"host:{name}" for name in HOST), "torchscript:PATH", "dinov2:PATH")
+NAMES = {"builtin": ("",), "host": HOST}  # what may follow each kind; a path follows the others
 
 
-def open_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
-    """The feature network that ``cfg.backbone`` names; by default the host's Inception, the built-in GAN's own.
+def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backbone:
+    """The feature network that ``cfg.backbone`` names, by default that of the source.
 
     ====================  ==============================================================================================
     builtin               the classifier of digits, for images of 32x32
@@ -166,24 +109,42 @@ def open_backbone(cfg: RunConfig, device: torch.device) -> Backbone:
     Raises:
         UserError: an unknown name, a missing, damaged or foreign file, a missing package.
     """
-    spec = cfg.backbone or ("host:InceptionV3_tf" if cfg.uses_host else "builtin")
-    kind, _, name = spec.partition(":")
-    if spec in HOST:
-        kind, name = "host", spec
-    if spec == "builtin":
-        return BuiltinBackbone(device, not cfg.uses_host, cfg.channels_last, cfg.compile)
-    if kind == "torchscript" and name:
-        if cfg.channels_last or cfg.compile or cfg.resize_on != "cpu":
-            raise UserError(
-                f"--backbone {spec} runs as it was saved: leave out --channels-last, --compile, --resize-on"
-            )
-        return TorchScript(Path(name), device)
-    if kind == "dinov2" and name:
-        return DinoV2(Path(name), device, cfg.resize_on, cfg.channels_last, cfg.compile)
-    if kind == "host" and name in HOST:
-        from studiogan_guidance.host.backbone import HostBackbone
-        from studiogan_guidance.host.locate import locate
+    spec = cfg.backbone or source.default_backbone
+    kind, _, name = (f"host:{spec}" if spec in HOST else spec).partition(":")
+    names = NAMES.get(kind)
+    is_name = bool(name) if names is None else name in names
+    if kind not in BACKBONES or not is_name:
+        raise UserError(f"--backbone is '{spec}': {nearest(spec, KNOWN)}")
+    return BACKBONES[kind](cfg, source, name, device)
 
-        checkout = locate(cfg.studiogan)
-        return HostBackbone(name, checkout, device, cfg.resizer, cfg.resize_on, cfg.channels_last, cfg.compile)
-    raise UserError(f"--backbone is '{spec}': {nearest(spec, KNOWN)}")
+
+def _builtin(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
+    classifies = source.default_backbone == "builtin"  # its classes are those of the built-in generator only
+    return BuiltinBackbone(device, classifies, cfg.channels_last, cfg.compile)
+
+
+def _of_host(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
+    from studiogan_guidance.host.backbone import HostBackbone
+
+    checkout = source.checkout or locate(cfg.studiogan)
+    return HostBackbone(name, checkout, device, cfg.resizer, cfg.resize_on, cfg.channels_last, cfg.compile)
+
+
+def _torchscript(cfg: RunConfig, source: Source, path: str, device: torch.device) -> Backbone:
+    if cfg.channels_last or cfg.compile or cfg.resize_on != "cpu":
+        raise UserError(
+            f"--backbone torchscript:{path} runs as it was saved: leave out --channels-last, --compile, --resize-on"
+        )
+    return TorchScript(Path(path), device)
+
+
+def _dinov2(cfg: RunConfig, source: Source, path: str, device: torch.device) -> Backbone:
+    return DinoV2(Path(path), device, cfg.resize_on, cfg.channels_last, cfg.compile)
+
+
+BACKBONES: dict[str, Callable[[RunConfig, Source, str, torch.device], Backbone]] = {
+    "builtin": _builtin,
+    "host": _of_host,
+    "torchscript": _torchscript,
+    "dinov2": _dinov2,
+}

@@ -25,7 +25,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation import distributed, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
-from studiogan_guidance.evaluation.source import validation_split
+from studiogan_guidance.evaluation.source import open_source
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
 
@@ -97,7 +97,8 @@ def tune(
         )
     needed = (OBJECTIVES[objective], *(("prdc",) if min_recall is not None else ()))
     metrics = tuple(dict.fromkeys((*cfg.metrics, *needed)))
-    cfg = dataclasses.replace(cfg, reference=cfg.reference or validation_split(cfg), metrics=metrics)
+    source = open_source(cfg)
+    cfg = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=metrics)
     folder = results.writable(Path(cfg.out))
     known = samplers.options(samplers.create(cfg.sampler))
     neutral: Options = {key: known[key] for key in ("psi", "threshold") if key in known}
@@ -108,7 +109,7 @@ def tune(
             raise UserError(f"--over {name} is no option to search: only numbers with a fraction are, such as scale")
     with distributed.group() as group:
         ends = [line.put(start, x) for line in lines for x in (line.low, line.high)]
-        evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, start, *ends)])
+        evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, start, *ends)], source)
         if not evaluation.chosen[0][1].neutral:
             raise UserError(
                 f"'{cfg.sampler}' is not plain sampling at {tables.format_options(plain)}: tune cannot start there"

@@ -22,6 +22,20 @@ from studiogan_guidance.host.locate import Checkout
 UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host neither crops nor resizes
 
 
+def held_out_split(name: str) -> str:
+    """The split of a data set that the host does not train on: valid, or test for CIFAR."""
+    return "test" if _is_cifar(name) else "valid"
+
+
+def validation_split(name: str) -> str:
+    """The split to choose options on: valid, or train for CIFAR, which has train and test only."""
+    return "train" if _is_cifar(name) else "valid"
+
+
+def _is_cifar(name: str) -> bool:
+    return name.startswith("CIFAR")
+
+
 class RealImages:
     """The host's data set of one split.
 
@@ -42,7 +56,7 @@ class RealImages:
         self.size = image_size
         self.split = cfg.reference or "train"
 
-        splits = ("train", "test") if name.startswith("CIFAR") else ("train", "valid")
+        splits = ("train", held_out_split(name))
         if self.split not in splits:
             raise UserError(f"{name} has no {self.split} split in the host: use --reference {' or '.join(splits)}")
         if not self.root.is_dir():
@@ -72,6 +86,13 @@ class RealImages:
                 raise UserError(
                     f"cannot read the {self.split} images of {name} in {self.root}: {one_line(error)}"
                 ) from error
+
+    @property
+    def default_count(self) -> int:
+        """How many of them the host's evaluation takes: 50,000 of ImageNet's train split, else all."""
+        name = str(self.fingerprint["data"])
+        is_big = name.endswith("ImageNet") and not name.startswith("Tiny")
+        return 50_000 if is_big and self.split == "train" else len(self)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -136,7 +157,7 @@ def cache_key(root: Path, name: str, image_size: int, pre_resizer: str, split: s
 
     A cache that has this key is computed anew after any change of a file; a copy of the folder has caches of its own.
     """
-    folder = root if name.startswith("CIFAR") else root / ("train" if split == "train" else "valid")
+    folder = root if _is_cifar(name) else root / ("train" if split == "train" else "valid")
     files, times = _listing(folder)
     return {
         "data": name,

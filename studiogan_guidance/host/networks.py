@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import os
 import pickle
 import tempfile
@@ -21,11 +20,13 @@ from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import VIEWS
-from studiogan_guidance.latents.base import Networks
+from studiogan_guidance.latents.base import Networks, weights_digest
 
 
-def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
+def load(cfg: RunConfig, checkout: Checkout, sections: Mapping[str, Any], device: torch.device) -> Networks:
     """The generator that ``cfg`` names, with its weights, in evaluation mode on ``device``.
+
+    ``sections`` are the host's own of the configuration: see ``host_yaml``.
 
     Raises:
         UserError: a configuration that the host rejects, a missing, damaged or foreign checkpoint, a backbone or a way
@@ -35,12 +36,11 @@ def load(cfg: RunConfig, checkout: Checkout, device: torch.device) -> Networks:
         raise UserError(
             "this configuration needs a checkpoint: add --ckpt DIR, the folder of model=G*-weights-step*.pth"
         )
-    sections = host_yaml(cfg, checkout)
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
-    networks = dataclasses.replace(build(sections, checkout, device), digest=_sha256(path), source=str(path))
+    networks = build(sections, checkout, device)
     _fill(networks.generator, state, path, cfg)
-    return networks
+    return dataclasses.replace(networks, digest=weights_digest(networks.generator), source=str(path))
 
 
 def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.Module:
@@ -52,7 +52,9 @@ def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.
     return other.eval().requires_grad_(False)
 
 
-def load_discriminator(cfg: RunConfig, checkout: Checkout, device: torch.device) -> torch.nn.Module:
+def load_discriminator(
+    cfg: RunConfig, checkout: Checkout, sections: Mapping[str, Any], device: torch.device
+) -> torch.nn.Module:
     """The discriminator beside the generator that ``load`` gives, in evaluation mode on ``device``.
 
     Raises:
@@ -66,7 +68,7 @@ def load_discriminator(cfg: RunConfig, checkout: Checkout, device: torch.device)
             f"{path.name} is not of the step of {generator.name}: give --which best or current, whichever has both"
         )
     state = read(path)
-    discriminator = build_both(host_yaml(cfg, checkout), checkout, device)[1]
+    discriminator = build_both(sections, checkout, device)[1]
     _fill(discriminator, state, path, cfg)
     return discriminator
 
@@ -219,14 +221,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
     return dict(content)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _line(error: BaseException) -> str:

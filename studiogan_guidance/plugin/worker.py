@@ -16,13 +16,13 @@ from torch import Tensor
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import results, tables
-from studiogan_guidance.features.images import spread_images, told
 from studiogan_guidance.host.backbone import backbone_protocol
 from studiogan_guidance.host.compat import swapped
-from studiogan_guidance.host.images import RealImages, fingerprint
+from studiogan_guidance.host.images import RealImages, fingerprint, held_out_split
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import Checkout, commit_of
 from studiogan_guidance.host.networks import describe, snapshot
+from studiogan_guidance.host.source import companions
 from studiogan_guidance.latents import Networks
 from studiogan_guidance.latents.base import Companions, weights_digest
 from studiogan_guidance.plugin.seam import KEYS, Session, guides, now, sampler_of, stages_of
@@ -146,18 +146,16 @@ class GuidedWorker:
 
     def _beside(self) -> Companions:
         run, peel = self.RUN, module("utils.misc").peel_model
-        split = "test" if self.DATA.name.startswith("CIFAR") else "valid"
 
-        @functools.cache
-        def real() -> RealImages:
+        def held_out() -> RealImages:
+            split = held_out_split(self.DATA.name)
             cfg = RunConfig(data=run.data_dir, reference=split, pre_resizer=run.pre_resizer)
             root = Path(module("config").__file__).parents[1]
             return RealImages(cfg, Checkout(root, None), self.DATA.name, self.DATA.img_size)
 
-        return Companions(
+        return companions(
             discriminator=lambda: peel(self.Dis).eval(),  # the host, which has just done the same, sets it back
-            held_out=lambda count: spread_images(real(), count),
-            held_out_name=lambda: told(real()),
+            held_out=held_out,
             snapshot=lambda path: snapshot(peel(self.gen_ctlr.generator), path, RunConfig()),
         )
 

@@ -18,7 +18,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
-from studiogan_guidance.evaluation.source import open_discriminator, open_networks, open_real, validation_split
+from studiogan_guidance.evaluation.source import device_of, open_source
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.training.logs import recorder
 from studiogan_guidance.training.stage import STAGES, Batches, Stage, Trained
@@ -45,13 +45,14 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
     given = next((dict(spec) for spec in cfg.stages if spec["name"] == name), {"name": name})
     stage: Stage = STAGES.create(name, {**{k: v for k, v in given.items() if k != "name"}, **options})
     folder = results.writable(Path(cfg.out))
-    measured = dataclasses.replace(cfg, reference=cfg.reference or validation_split(cfg), metrics=("fid",), seed=0)
+    source = open_source(cfg)
+    measured = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=("fid",), seed=0)
     with distributed.group() as group, recorder(logs, folder, group.rank, dataclasses.asdict(stage)) as record:
-        networks = open_networks(cfg)
-        real = functools.cache(lambda: open_real(dataclasses.replace(cfg, reference="train"), networks))
+        networks = source.networks(device_of(cfg.device))
+        real = functools.cache(lambda: source.real("train", networks.image_size))
         run = Trained(
             networks=networks,
-            discriminator=lambda: open_discriminator(cfg),
+            discriminator=lambda: source.discriminator(networks.device),
             real=lambda batch_size, first=0: shuffled(real(), cfg.seed, group)(batch_size, first),
             folder=folder,
             seed=cfg.seed,
@@ -59,7 +60,7 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
             world_size=group.size,
             log=(lambda line: print(line, file=sys.stderr)) if group.rank == 0 else (lambda line: None),
             record=record,
-            evaluation=lambda: Evaluation(measured, group, [], networks),
+            evaluation=lambda: Evaluation(measured, group, [], source),
         )
         try:
             result = stage.after_training(run)

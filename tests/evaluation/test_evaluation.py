@@ -16,7 +16,6 @@ from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import reference
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_infinity, moments
@@ -76,7 +75,7 @@ def test_features_of_a_large_data_set_are_those_of_a_fixed_part(
 ) -> None:
     real, fake = sets
     whole = metrics(tmp_path, "--metrics", "fid,prdc")
-    monkeypatch.setattr(reference, "_default_count", lambda real: 400)  # as 50,000 of ImageNet
+    monkeypatch.setattr(BuiltinImages, "default_count", 400)  # as 50,000 of ImageNet
     part = metrics(tmp_path, "--metrics", "fid,prdc")
     assert part["metrics"]["fid"] == whole["metrics"]["fid"]  # moments are those of all
     assert part["protocol"] == {**whole["protocol"], "num_real_features": 400}

@@ -11,11 +11,11 @@ from conftest import ToyGAN, ok, run, toy_networks
 from torch import Tensor
 
 from studiogan_guidance import samplers
+from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import evaluation, results
-from studiogan_guidance.evaluation.source import Bench
+from studiogan_guidance.evaluation import evaluation, results, tune as tuning
 from studiogan_guidance.evaluation.tune import Search, tune
-from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.latents import LabelPlan, Networks, view_for
 
 SMALL = ["--num", 60, "--metrics", "fid", "--budget", 12, "--repeats", 2]
 
@@ -44,6 +44,12 @@ class ToyImages:
         self.images, self.targets = batch.images, batch.labels
         self.fingerprint = {"data": f"toy {gan.b.norm()} {gan.A.norm()} {gan.Q.norm()}", "reference": split}
 
+        self.cache_key = self.fingerprint
+
+    @property
+    def default_count(self) -> int:
+        return len(self)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -54,15 +60,27 @@ class ToyImages:
         return list(zip(self.images.split(size), self.targets.split(size)))[first::step]
 
 
+class ToySource(BuiltinSource):
+    """The networks of one toy, the images of another."""
+
+    def __init__(self, generator: Networks, data: ToyGAN) -> None:
+        super().__init__()
+        self.generator, self.data = generator, data
+
+    def networks(self, device: torch.device) -> Networks:
+        return self.generator
+
+    def real(self, split: str, image_size: int = 2) -> Any:
+        return ToyImages(self.data, split)
+
+
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let runs be about a toy generator and toy data: ``toys(generator, data)``."""
 
     def be(generator: ToyGAN, data: ToyGAN, name: str) -> None:
-        monkeypatch.setattr(evaluation, "open_networks", lambda cfg: toy_networks(generator, name))
-        monkeypatch.setattr(
-            evaluation, "open_bench", lambda cfg, net: Bench(ToyImages(data, cfg.reference or "test"), Pixels(), {})
-        )
+        monkeypatch.setattr(tuning, "open_source", lambda cfg: ToySource(toy_networks(generator, name), data))
+        monkeypatch.setattr(evaluation, "open_backbone", lambda cfg, source, device: Pixels())
 
     return be
 

@@ -18,7 +18,7 @@ from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation.source import open_backbone
+from studiogan_guidance.evaluation.source import open_backbone, open_source
 from studiogan_guidance.features.dinov2 import dinov2
 from studiogan_guidance.features.preparation import Compiled
 from studiogan_guidance.features.stats import accumulate, to_uint8
@@ -28,7 +28,8 @@ CPU = torch.device("cpu")
 
 
 def opened(spec: str | None, **given: Any) -> Any:
-    return open_backbone(RunConfig(backbone=spec, **given), CPU)
+    cfg = RunConfig(backbone=spec, **given)
+    return open_backbone(cfg, open_source(cfg), CPU)
 
 
 def images(size: int = 32, count: int = 5) -> Tensor:
@@ -50,7 +51,7 @@ def test_the_builtin_is_the_default_and_knows_digits() -> None:
     assert (stats.probabilities.argmax(1) == stats.labels).mean() > 0.97
     with pytest.raises(UserError, match="takes images of 32x32, found 64x64: choose another"):
         backbone.prepare(images(64))
-    other = open_backbone(RunConfig(backbone="builtin", host={"DATA": {}}), CPU)
+    other = opened("builtin", host={"DATA": {}})
     assert not other.classifies  # its classes are not those of a host's generator
 
 

@@ -17,12 +17,13 @@ from studiogan_guidance import config
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import networks
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.source import HostSource
 
 CPU = torch.device("cpu")
 
 
 def load(yaml: Path, ckpt: Path, checkout: Checkout, *which: str) -> Any:
-    return networks.load(config.load(str(yaml), {"ckpt": str(ckpt), "which": which}), checkout, CPU)
+    return HostSource(config.load(str(yaml), {"ckpt": str(ckpt), "which": which})).networks(CPU)
 
 
 @pytest.mark.studiogan

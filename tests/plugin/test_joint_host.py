@@ -26,6 +26,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat, networks
 from studiogan_guidance.host.compat import RUN_SHIMS
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.source import HostSource
 from studiogan_guidance.latents import LabelPlan, Networks, learned, view_for
 from studiogan_guidance.plugin import hooks, seam
 from studiogan_guidance.training import run as train_run
@@ -125,7 +126,7 @@ def test_the_discriminator_beside_the_generator_is_loaded(tmp_path: Path, checko
 
     def load(*which: str) -> nn.Module:
         cfg = config.load(str(yaml), {"ckpt": str(folder), "which": which})
-        return networks.load_discriminator(cfg, checkout, CPU)
+        return HostSource(cfg).discriminator(CPU)
 
     saved = torch.load(folder / "model=D-current-weights-step=7.pth")["state_dict"]
     for which in ((), ("ema",), ("raw", "current")):  # ema and raw are about generators
@@ -175,7 +176,7 @@ def test_a_joint_of_no_steps_samples_as_its_base_bit_for_bit(
     name, where = model
     result = ok("train", *where, "--out", tmp_path, "-o", "steps=0", "-o", "eval_every=0")
     assert result == {"joint": str(tmp_path / "joint.safetensors"), "step": 0}
-    nets = networks.load(config.load(where[1], {"ckpt": where[3]}), checkout, CPU)
+    nets = HostSource(config.load(where[1], {"ckpt": where[3]})).networks(CPU)
     view = view_for(nets)
     estimator = "class_shift" if name.startswith("stylegan") else "class_mean"
     expected = images_of(view, joint=estimator)
@@ -189,9 +190,11 @@ class Kept:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.modules: list[nn.Module] = []
-        opened = train_run.open_networks, train_run.open_discriminator
-        monkeypatch.setattr(train_run, "open_networks", lambda cfg: self._stirred(opened[0](cfg)))
-        monkeypatch.setattr(train_run, "open_discriminator", lambda cfg: self._stirred(opened[1](cfg)))
+        networks, discriminator = HostSource.networks, HostSource.discriminator
+        monkeypatch.setattr(HostSource, "networks", lambda source, device: self._stirred(networks(source, device)))
+        monkeypatch.setattr(
+            HostSource, "discriminator", lambda source, device: self._stirred(discriminator(source, device))
+        )
 
     def _stirred(self, found: Any) -> Any:
         network = found.generator if isinstance(found, Networks) else found
@@ -381,7 +384,7 @@ def test_rows_of_the_training_say_what_stood_in_and_the_last_one_is_learned(
     plain = results(runs["plain"][0])
     assert [row["metrics"] for row in during] == [row["metrics"] for row in plain[:-1]]
     assert last["options"]["joint"] == "learned"
-    nets = networks.load(config.load(str(yaml), {"ckpt": str(checkpoints(folder))}), checkout, CPU)
+    nets = HostSource(config.load(str(yaml), {"ckpt": str(checkpoints(folder))})).networks(CPU)
     assert last["generator"]["joint_sha256"] == learned.of_view(view_for(nets), None).digest()
     assert math.isfinite(last["metrics"]["is"])
     assert last["metrics"] != plain[-1]["metrics"]
@@ -430,7 +433,7 @@ def test_processes_without_a_folder_of_their_own_find_the_file(
     """In a new -DDP run the host knows its folder in the first process only; the worker tells the others."""
     folder, yaml = runs["stage"]
     ckpt = checkpoints(folder)
-    nets = networks.load(config.load(str(yaml), {"ckpt": str(ckpt)}), checkout, CPU)
+    nets = HostSource(config.load(str(yaml), {"ckpt": str(ckpt)})).networks(CPU)
     spec = {"name": "gandance", "joint": "learned", "scale": 1.5}
     asked = SimpleNamespace(ckpt_dir=None, batch_statistics=False, truncation_factor=-1, truncation_cutoff=None,
                             sampler=spec, restat=0, seed=3)  # fmt: skip
@@ -462,7 +465,7 @@ def test_the_stage_of_a_host_run_is_the_commands_and_starts_anew_where_training_
     assert all(torch.equal(value, first[key]) for key, value in own.items())
     longer = write_yaml(tmp_path / "longer.yaml", "big_resnet", text, total_steps=7)
     host(checkout, *common, "-cfg", longer, "-ckpt", ckpt)
-    nets = networks.load(config.load(str(yaml), {"ckpt": str(ckpt)}), checkout, CPU)
+    nets = HostSource(config.load(str(yaml), {"ckpt": str(ckpt)})).networks(CPU)
     assert nets.source.endswith("step=8.pth")
     learned.load(ckpt / learned.FILE, view_for(nets))  # it belongs to the new weights
     assert len((ckpt / "joint.jsonl").read_text().splitlines()) == 1
