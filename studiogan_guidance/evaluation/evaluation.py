@@ -27,7 +27,7 @@ from studiogan_guidance.evaluation.reference import Reference, _neighbours, _rea
 from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import FeatureStats, accumulate, merge
-from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import SAMPLERS, Sampler, Samples, restat
 
 Array = NDArray[Any]
@@ -218,9 +218,7 @@ class Evaluation:
         try:
             with restat.applied(statistics(cfg, view, sampler)):
                 steps = progress(batches(), name, total=math.ceil(self.num / size / group.size))
-                fake = accumulate(
-                    steps, self.backbone, features=_neighbours(cfg), probabilities=_classified(self)
-                )
+                fake = accumulate(steps, self.backbone, features=_neighbours(cfg), probabilities=_classified(self))
         except UserError as error:
             refused = error
         parts = group.gather((fake, cost, notes, sampling, refused))

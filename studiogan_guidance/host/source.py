@@ -12,7 +12,7 @@ import torch
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.features.images import Real, spread_images, split_digest
+from studiogan_guidance.features.images import Real, split_digest, spread_images
 from studiogan_guidance.files import json_digest
 from studiogan_guidance.host import images, networks
 from studiogan_guidance.host.images import RealImages

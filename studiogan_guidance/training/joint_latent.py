@@ -270,9 +270,7 @@ class Training:
         self.evaluation: Evaluation | None = None
         if run.evaluation and (stage.eval_every or stage.strengths != "none"):
             self.evaluation = run.evaluation()
-        if stage.strengths != "none" and (
-            self.evaluation is None or not hasattr(self.evaluation.bench.backbone, "soft")
-        ):
+        if stage.strengths != "none" and (self.evaluation is None or not hasattr(self.evaluation.backbone, "soft")):
             raise UserError(NO_STRENGTHS)
         self.files = {name: run.folder / f"{name}.safetensors" for name in ("joint", "joint-last")}
 
@@ -447,7 +445,7 @@ class Training:
             for value in parameters:
                 value.requires_grad_(True)
             mean, factor = (torch.from_numpy(x).float().to(view.device) for x in (real.stats.mean, real.factor))
-            soft: Callable[[Tensor], Tensor] = getattr(evaluation.bench.backbone, "soft")  # noqa: B009  a protocol lacks it
+            soft: Callable[[Tensor], Tensor] = getattr(evaluation.backbone, "soft")  # noqa: B009  a protocol lacks it
             learn_strengths(view, joint, parameters, soft, mean, factor, stage, self.run.seed)
         for value in (joint.class_strength, joint.row_strength):
             value.requires_grad_(False)

@@ -13,7 +13,8 @@ from torch import Tensor
 from studiogan_guidance import samplers
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import evaluation, results, tune as tuning
+from studiogan_guidance.evaluation import evaluation, results
+from studiogan_guidance.evaluation import tune as tuning
 from studiogan_guidance.evaluation.tune import Search, tune
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
 

@@ -282,7 +282,7 @@ def test_on_a_gpu_features_are_those_of_the_cpu() -> None:
     for resize_on in ("cpu", "device"):
         cfg = dataclasses.replace(RunConfig(), resize_on=resize_on)
         stats = [
-            accumulate(BuiltinImages("valid").batches(50), open_backbone(cfg, place)).features
+            accumulate(BuiltinImages("valid").batches(50), open_backbone(cfg, open_source(cfg), place)).features
             for place in (CPU, device)
         ]
         np.testing.assert_allclose(stats[0], stats[1], rtol=1e-2, atol=1e-2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation.source import HOST, open_backbone
+from studiogan_guidance.evaluation.source import HOST, open_backbone, open_source
 from studiogan_guidance.features.preparation import Preparation
 from studiogan_guidance.features.resize import filter_of, resize
 from studiogan_guidance.host.backbone import HostBackbone
@@ -22,6 +22,10 @@ from studiogan_guidance.latents.base import weights_digest
 pytestmark = pytest.mark.studiogan
 CPU = torch.device("cpu")
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def opened(cfg: RunConfig) -> Any:
+    return open_backbone(cfg, open_source(cfg), CPU)
 
 
 def images(size: int, count: int = 3) -> Tensor:
@@ -54,7 +58,7 @@ def test_resizing_and_normalising_are_the_hosts_bit_for_bit(
 
 @pytest.mark.parametrize("mode", ["legacy", "clean"])
 def test_inception_is_the_hosts_get_outputs_bit_for_bit(mode: str, hub: None, checkout: Checkout) -> None:
-    backbone = open_backbone(RunConfig(resizer=mode, host={"DATA": {}}), CPU)  # the default of a host's checkpoint
+    backbone = opened(RunConfig(resizer=mode, host={"DATA": {}}))  # the default of a host's checkpoint
     with inside(checkout):
         host = module("metrics.preparation").LoadEvalModel("InceptionV3_tf", mode, 1, False, CPU)
         host.eval()
@@ -98,7 +102,7 @@ def test_networks_with_a_hook_are_the_hosts_get_outputs_bit_for_bit(
         "        return torchvision.models.resnet50()\n"
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    backbone: Any = open_backbone(RunConfig(backbone="ResNet50_torch", resizer="friendly"), CPU)  # a bare name
+    backbone = opened(RunConfig(backbone="ResNet50_torch", resizer="friendly"))  # a bare name
     assert backbone.protocol["backbone"] == "ResNet50_torch"
     with inside(checkout):
         preparation = module("metrics.preparation")

@@ -23,13 +23,12 @@ from torch import Tensor, nn
 from studiogan_guidance import config, samplers
 from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.host import compat, networks
+from studiogan_guidance.host import compat
 from studiogan_guidance.host.compat import RUN_SHIMS
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.source import HostSource
 from studiogan_guidance.latents import LabelPlan, Networks, learned, view_for
 from studiogan_guidance.plugin import hooks, seam
-from studiogan_guidance.training import run as train_run
 from studiogan_guidance.training import train
 
 pytestmark = pytest.mark.studiogan
@@ -190,8 +189,8 @@ class Kept:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.modules: list[nn.Module] = []
-        networks, discriminator = HostSource.networks, HostSource.discriminator
-        monkeypatch.setattr(HostSource, "networks", lambda source, device: self._stirred(networks(source, device)))
+        generator, discriminator = HostSource.networks, HostSource.discriminator
+        monkeypatch.setattr(HostSource, "networks", lambda source, device: self._stirred(generator(source, device)))
         monkeypatch.setattr(
             HostSource, "discriminator", lambda source, device: self._stirred(discriminator(source, device))
         )
