@@ -115,7 +115,7 @@ def _real_stats(
     if _neighbours(cfg) and len(real) > real.default_count:  # as many as the host takes, always the same ones
         only = np.random.default_rng(0).choice(len(real), real.default_count, replace=False).tolist()
     kept = (len(only) if only else len(real)) if _neighbours(cfg) else 0
-    key = {**real.fingerprint, **backbone.protocol, **source, "features": kept}
+    key = {**real.cache_key, **backbone.protocol, **source, "features": kept}
 
     def pass_over(features: bool, only: list[int] | None) -> FeatureStats | None:
         images = real.batches(cfg.batch_size, group.rank, group.size, only)
