@@ -15,14 +15,14 @@ from torch import Generator, Tensor
 # ``IMAGES``. No two ranges overlap.
 IMAGES = 2**31
 RESERVED = {
-    "companions": range(2**31, 2**31 + 2**20),
+    "peers": range(2**31, 2**31 + 2**20),
     "fakes": range(2**31 + 2**20, 2**31 + 2**24),
     "pilots": range(2**31 + 2**24, 2**31 + 2**24 + 2**28),
     "pools": range(2**31 + 2**29, 2**31 + 2**29 + 2**30),
     "tables": range(2**32 - 2**29, 2**32 - 2**28),
     "statistics": range(2**32 - 2**28, 2**32),
 }
-COMPANIONS = RESERVED["companions"].start  # the images that share a minibatch statistic with the one that is scored
+PEERS = RESERVED["peers"].start  # the images that share a minibatch statistic with the one that is scored
 FAKES = RESERVED["fakes"].start  # what discriminators are calibrated on
 PILOTS = RESERVED["pilots"].start  # draws that bounds, priors, centres and constants are estimated from
 POOLS = RESERVED["pools"].start  # pools that images are chosen from

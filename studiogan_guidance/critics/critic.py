@@ -169,7 +169,7 @@ def of_view(view: LatentView) -> Critic:
             raise UserError(f"this sampler needs a discriminator, and there is none beside {bare.networks.source}")
         critic = Critic(bare.networks.companions.discriminator())
         if critic.companions:
-            seeds = range(rng.COMPANIONS, rng.COMPANIONS + critic.companions)
+            seeds = range(rng.PEERS, rng.PEERS + critic.companions)
             with bare.frozen(), torch.no_grad():
                 inputs = bare.draw(seeds, 0, LabelPlan(), "const")
                 critic.accompany(bare.decode(bare.encode(inputs.z, inputs.labels), inputs.z, None), inputs.labels)

@@ -28,7 +28,7 @@ from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.latents.base import Companions, Inputs, weights_digest
 from studiogan_guidance.samplers import Sampler, Truncation, restat
 from studiogan_guidance.samplers.base import BasedSampler
-from studiogan_guidance.samplers.ratio import Climbing
+from studiogan_guidance.samplers.ratio import GradientSampler
 from studiogan_guidance.training.stage import STAGES, Stage
 
 STYLE = ("stylegan2", "stylegan3")
@@ -101,7 +101,7 @@ def check_compatability(original: Any) -> Any:
             (self.LOSS.apply_lo and self.LOSS.lo_steps4eval, "LOSS.apply_lo (latent optimisation)"),
             (run.interpolation and isinstance(sampler, BasedSampler), "-itp (which mixes classes)"),
             (run.semantic_factorization and isinstance(sampler, BasedSampler), "-sefa"),
-            (run.truncation_factor != -1 and isinstance(sampler, (Truncation, Climbing)), "--truncation_factor"),
+            (run.truncation_factor != -1 and isinstance(sampler, (Truncation, GradientSampler)), "--truncation_factor"),
             (run.restat and run.standing_statistics, "-std_stat, when restat is on,"),
             (run.restat and run.batch_statistics, "-batch_stat, when restat is on,"),
             (run.restat and run.synchronized_bn, "-sync_bn, when restat is on,"),

@@ -13,7 +13,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers.base import check_at_least, check_choice
-from studiogan_guidance.samplers.ratio import Climbing
+from studiogan_guidance.samplers.ratio import GradientSampler
 
 SPACES = ("z", "w")
 PRIOR_DRAWS = 10_000  # behind the spread of w
@@ -88,8 +88,8 @@ def check(view: LatentView, space: str) -> None:
 
 
 @dataclass(frozen=True)
-class Walking(Climbing):
-    """A ``Climbing`` sampler that moves a latent, from that of the plain image, in ``steps`` steps.
+class LatentChain(GradientSampler):
+    """A ``GradientSampler`` sampler that moves a latent, from that of the plain image, in ``steps`` steps.
 
     Args:
         steps: from 0 (neutral) up.

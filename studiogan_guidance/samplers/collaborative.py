@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.ratio import Climbing, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import GradientSampler, noise_mode, with_facts
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def scale_free(slope: Tensor, a: Tensor) -> Tensor:
     "Liu, Kothari, Alahi 2020, arXiv:1902.00813",
 )
 @dataclass(frozen=True)
-class Collaborative(Climbing):
+class Collaborative(GradientSampler):
     """Climb the log ratio d by moving one feature map a of the generator, and keep the image with the highest d.
 
     v <- momentum v + grad_a d; a <- a + rate v, from the plain a (v = 0). The layers before a run as ever, those after
@@ -60,7 +60,7 @@ class Collaborative(Climbing):
         momentum: from 0 up, below 1.
         relative: rescale each gradient to the root mean square of a, so that rate is a share of a, whatever the
             network and its logits are like (0.001 is a start, as steps add up by momentum); off by default.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``best_step``, the number of steps
     behind the image that is kept.

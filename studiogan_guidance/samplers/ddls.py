@@ -13,7 +13,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.chain import Latent, Walking, climb
+from studiogan_guidance.samplers.chain import Latent, LatentChain, climb
 from studiogan_guidance.samplers.ratio import noise_mode, with_facts
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
@@ -53,7 +53,7 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
     "ddls", "Langevin chain in the latent, towards what the discriminator likes", "Che et al. 2020, arXiv:2003.06060"
 )
 @dataclass(frozen=True)
-class DDLS(Walking):
+class DDLS(LatentChain):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio, so images follow the data better than p_g.
 
     E(z) = -log p0(z) - d(G(z)); z <- z - step/2 grad E(z) + temperature sqrt(step) n, started at the plain z. A uniform
@@ -68,7 +68,7 @@ class DDLS(Walking):
         temperature: multiplies the noise, from 0 up; 1 is the sampler of the paper, less is cooler.
         mala: correct each step by Metropolis' rule, which makes the target exact at any step.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
     prior; ``acceptance`` with ``mala``.

@@ -13,7 +13,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
-from studiogan_guidance.samplers.chain import Walking, climb
+from studiogan_guidance.samplers.chain import LatentChain, climb
 from studiogan_guidance.samplers.ratio import noise_mode, with_facts
 
 DIVERGENCES = ("kl", "logd", "js")
@@ -42,7 +42,7 @@ def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise
     "Ansari et al. 2021, arXiv:2012.00780",
 )
 @dataclass(frozen=True)
-class DGflow(Walking):
+class DGflow(LatentChain):
     """Refine the latent along the gradient flow of a divergence between data and generator, discretised.
 
     z <- z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) xi, d the log density ratio, from the plain z. Nothing holds z
@@ -58,7 +58,7 @@ class DGflow(Walking):
         gamma: strength of the entropy term, from 0 (no noise) up.
         divergence: kl (s_f = 1), logd (less where the ratio is high: it stops in time) or js (less where it is low).
         space: z, or w for generators that have it, whitened within classes.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
     prior.

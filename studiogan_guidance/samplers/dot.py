@@ -13,7 +13,7 @@ from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
 from studiogan_guidance.samplers.chain import climb
-from studiogan_guidance.samplers.ratio import BATCH_SIZE, Climbing, LogRatio, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import BATCH_SIZE, GradientSampler, LogRatio, noise_mode, with_facts
 
 PROJECTIONS = ("tangent", "coded", "none")
 DELTA = 1e-3  # keeps the distance differentiable where the transport starts
@@ -46,7 +46,7 @@ def projected(gradient: Tensor, z: Tensor, projection: str) -> Tensor:
     "Tanaka 2019, arXiv:1910.06832",
 )
 @dataclass(frozen=True)
-class DOT(Climbing):
+class DOT(GradientSampler):
     """Move each latent z_y to where the discriminator's logit, over its Lipschitz constant, gains most per distance.
 
     min_z |z - z_y + delta|_2 - d(G(z)) / k_eff, delta = 0.001, by gradient descent from z_y. k_eff is the largest
@@ -65,7 +65,7 @@ class DOT(Climbing):
         pairs: of draws behind each estimate, from 1 up.
         projection: for Gaussian priors, tangent (exact), coded (as in the published code: takes away about sqrt(D)
             times the radial part, so |z| runs off, and without end where the gradient points inwards), or none.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
     prior; ``moved``, |z - z_y|; ``k_eff``.

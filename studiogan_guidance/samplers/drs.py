@@ -13,7 +13,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.ratio import Judged, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import RatioSampler, noise_mode, with_facts
 
 TRIES = 10_000  # proposals for one image before giving up
 LEAST = 50  # fakes behind the bound of a class
@@ -33,7 +33,7 @@ def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0
     "drs", "rejection by the discriminator, with bounds for each class", "Azadi et al. 2019, arXiv:1810.06758"
 )
 @dataclass(frozen=True)
-class DRS(Judged):
+class DRS(RatioSampler):
     """Draw images of the wanted class until the discriminator accepts one; each seed gives exactly one image.
 
     The bound of a class is the largest log ratio among ``burn_in`` fakes, and gamma the percentile of F among them.
@@ -48,7 +48,7 @@ class DRS(Judged):
         gamma: that number itself instead; 0 is ordinary rejection.
         epsilon: positive; keeps F finite at the bound.
         burn_in: number of fakes in all behind the bounds, shared by the classes, at least 50 each.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score``, its log ratio; ``tries``, its number of proposals.
 

@@ -12,7 +12,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.chain import Walking, climb
+from studiogan_guidance.samplers.chain import LatentChain, climb
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
 from studiogan_guidance.samplers.ratio import noise_mode, with_facts
@@ -22,7 +22,7 @@ from studiogan_guidance.samplers.ratio import noise_mode, with_facts
     "ex2mcmc", "jumps among fresh latents and Langevin steps in turn", "Samsonov et al. 2022, arXiv:2111.02702"
 )
 @dataclass(frozen=True)
-class Ex2MCMC(Walking):
+class Ex2MCMC(LatentChain):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio: by jumps between modes, and walks in them.
 
     Each step is one move of ``isir`` among the current latent and fresh ones, then ``mala_steps`` moves of ``ddls``
@@ -39,7 +39,7 @@ class Ex2MCMC(Walking):
         mala_steps: Langevin moves after each jump, from 1 up.
         step: their epsilon, positive.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
     prior; ``acceptance``, the share of Langevin moves that were accepted; ``jumps``, the share of jumps that moved.

@@ -10,7 +10,7 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
-from studiogan_guidance.samplers.ratio import Judged, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import RatioSampler, noise_mode, with_facts
 
 
 def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
     "isir", "resampling among fresh proposals by their density ratios", "Samsonov et al. 2022, arXiv:2111.02702"
 )
 @dataclass(frozen=True)
-class ISIR(Judged):
+class ISIR(RatioSampler):
     """In each step draw fresh proposals of the class, and take one of them or the current image by their weights.
 
     The weights are exp(d), d the log density ratio, so the chain's law is p_g(x|c) exp(d(x)), without gradients. A
@@ -44,7 +44,7 @@ class ISIR(Judged):
     Args:
         steps: length of the chain, from 0 (neutral) up.
         particles: from 2 up, the current image being one; each other one is a pass of generator and discriminator.
-        base, calibration, calibration_images: see ``Judged``.
+        base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``acceptance``, the share of steps
     that changed the image.

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
-from studiogan_guidance.samplers.ratio import Judged, LogRatio, drawn, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import RatioSampler, LogRatio, pool_inputs, noise_mode, with_facts
 
 
 def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
     "metropolis", "the last state of a Metropolis-Hastings chain over proposals", "Turner et al. 2019, arXiv:1811.11357"
 )
 @dataclass(frozen=True)
-class Metropolis(Judged):
+class Metropolis(RatioSampler):
     """For each image, walk through ``proposals`` images of its class by Metropolis' rule, and keep the last state.
 
     The chain starts from the score of a held-out real image of the class, which is never put out (with
@@ -41,7 +41,7 @@ class Metropolis(Judged):
         pool: number of proposals of a class that all chains share, judged once and kept on disk; each chain takes K of
             them in an order of its own, without replacement. Cheap, but images may repeat: take it far larger than the
             number of images. None: fresh proposals for every image.
-        base, calibration, calibration_images: see ``Judged``; isotonic, as in the paper, by default.
+        base, calibration, calibration_images: see ``RatioSampler``; isotonic, as in the paper, by default.
 
     Notes of each image: ``score``, its log ratio; ``acceptance``, the share of proposals that were accepted.
 
@@ -104,7 +104,7 @@ class Metropolis(Judged):
             accepted[row] = len(states)
             last = int(order[(states or walk(torch.tensor(-torch.inf), pool[order], chance))[-1]])
             scores[row] = pool[last]
-            found.append(drawn(view, label, size, [last], mode))
+            found.append(pool_inputs(view, label, size, [last], mode))
         z = torch.cat([one.z for one in found])
         noise = [torch.cat(layers) for layers in zip(*(one.noise or [] for one in found))] if inputs.noise else None
         return Inputs(inputs.seeds, z, inputs.labels, noise, inputs.generators), scores, accepted

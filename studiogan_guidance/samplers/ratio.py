@@ -71,7 +71,7 @@ class LogRatio:
 
 
 @dataclass(frozen=True)
-class Judged(BasedSampler):
+class RatioSampler(BasedSampler):
     """A sampler that asks the discriminator about images of its base.
 
     Args:
@@ -163,7 +163,7 @@ class Judged(BasedSampler):
         return replace(ratio, weights=torch.from_numpy(weights), offset=offset)
 
     def scores(self, view: LatentView, label: int, size: int, mode: str) -> Array:
-        """Log ratios [size] of fakes of a class, ``drawn(view, label, size, range(size), mode)``; kept on disk."""
+        """Log ratios [size] of fakes of a class, ``pool_inputs(view, label, size, range(size), mode)``; kept on disk."""
         ratio = self.ratio(view, mode)
         key = {
             "class": label,
@@ -174,7 +174,7 @@ class Judged(BasedSampler):
         key["noise"] = mode
 
         def compute(draws: range) -> Tensor:
-            inputs = drawn(view, label, size, draws, mode)
+            inputs = pool_inputs(view, label, size, draws, mode)
             images = view.images(inputs)
             return ratio(images, inputs.labels).double()
 
@@ -182,8 +182,8 @@ class Judged(BasedSampler):
 
 
 @dataclass(frozen=True)
-class Climbing(Judged):
-    """A ``Judged`` sampler that follows gradients of the log ratio: isotonic maps, which are flat, make no sense."""
+class GradientSampler(RatioSampler):
+    """A ``RatioSampler`` sampler that follows gradients of the log ratio: isotonic maps, which are flat, make no sense."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,7 +191,7 @@ class Climbing(Judged):
             raise UserError("calibration=isotonic has no gradient to follow: use logistic")
 
 
-def drawn(view: LatentView, label: int, size: int, draws: Sequence[int], mode: str = "random") -> Inputs:
+def pool_inputs(view: LatentView, label: int, size: int, draws: Sequence[int], mode: str = "random") -> Inputs:
     """Members ``draws`` of the pool of ``size`` draws of a class, each by a seed of its own, with layer noise."""
     seeds = [rng.POOLS + (label * size + draw) % 2**30 for draw in draws]
     return view.draw(seeds, 0, LabelPlan((label,)), mode)

@@ -195,13 +195,13 @@ class Simplicial(BasedSampler):
             judge = critic.of_view(view)
 
             def compute(draws: range) -> Tensor:
-                inputs = ratio.drawn(view, label, size, draws)
+                inputs = ratio.pool_inputs(view, label, size, draws)
                 images = view.images(inputs)
                 view.ledger.cost["discriminator"] += len(images)
                 return judge.judge(images, inputs.labels)[0].float()
 
             features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
-            z = ratio.drawn(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
+            z = ratio.pool_inputs(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
             return cells_of(z, features, self.cells)
 
         return view.once(f"cells {label} {self.cells} of {size}", made)
