@@ -89,7 +89,7 @@ def check(view: LatentView, space: str) -> None:
 
 @dataclass(frozen=True)
 class LatentChain(GradientSampler):
-    """A ``GradientSampler`` sampler that moves a latent, from that of the plain image, in ``steps`` steps.
+    """A ``GradientSampler`` that moves a latent, from that of the plain image, in ``steps`` steps.
 
     Args:
         steps: from 0 (neutral) up.

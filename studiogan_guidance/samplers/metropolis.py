@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
-from studiogan_guidance.samplers.ratio import RatioSampler, LogRatio, pool_inputs, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import LogRatio, RatioSampler, noise_mode, pool_inputs, with_facts
 
 
 def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:

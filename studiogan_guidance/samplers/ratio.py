@@ -163,7 +163,7 @@ class RatioSampler(BasedSampler):
         return replace(ratio, weights=torch.from_numpy(weights), offset=offset)
 
     def scores(self, view: LatentView, label: int, size: int, mode: str) -> Array:
-        """Log ratios [size] of fakes of a class, ``pool_inputs(view, label, size, range(size), mode)``; kept on disk."""
+        """Log ratios [size] of the pool ``pool_inputs(view, label, size, range(size), mode)``, kept on disk."""
         ratio = self.ratio(view, mode)
         key = {
             "class": label,
@@ -183,7 +183,7 @@ class RatioSampler(BasedSampler):
 
 @dataclass(frozen=True)
 class GradientSampler(RatioSampler):
-    """A ``RatioSampler`` sampler that follows gradients of the log ratio: isotonic maps, which are flat, make no sense."""
+    """A ``RatioSampler`` that follows gradients of the log ratio, so isotonic maps, which are flat, are refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
