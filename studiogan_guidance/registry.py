@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import types
+import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest, one_line
+from studiogan_guidance.options import Spec as Named
+from studiogan_guidance.options import convert, nested
 
 T = TypeVar("T")
 Spec = str | dict[str, Any]  # of a thing with options: its name, or {"name": ..., option: value}
 
+FAMILIES = ("code", "prior", "discriminator", "pool", "")  # the order of display; what names none comes last
+NEEDS = ("w", "gaussian", "discriminator", "gradient", "snapshot")
+
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One registered thing: its name in YAML, the thing, one line about it, and where it comes from."""
+    """One registered thing.
+
+    Attributes:
+        name: its name in YAML.
+        target: the thing, such as the class of a sampler.
+        description: one line about it.
+        paper: where it comes from.
+        family: of a sampler, what it changes: one of FAMILIES.
+        needs: of a sampler, what a generator must bring: words of NEEDS.
+        neutral: options that make a sampler plain sampling; none where its defaults do, None where no options do.
+    """
 
     name: str
     target: T
     description: str
     paper: str
+    family: str = ""
+    needs: tuple[str, ...] = ()
+    neutral: Mapping[str, Any] | None = None
+
+    @property
+    def documentation(self) -> str:
+        """The docstring of the thing, without its indentation."""
+        return inspect.getdoc(self.target) or ""
 
 
 class Registry(Generic[T]):
@@ -41,23 +62,42 @@ class Registry(Generic[T]):
         self._group = group
         self._entries: dict[str, Entry[T]] = {}
         self._aliases: dict[str, str] = {}
+        self._broken: dict[str, str] = {}
 
-    def register(self, name: str, description: str, paper: str) -> Callable[[T], T]:
-        """Decorator that adds a thing under ``name``; a second use of the name raises ValueError."""
+    def register(
+        self,
+        name: str,
+        description: str,
+        paper: str,
+        *,
+        family: str = "",
+        needs: Sequence[str] = (),
+        neutral: Mapping[str, Any] | None = None,
+    ) -> Callable[[T], T]:
+        """Decorator that adds a thing under ``name``; see Entry for the arguments.
+
+        Raises:
+            ValueError: the name is in use, or ``family`` or ``needs`` has a word that is not known.
+        """
+        if family not in FAMILIES:
+            raise ValueError(f"the family of '{name}' is '{family}': {nearest(family, FAMILIES[:-1])}")
+        for word in needs:
+            if word not in NEEDS:
+                raise ValueError(f"the needs of '{name}' have '{word}': {nearest(word, NEEDS)}")
 
         def add(target: T) -> T:
-            self._free(name)
-            self._entries[name] = Entry(name, target, description, paper)
+            self._check_free(name)
+            self._entries[name] = Entry(name, target, description, paper, family, tuple(needs), neutral)
             return target
 
         return add
 
     def alias(self, other: str, name: str) -> None:
         """Let ``other`` stand for the registered ``name``; a second use of a name raises ValueError."""
-        self._free(other)
+        self._check_free(other)
         self._aliases[other] = self._entries[name].name
 
-    def _free(self, name: str) -> None:
+    def _check_free(self, name: str) -> None:
         if name in self._entries or name in self._aliases:
             raise ValueError(f"a {self.kind} named '{name}' is registered already: choose another name")
 
@@ -65,79 +105,62 @@ class Registry(Generic[T]):
         """The entry called ``name``, by an alias too; UserError with the nearest known name if there is none."""
         self._load_plugins()
         name = self._aliases.get(name, name)
-        if name not in self._entries:
-            raise UserError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}")
-        return self._entries[name]
+        if name in self._entries:
+            return self._entries[name]
+        if name in self._broken:
+            raise UserError(self._broken[name])
+        broken = "".join(f"; {reason}" for reason in self._broken.values())
+        raise UserError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}{broken}")
 
-    def create(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
-        """An instance of the dataclass called ``name``; strings (from a command line) become the type of the field.
+    def create(self, spec: str | Mapping[str, Any] | Named, options: Mapping[str, Any] | None = None) -> Any:
+        """An instance of the dataclass that ``spec`` names; strings (from a command line) become the type of the field.
 
         A key with a dot, such as ``base.scale``, is an option of the thing that the option ``base`` names.
+
+        Args:
+            spec: a name, or a name with options: see ``options.Spec``.
+            options: more options, which count more than those of ``spec``.
 
         Raises:
             UserError: unknown name or option (the nearest known one is named), a value of the wrong type or range.
         """
-        cls: Any = self[name].target
-        fields = typing.get_type_hints(cls)
-        options = _nested(options or {})
-        for key in options:
-            if key not in fields:
-                known = nearest(key, fields) if fields else "it takes none"
-                raise UserError(f"{self.kind} '{name}' has no option '{key}': {known}")
-        return cls(**{key: _convert(f"{name}.{key}", value, fields[key]) for key, value in options.items()})
+        spec = Named.parse(spec, f"the {self.kind}")
+        cls: Any = self[spec.name].target
+        kinds = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for key, value in nested({**spec.options, **(options or {})}).items():
+            if key not in kinds:
+                known = nearest(key, kinds) if kinds else "it takes none"
+                raise UserError(f"{self.kind} '{spec.name}' has no option '{key}': {known}")
+            values[key] = convert(f"{spec.name}.{key}", value, kinds[key])
+        return cls(**values)
 
     def name_of(self, thing: object) -> str:
         """The name under which the class of ``thing`` is registered, or that of the class itself."""
-        return next(
-            (name for name, entry in self._entries.items() if entry.target is type(thing)), type(thing).__name__
-        )
+        for name, entry in self._entries.items():
+            if entry.target is type(thing):
+                return name
+        return type(thing).__name__
+
+    def broken(self) -> tuple[str, ...]:
+        """A line for each entry point that could not be imported."""
+        self._load_plugins()
+        return tuple(self._broken.values())
 
     def __iter__(self) -> Iterator[Entry[T]]:
         self._load_plugins()
-        return iter(self._entries.values())
+        return iter(sorted(self._entries.values(), key=lambda entry: FAMILIES.index(entry.family)))
 
     def _load_plugins(self) -> None:
-        group, self._group = self._group, None
+        """Import the entry points of the group, once; one that fails is kept with its reason, and the others go on."""
+        group = self._group
+        self._group = None
         for point in entry_points(group=group) if group else ():
-            point.load()
-
-
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    whole = {key: value for key, value in options.items() if "." not in key}
-    for key, value in options.items():
-        head, dot, tail = key.partition(".")
-        if dot:
-            inner = whole.get(head, {})
-            whole[head] = {**({"name": inner} if isinstance(inner, str) else inner), tail: value}
-    return whole
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    if kind == Spec or dataclasses.is_dataclass(kind):  # a thing with options
-        if dataclasses.is_dataclass(value):
-            return value
-        named = isinstance(value, dict) and isinstance(value.get("name"), str)
-        if not (named or isinstance(value, str)):
-            raise UserError(f"{name} must be a name or a mapping with a name, found {value!r}")
-        return value
-    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(kind) if union else (kind,)
-    if types.NoneType in kinds and (value is None or value in ("none", "null")):
-        return None
-    (kind,) = (k for k in kinds if k is not types.NoneType)
-    try:
-        if kind is bool:
-            return {True: True, False: False, "true": True, "false": False}[value]
-        if typing.get_args(kind) == (float, ...):
-            return tuple(float(part) for part in (re.split("[:,]", value) if isinstance(value, str) else value))
-        if typing.get_origin(kind) is tuple:
-            parts = value.replace(":", "-").replace(",", "-").split("-") if isinstance(value, str) else list(value)
-            low, high = (int(part) for part in parts)
-            return low, high
-        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
-            raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError, KeyError, OverflowError):
-        words = {(int, int): "two whole numbers such as 0-4", (float, ...): "numbers such as 1:0.5:0"}
-        word = words.get(typing.get_args(kind)) or kind.__name__
-        raise UserError(f"{name} must be {word}, found {value!r}") from None
+            try:
+                point.load()
+            except Exception as error:
+                source = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+                self._broken[point.name] = (
+                    f"cannot import {self.kind} '{point.name}' of {source} (entry point {point.value}: "
+                    f"{type(error).__name__}: {one_line(error)}): update or uninstall that package"
+                )

@@ -118,7 +118,7 @@ def test_list_and_doctor() -> None:
         (("eval", "--ckpt", "x"), "add -c FILE"),
         (("eval", "-c", "builtin-gandance.yaml", "--ckpt", "x"), "add -c FILE"),
         (("eval", "--seed", "9223372036854775807"), "seed must be a whole number"),
-        (("eval", "-o", "subset=inf"), "gandance.subset must be int"),
+        (("eval", "-o", "subset=inf"), "gandance.subset must be a whole number"),
         (("eval", "-c", "no.yaml"), "no configuration no.yaml"),
         (("eval", "--reference", "tests"), "did you mean 'test'"),
         (("sample", "--classes", "3,10"), "class 10 is out of range: this generator has classes 0 to 9"),

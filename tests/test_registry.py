@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from studiogan_guidance import options
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.registry import Registry, Spec
 
@@ -44,3 +45,63 @@ def test_a_key_with_a_dot_is_an_option_of_what_the_option_names() -> None:
     assert registry.create("thing", {"under.depth": "3", "under": {"name": "rug", "depth": 1}}).under["depth"] == "3"
     with pytest.raises(UserError, match="thing.under must be a name or a mapping with a name"):
         registry.create("thing", {"under.depth": "3"})
+
+
+def test_entries_come_in_the_order_of_families_then_of_registration() -> None:
+    registry: Registry[int] = Registry("number")
+    registry.register("stranger", "", "")(0)
+    registry.register("chosen", "", "", family="pool")(1)
+    registry.register("second", "", "", family="code", needs=("w",), neutral={"scale": 1})(2)
+    registry.register("first", "", "", family="code")(3)
+    assert [entry.name for entry in registry] == ["second", "first", "chosen", "stranger"]
+    entry = registry["second"]
+    assert (entry.family, entry.needs, entry.neutral) == ("code", ("w",), {"scale": 1})
+    assert (registry["first"].needs, registry["first"].neutral) == ((), None)
+    with pytest.raises(ValueError, match="the family of 'x' is 'codes': did you mean 'code'"):
+        registry.register("x", "", "", family="codes")
+    with pytest.raises(ValueError, match="the needs of 'x' have 'gradients': did you mean 'gradient'"):
+        registry.register("x", "", "", needs=("gradients",))
+
+
+def test_a_thing_is_created_from_any_form_of_its_spec() -> None:
+    @dataclass(frozen=True)
+    class Thing:
+        size: int = 1
+        weights: tuple[float, ...] | None = None
+
+    registry: Registry[type[Thing]] = Registry("thing")
+    registry.register("thing", "", "")(Thing)
+    assert registry.create("thing") == Thing()
+    assert registry.create("thing:size=2,weights=1:2") == Thing(2, (1.0, 2.0))
+    assert registry.create({"name": "thing", "size": 2.0}, {"weights": [1, 2]}) == Thing(2, (1.0, 2.0))
+    assert registry.create(options.Spec("thing", {"size": "2"}), {"size": 3}) == Thing(3)
+
+
+class Point:
+    """An entry point whose module fails, or not."""
+
+    def __init__(self, name: str, error: Exception | None = None) -> None:
+        self.name, self.value, self.error = name, f"{name}_module", error
+        self.dist = type("Distribution", (), {"name": f"{name}-package", "version": "1.0"})
+
+    def load(self) -> None:
+        if self.error:
+            raise self.error
+
+
+def test_a_package_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[int] = Registry("number", "some.group")
+    registry.register("one", "", "")(1)
+    good = Point("two")
+    monkeypatch.setattr(good, "load", lambda: registry.register("two", "", "")(2))
+    points = [Point("three", ImportError("No module named 'abacus'\nsecond line")), good]
+    monkeypatch.setattr("studiogan_guidance.registry.entry_points", lambda group: points)
+    assert [entry.name for entry in registry] == ["one", "two"]
+    reason = "cannot import number 'three' of three-package 1.0 .entry point three_module: ImportError: No module named"
+    for _ in range(2):  # not only the first time
+        with pytest.raises(UserError, match=f"^{reason}") as error:
+            registry["three"]
+        assert "\n" not in str(error.value)
+        with pytest.raises(UserError, match=f"unknown number 'thrice': .*; {reason}"):
+            registry["thrice"]
+    assert len(registry.broken()) == 1

@@ -161,7 +161,7 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
     for grid, message in (
         ([], "a sweep needs a grid"),
         (["--grid", "scal=1"], "did you mean 'scale'"),
-        (["--grid", "scale=1,x"], "gandance.scale must be float"),
+        (["--grid", "scale=1,x"], "gandance.scale must be a number"),
         (["--grid", "scale="], "--grid takes an option and its values"),
         (["--grid", "scale=1", "--grid", "scale=2"], "each option once"),
     ):

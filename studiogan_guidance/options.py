@@ -1,0 +1,269 @@
+"""Options: one grammar for a named thing with options, one converter of values, and the parsers of the command line.
+
+``Spec`` is a name with options, whoever wrote it: ``ddls:steps=5,base=gandance,base.scale=1.1`` on a command line,
+``{name: ddls, steps: 5, base: {name: gandance, scale: 1.1}}`` in YAML, or ``ddls`` in either.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from studiogan_guidance.errors import UserError
+
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple[int, int]: "two whole numbers such as 0-4",
+    tuple[float, ...]: "numbers such as 1:0.5:0",
+    tuple[int, ...]: "a list of whole numbers such as [3, 5]",
+    tuple[str, ...]: "a list of words",
+    tuple[Any, ...]: "a list",
+    Mapping[str, Any]: "a mapping",
+}
+TRUTH: dict[Any, bool] = {True: True, False: False, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A name with options: a sampler, its base, a stage.
+
+    Args:
+        name: as it is registered.
+        options: values by name; those of a base are a mapping of their own, with its ``name``.
+
+    Example:
+        >>> Spec.parse("ddls:steps=5,base=gandance,base.scale=1.1")
+        Spec(name='ddls', options={'steps': '5', 'base': {'name': 'gandance', 'scale': '1.1'}})
+        >>> Spec.parse({"name": "gandance", "scale": 1.1}).to_dict()
+        {'name': 'gandance', 'scale': 1.1}
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def parse(cls, spec: Any, what: str = "it") -> Spec:
+        """A Spec from its text, its mapping, or itself; ``what`` it is about stands in the error.
+
+        Raises:
+            UserError: neither, or a text that breaks the grammar ``name:key=value,key=value``.
+        """
+        if isinstance(spec, Spec):
+            return spec
+        if isinstance(spec, str):
+            name, colon, text = spec.partition(":")
+            items = [item.partition("=") for item in text.split(",")] if colon else []
+            if name and all(key and equals for key, equals, _ in items):
+                return cls(name, nested({key: value for key, _, value in items}))
+        elif isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+            options = dict(spec)
+            return cls(options.pop("name"), nested(options))
+        raise UserError(
+            f"{what} must be a name or a mapping with a name, or text such as gandance:scale=1.1, found {spec!r}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"name": ..., option: value}``, as YAML and results hold it."""
+        return {"name": self.name, **self.options}
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which those with a dot have become part of the thing before the dot.
+
+    Example:
+        >>> nested({"base": "gandance", "base.scale": 1.1})
+        {'base': {'name': 'gandance', 'scale': 1.1}}
+    """
+    whole = {key: value for key, value in options.items() if "." not in key}
+    for key, value in options.items():
+        head, dot, tail = key.partition(".")
+        if not dot:
+            continue
+        outer = whole.get(head, {})
+        if isinstance(outer, (str, Spec)):
+            outer = Spec.parse(outer, head).to_dict()
+        whole[head] = {**outer, tail: value}
+    return whole
+
+
+def dotted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which those of a base stand beside it under names with a dot, as a command line takes them.
+
+    Example:
+        >>> dotted({"steps": 5, "base": {"name": "gandance", "scale": 1.1}})
+        {'steps': 5, 'base': 'gandance', 'base.scale': 1.1}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        if not isinstance(value, Mapping):
+            flat[key] = value
+            continue
+        for name, item in dotted(value).items():
+            flat[key if name == "name" else f"{key}.{name}"] = item
+    return flat
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as a ``kind``, a type as the annotation of an option has it; text comes from a command line.
+
+    Known are bool, int, float, str, tuples of them, ``None`` beside any of these (``none`` and ``null`` in text), and
+    any other class: a thing with a name, whose ``Spec`` is returned, or an instance of the class as it is.
+
+    Raises:
+        UserError: a value that is none; the message calls it ``name``.
+    """
+    required = _without_none(kind)
+    if required != kind and (value is None or (isinstance(value, str) and value in ("none", "null"))):
+        return None
+    if not _is_plain(required):
+        if required == str | dict[str, Any]:
+            return Spec.parse(value, name) and value
+        is_one = required is Any or (isinstance(required, type) and isinstance(value, required))
+        return value if is_one else Spec.parse(value, name)
+    try:
+        return _converted(value, required)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise UserError(f"{name} must be {WORDS[required]}, found {value!r}") from None
+
+
+def _without_none(kind: Any) -> Any:
+    """``kind`` of an annotation ``kind | None``; any other annotation as it is."""
+    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
+        return kind
+    kinds = [member for member in typing.get_args(kind) if member is not types.NoneType]
+    return kinds[0] if len(kinds) == 1 else kind
+
+
+def _is_plain(kind: Any) -> bool:
+    return kind in (bool, int, float, str) or typing.get_origin(kind) is tuple
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """``value`` as one of the types in WORDS; KeyError, TypeError, ValueError or OverflowError if it is none."""
+    if kind is bool:
+        return TRUTH[value]
+    if kind == tuple[int, int]:
+        low, high = re.split("[-:,]", value) if isinstance(value, str) else value
+        return int(low), int(high)
+    if typing.get_origin(kind) is tuple:
+        member = typing.get_args(kind)[0]
+        separators = "[:,]" if member is float else ","
+        items = re.split(separators, value) if isinstance(value, str) else value
+        return tuple(_converted(item.strip() if isinstance(item, str) else item, member) for item in items)
+    if isinstance(value, bool):
+        raise ValueError
+    if kind is int:
+        number = float(value)
+        if number != int(number):
+            raise ValueError
+        return value if isinstance(value, int) else int(number)
+    return kind(value)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise UserError unless ``value`` is of the type ``kind`` as it is, without conversion."""
+    required = _without_none(kind)
+    if required != kind and value is None:
+        return
+    origin = typing.get_origin(required) or required
+    fits = _is_instance(value, origin)
+    if fits and origin is tuple:
+        member = typing.get_args(required)[0]
+        fits = member is Any or all(_is_instance(item, member) for item in value)
+    if not fits:
+        raise UserError(f"{name} must be {WORDS[required]}, found {value!r}")
+
+
+def _is_instance(value: Any, kind: type) -> bool:
+    """As isinstance, but a bool is no int."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def parse_pairs(items: Sequence[str], flag: str, example: str, once: bool = False) -> dict[str, str]:
+    """Texts KEY=VALUE as a mapping; of a key that is given twice the last counts, or none with ``once``.
+
+    Raises:
+        UserError: a text without a key or an equals sign, which the message answers with ``flag`` and an ``example``.
+    """
+    pairs: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not key or not equals or (once and (key in pairs or not value)):
+            raise UserError(f"{flag} takes {example}{', each option once' if once else ''}, found '{item}'")
+        pairs[key] = value
+    return pairs
+
+
+class ListType(click.ParamType):
+    """Words or numbers separated by commas, as a tuple."""
+
+    name = "list"
+
+    def __init__(self, member: type) -> None:
+        self.member = member
+        self.what = {int: "whole numbers", float: "numbers", str: "words"}[member]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        if not value:
+            return ()
+        kind = types.GenericAlias(tuple, (self.member, ...))
+        try:
+            return tuple(convert("", value, kind))
+        except UserError:
+            raise UserError(f"{_flag(param)} takes {self.what} separated by commas, found '{value}'") from None
+
+
+class SpecType(click.ParamType):
+    """A sampler with options, NAME[:KEY=VALUE,...], as the mapping that YAML would have, dots left in."""
+
+    name = "spec"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            spec = Spec.parse(value)
+        except UserError:
+            example = "a sampler such as plain or gandance:scale=1.1,joint=class_mean"
+            raise UserError(f"{_flag(param)} takes {example}, found '{value}'") from None
+        return {"name": spec.name, **dotted(spec.options)}
+
+
+def key_values(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, str]:
+    """Callback of ``-o KEY=VALUE``."""
+    return parse_pairs(items, "-o", "key=value")
+
+
+def grid(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, list[str]]:
+    """Callback of ``--grid KEY=VALUE,VALUE``."""
+    example = "an option and its values such as scale=1,1.2"
+    values = {key: text.split(",") for key, text in parse_pairs(items, "--grid", example, once=True).items()}
+    for key, words in values.items():
+        if not all(words):
+            raise UserError(f"--grid takes {example}, each option once, found '{key}={','.join(words)}'")
+    return values
+
+
+def ranges(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Callback of ``--over KEY=LOW:HIGH``."""
+    bounds: dict[str, tuple[float, float]] = {}
+    for key, text in parse_pairs(items, "--over", "an option and its range such as scale=0.8:2", once=True).items():
+        try:
+            low, high = convert(key, text, tuple[float, ...])
+        except ValueError:
+            raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={text}'") from None
+        bounds[key] = (low, high)
+    return bounds
+
+
+def _flag(param: click.Parameter | None) -> str:
+    return param.opts[-1] if param else "it"
