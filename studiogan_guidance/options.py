@@ -125,8 +125,6 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     if required != kind and (value is None or (isinstance(value, str) and value in ("none", "null"))):
         return None
     if not _is_plain(required):
-        if required == str | dict[str, Any]:
-            return Spec.parse(value, name) and value
         is_one = required is Any or (isinstance(required, type) and isinstance(value, required))
         return value if is_one else Spec.parse(value, name)
     try:

@@ -10,11 +10,9 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from studiogan_guidance.errors import UserError, nearest, one_line
-from studiogan_guidance.options import Spec as Named
-from studiogan_guidance.options import convert, nested
+from studiogan_guidance.options import Spec, convert, nested
 
 T = TypeVar("T")
-Spec = str | dict[str, Any]  # of a thing with options: its name, or {"name": ..., option: value}
 
 FAMILIES = ("code", "prior", "discriminator", "pool", "")  # the order of display; what names none comes last
 NEEDS = ("w", "gaussian", "discriminator", "gradient", "snapshot")
@@ -112,7 +110,7 @@ class Registry(Generic[T]):
         broken = "".join(f"; {reason}" for reason in self._broken.values())
         raise UserError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}{broken}")
 
-    def create(self, spec: str | Mapping[str, Any] | Named, options: Mapping[str, Any] | None = None) -> Any:
+    def create(self, spec: str | Mapping[str, Any] | Spec, options: Mapping[str, Any] | None = None) -> Any:
         """An instance of the dataclass that ``spec`` names; strings (from a command line) become the type of the field.
 
         A key with a dot, such as ``base.scale``, is an option of the thing that the option ``base`` names.
@@ -124,7 +122,7 @@ class Registry(Generic[T]):
         Raises:
             UserError: unknown name or option (the nearest known one is named), a value of the wrong type or range.
         """
-        spec = Named.parse(spec, f"the {self.kind}")
+        spec = Spec.parse(spec, f"the {self.kind}")
         cls: Any = self[spec.name].target
         kinds = typing.get_type_hints(cls)
         values: dict[str, Any] = {}

@@ -4,7 +4,8 @@ import pytest
 
 from studiogan_guidance import options
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.registry import Registry, Spec
+from studiogan_guidance.options import Spec
+from studiogan_guidance.registry import Registry
 
 
 def test_a_name_can_be_used_once() -> None:
@@ -37,12 +38,14 @@ def test_an_alias_stands_for_a_name_and_takes_it() -> None:
 def test_a_key_with_a_dot_is_an_option_of_what_the_option_names() -> None:
     @dataclass(frozen=True)
     class Thing:
-        under: Spec = "nothing"
+        under: Spec = Spec("nothing")
 
     registry: Registry[type[Thing]] = Registry("thing")
     registry.register("thing", "", "")(Thing)
-    assert registry.create("thing", {"under": "rug", "under.depth": "3"}).under == {"name": "rug", "depth": "3"}
-    assert registry.create("thing", {"under.depth": "3", "under": {"name": "rug", "depth": 1}}).under["depth"] == "3"
+    assert registry.create("thing", {"under": "rug", "under.depth": "3"}).under == Spec("rug", {"depth": "3"})
+    assert registry.create("thing", {"under.depth": "3", "under": {"name": "rug", "depth": 1}}).under.options == {
+        "depth": "3"
+    }
     with pytest.raises(UserError, match="thing.under must be a name or a mapping with a name"):
         registry.create("thing", {"under.depth": "3"})
 

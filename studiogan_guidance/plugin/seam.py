@@ -138,7 +138,7 @@ def guides(run: Any) -> bool:
 def stages_of(run: Any) -> list[Stage]:
     """The stages that the YAML names."""
     specs = getattr(run, "stages", None) or ()
-    return [STAGES.create(spec["name"], {k: v for k, v in spec.items() if k != "name"}) for spec in specs]
+    return [STAGES.create(spec) for spec in specs]
 
 
 def truncation_of(model: Any, factor: float, cutoff: int | None) -> Truncation:

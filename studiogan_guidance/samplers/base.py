@@ -18,6 +18,7 @@ from torch import Tensor
 
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.options import Spec
 from studiogan_guidance.registry import Registry
 
 
@@ -125,7 +126,8 @@ class BasedSampler(Sampler):
     base: Sampler = dataclasses.field(default_factory=lambda: create("plain"))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base", _built(self.base))
+        if not isinstance(self.base, Sampler):
+            object.__setattr__(self, "base", create(self.base))
 
     @property
     def neutral(self) -> bool:
@@ -162,13 +164,13 @@ class BasedSampler(Sampler):
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "studiogan_guidance.samplers")
 
 
-def create(name: str, options: Mapping[str, Any] | None = None) -> Sampler:
-    """The sampler called ``name`` with ``options``; strings (from a command line) become the type of the field.
+def create(spec: str | Mapping[str, Any] | Spec, options: Mapping[str, Any] | None = None) -> Sampler:
+    """The sampler that ``spec`` names, with its options and ``options``; strings become the type of the field.
 
     Raises:
         UserError: unknown sampler or option (the nearest known one is named), a value of the wrong type or range.
     """
-    sampler: Sampler = SAMPLERS.create(name, options)
+    sampler: Sampler = SAMPLERS.create(spec, options)
     return sampler
 
 
@@ -185,14 +187,6 @@ def _spec(sampler: Sampler) -> str | dict[str, Any]:
     name = SAMPLERS.name_of(sampler)
     values = options(sampler)
     return {"name": name, **values} if values else name
-
-
-def _built(spec: str | Mapping[str, Any] | Sampler) -> Sampler:
-    if isinstance(spec, Sampler):
-        return spec
-    if isinstance(spec, str):
-        return create(spec)
-    return create(spec["name"], {key: value for key, value in spec.items() if key != "name"})
 
 
 def check_at_least(sampler: Sampler, **bounds: float) -> None:
