@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import click
 
 from studiogan_guidance.errors import UserError
 
+Callback = Callable[[click.Context, click.Parameter, Any], Any]
 WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -201,39 +202,32 @@ def parse_pairs(items: Sequence[str], flag: str, example: str, once: bool = Fals
     return pairs
 
 
-class ListType(click.ParamType):
-    """Words or numbers separated by commas, as a tuple."""
+def list_of(member: type, what: str) -> Callback:
+    """Callback of an option that takes words or numbers separated by commas; ``what`` it takes stands in the error."""
+    kind = types.GenericAlias(tuple, (member, ...))
 
-    name = "list"
-
-    def __init__(self, member: type) -> None:
-        self.member = member
-        self.what = {int: "whole numbers", float: "numbers", str: "words"}[member]
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        if not isinstance(value, str):
-            return tuple(value)
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
         if not value:
             return ()
-        kind = types.GenericAlias(tuple, (self.member, ...))
         try:
             return tuple(convert("", value, kind))
         except UserError:
-            raise UserError(f"{_flag(param)} takes {self.what} separated by commas, found '{value}'") from None
+            raise UserError(f"{param.opts[-1]} takes {what} separated by commas, found '{value}'") from None
+
+    return callback
 
 
-class SpecType(click.ParamType):
-    """A sampler with options, NAME[:KEY=VALUE,...], as the mapping that YAML would have, dots left in."""
-
-    name = "spec"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+def specs(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    """Callback of ``--with NAME[:KEY=VALUE,...]``: mappings as YAML would have them, with the dots left in."""
+    mappings = []
+    for item in items:
         try:
-            spec = Spec.parse(value)
+            spec = Spec.parse(item)
         except UserError:
             example = "a sampler such as plain or gandance:scale=1.1,joint=class_mean"
-            raise UserError(f"{_flag(param)} takes {example}, found '{value}'") from None
-        return {"name": spec.name, **dotted(spec.options)}
+            raise UserError(f"{param.opts[-1]} takes {example}, found '{item}'") from None
+        mappings.append({"name": spec.name, **dotted(spec.options)})
+    return tuple(mappings)
 
 
 def key_values(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, str]:
@@ -261,7 +255,3 @@ def ranges(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -
             raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={text}'") from None
         bounds[key] = (low, high)
     return bounds
-
-
-def _flag(param: click.Parameter | None) -> str:
-    return param.opts[-1] if param else "it"

@@ -35,10 +35,13 @@ def test_an_alias_stands_for_a_name_and_takes_it() -> None:
         registry.register("unity", "", "")(2)
 
 
+NOTHING = Spec("nothing")
+
+
 def test_a_key_with_a_dot_is_an_option_of_what_the_option_names() -> None:
     @dataclass(frozen=True)
     class Thing:
-        under: Spec = Spec("nothing")
+        under: Spec = NOTHING
 
     registry: Registry[type[Thing]] = Registry("thing")
     registry.register("thing", "", "")(Thing)
