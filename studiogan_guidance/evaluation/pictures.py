@@ -11,81 +11,136 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from studiogan_guidance.evaluation.tables import HEADINGS, dotted, format_options
 from studiogan_guidance.files import replacing
 
 if TYPE_CHECKING:
-    pass
-from studiogan_guidance.evaluation.tables import HEADINGS, dotted, format_options
-
-MARKS = "osD^v"  # of points of one colour
-CHOSEN = ("precision", "recall"), ("density", "coverage")  # fidelity against diversity
-CAPTION = 14  # pixels
-
-
-def save_charts(folder: Path, rows: Sequence[Mapping[str, Any]], axis: str, plain: Mapping[str, Any] | None) -> None:
-    """FID against the option ``axis`` and precision against recall, a line for each setting of the other options.
-
-    ``plain`` is the row of plain sampling, if there is one. Writes fid.png and precision_recall.png, as far as every
-    row has their metrics.
-    """
     from matplotlib.figure import Figure
 
-    lines: dict[tuple[str, ...], list[tuple[Any, Mapping[str, Any]]]] = {}  # by words: (value of the axis, row)
+Row = Mapping[str, Any]
+Point = tuple[Any, Row]  # value of the axis, row
+Line = tuple[str, list[Point]]  # label, points
+
+MARKERS = "osD^v"  # of points of one colour
+TRADE_OFFS = (("recall", "precision"), ("coverage", "density"))  # diversity and fidelity: x and y of the scatter
+CAPTION = 14  # pixels
+DPI = 130
+
+
+def save_charts(folder: Path, rows: Sequence[Row], axis: str, plain: Row | None) -> None:
+    """FID against the option ``axis`` and precision against recall, a line for each setting of the other options.
+
+    ``plain`` is the row of plain sampling, if there is one. Writes fid.png and precision_recall.png, each if all rows
+    have its metrics.
+    """
+    lines = _chart_lines(rows, axis)
+    if _have(rows, "fid"):
+        _save_fid(folder / "fid.png", lines, axis, plain)
+    if _have(rows, "precision", "recall"):
+        _save_trade_off(folder / "precision_recall.png", lines, plain)
+
+
+def _have(rows: Sequence[Row], *metrics: str) -> bool:
+    return all(row["metrics"].get(key) is not None for row in rows for key in metrics)
+
+
+def _chart_lines(rows: Sequence[Row], axis: str) -> list[Line]:
+    """The lines of a chart along ``axis``; the label of each names the options in which lines differ."""
+    settings: dict[tuple[str, ...], list[Point]] = {}
     for row in rows:
         options = dotted(row["options"])
-        if options.get(axis) is not None:
-            words = (format_options({key: value}) for key, value in options.items() if key != axis)
-            lines.setdefault(tuple(filter(None, words)), []).append((options[axis], row))
-    common = set.intersection(*map(set, lines)) if len(lines) > 1 else set()
-    charts = {"fid": ("", "fid"), "precision_recall": ("recall", "precision")}
-    for name, (x, y) in charts.items():
-        if any(row["metrics"].get(key) is None for row in rows for key in filter(None, (x, y))):
+        if options.get(axis) is None:
             continue
-        figure = Figure((5, 3.6), layout="constrained")
-        axes = figure.add_subplot(xlabel=x or axis, ylabel=HEADINGS[y])
-        for label, points in lines.items():
-            points = sorted(points, key=lambda point: point[0])
-            xs = [row["metrics"][x] if x else value for value, row in points]
-            ys = [row["metrics"][y] for _, row in points]
-            text = " ".join(word for word in label if word not in common)
-            axes.plot(xs, ys, "o-", markersize=4, label=text if len(lines) > 1 else points[0][1]["sampler"])
-            for (value, _), at_x, at_y in zip(points, xs, ys) if x else ():
-                axes.annotate(f"{value:g}", (at_x, at_y), (4, 4), textcoords="offset points", fontsize=8)
-        if plain and x:
-            axes.plot(plain["metrics"][x], plain["metrics"][y], "k*", markersize=9, label="plain")
-        elif plain:
-            axes.axhline(plain["metrics"][y], color="black", linestyle=":", label="plain")
-        axes.legend(fontsize=8)
-        with replacing(folder / f"{name}.png") as beside:
-            figure.savefig(beside, dpi=130)
+        words = [format_options({key: value}) for key, value in options.items() if key != axis]
+        settings.setdefault(tuple(filter(None, words)), []).append((options[axis], row))
+
+    # One line is called by its sampler, several by the words that they do not share.
+    if len(settings) == 1:
+        (points,) = settings.values()
+        labels = [min(points, key=_axis_value)[1]["sampler"]]
+    else:
+        common = set.intersection(*map(set, settings)) if settings else set()
+        labels = [_words_without(common, words) for words in settings]
+    return [(label, sorted(points, key=_axis_value)) for label, points in zip(labels, settings.values())]
+
+
+def _words_without(common: set[str], words: Sequence[str]) -> str:
+    return " ".join(word for word in words if word not in common)
+
+
+def _axis_value(point: Point) -> Any:
+    return point[0]
+
+
+def _save_fid(path: Path, lines: Sequence[Line], axis: str, plain: Row | None) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure((5, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=axis, ylabel=HEADINGS["fid"])
+    for label, points in lines:
+        values = [value for value, _ in points]
+        fids = [row["metrics"]["fid"] for _, row in points]
+        axes.plot(values, fids, "o-", markersize=4, label=label)
+    if plain:
+        axes.axhline(plain["metrics"]["fid"], color="black", linestyle=":", label="plain")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save_trade_off(path: Path, lines: Sequence[Line], plain: Row | None) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure((5, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="recall", ylabel=HEADINGS["precision"])
+    for label, points in lines:
+        recalls = [row["metrics"]["recall"] for _, row in points]
+        precisions = [row["metrics"]["precision"] for _, row in points]
+        axes.plot(recalls, precisions, "o-", markersize=4, label=label)
+        for (value, _), x, y in zip(points, recalls, precisions):
+            axes.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8)
+    if plain:
+        axes.plot(plain["metrics"]["recall"], plain["metrics"]["precision"], "k*", markersize=9, label="plain")
+    axes.legend(fontsize=8)
+    _save(figure, path)
 
 
 def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
-    """Fidelity against diversity, a point for each sampler of ``compare``, plain sampling as a star; names at the side.
+    """Fidelity against diversity: a point for each sampler of ``compare``, plain sampling as a star, names at the side.
 
-    Precision against recall, or density against coverage where there is no such row; without either, no picture.
+    Precision against recall, or density against coverage if a row lacks one of those; without either, no picture.
     """
     from matplotlib.figure import Figure
 
     rows = result["rows"]
-    for y, x in CHOSEN:
-        if all(row["metrics"].get(key, {}).get("mean") is not None for row in rows for key in (x, y)):
-            break
-    else:
-        path.unlink(missing_ok=True)  # that of other rows
+    trade_off = next((metrics for metrics in TRADE_OFFS if _have_means(rows, metrics)), None)
+    if trade_off is None:
+        path.unlink(missing_ok=True)  # the picture of an earlier comparison
         return
+
+    # A point with error bars for each row.
+    x, y = trade_off
     figure = Figure((8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=y)
     for i, row in enumerate(rows):
-        (at_x, of_x), (at_y, of_y) = ((row["metrics"][key]["mean"], row["metrics"][key]["std"]) for key in (x, y))
-        colour, mark, size = (
-            ("black", "*", 12) if row["sampler"] == "plain" else (f"C{i}", MARKS[i // 10 % len(MARKS)], 6)
-        )
+        style: dict[str, Any]
+        if row["sampler"] == "plain":
+            style = {"color": "black", "marker": "*", "markersize": 12}
+        else:
+            style = {"color": f"C{i}", "marker": MARKERS[i // 10 % len(MARKERS)], "markersize": 6}
+        across, up = row["metrics"][x], row["metrics"][y]
         label = textwrap.fill(row["label"], 36)
-        axes.errorbar(at_x, at_y, of_y, of_x, marker=mark, markersize=size, color=colour, linestyle="", label=label)
+        axes.errorbar(across["mean"], up["mean"], up["std"], across["std"], linestyle="", label=label, **style)
     figure.legend(loc="outside right upper", fontsize=8)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130)
+    _save(figure, path)
+
+
+def _have_means(rows: Sequence[Row], metrics: Sequence[str]) -> bool:
+    return all(row["metrics"].get(key, {}).get("mean") is not None for row in rows for key in metrics)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
@@ -103,8 +158,9 @@ def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.u
 
     width = sheet.shape[1] // len(captions)
     head = Image.new("RGB", (sheet.shape[1], CAPTION), "white")
+    draw = ImageDraw.Draw(head)
     for column, text in enumerate(captions):
-        ImageDraw.Draw(head).text(((column + 0.5) * width, CAPTION / 2), text, "black", anchor="mm")
+        draw.text(((column + 0.5) * width, CAPTION / 2), text, "black", anchor="mm")
     return np.concatenate([np.asarray(head), sheet])
 
 
@@ -112,5 +168,5 @@ def save_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write one picture [H, W, 3], whole or not at all."""
     from PIL import Image
 
-    with replacing(path) as beside:
-        Image.fromarray(image).save(beside)
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary)

@@ -1,8 +1,7 @@
-"""Results on disk: the lines of results.jsonl, and what identifies one."""
+"""Results on disk: the lines of results.jsonl, what identifies one, and the locks of those in work."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -11,19 +10,22 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from studiogan_guidance import __version__
 from studiogan_guidance.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
+from studiogan_guidance.files import json_digest
 
 PACKAGE = "studiogan_guidance"
+NAME = "results.jsonl"
+LOCKS = ".locks"  # the folder of the points that processes are measuring
+
+# Raise this when a sampler, a metric or the drawing of noise and labels changes its numbers: rows of other MATHS are
+# not taken for results, and not compared with those of today.
+MATHS = 1
 
 
 def writable(folder: Path) -> Path:
@@ -52,36 +54,71 @@ def plain_data(value: Any) -> Any:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add one line of JSON a row; processes may share the file, and one that is killed spoils no line but its own."""
+    """Add one line of JSON a row; processes may share the file, and a killed one damages no line but its own."""
     text = "".join(json.dumps(plain_data(row)) + "\n" for row in rows).encode()
     try:
-        with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                text = b"\n" + text  # a line that was cut off ends here
+        with path.open("a+b") as file:
+            _wait_for_turn(file)
+            if _is_cut_off(file):
+                text = b"\n" + text
             file.write(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _wait_for_turn(file: IO[bytes]) -> None:
+    """Lock an open file until it is closed. Where there are no locks, each process still adds its lines by one write."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_cut_off(file: IO[bytes]) -> bool:
+    """Whether the last line lacks its end, because the process that wrote it was killed."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a results.jsonl, none if there is no such file; lines that were cut off are left out."""
-    found = []
+    rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return [row for row in found if isinstance(row, dict)]
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def by_identity(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a results.jsonl under their identities; of equal rows, the last one."""
+    return {identity(row): row for row in read(path)}
 
 
 def identity(row: Mapping[str, Any]) -> str:
-    """What a row measures, as one word; rows of equal identity have the same metrics, equal up to rounding."""
-    sampler, options, protocol, generator, config, environment = (
-        row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config", "environment")
+    """A digest of what a row measures; rows of equal identity have the same metrics, equal up to rounding.
+
+    A row that is not measured yet has no environment: its MATHS are those of today.
+    """
+    sampler, options, protocol, generator, config = (
+        row.get(key) or {} for key in ("sampler", "options", "protocol", "generator", "config")
     )
-    source = [generator.get("sha256"), generator.get("model_sha256"), environment.get(PACKAGE, __version__)]
+
+    # The generator, the code, and the files that options point at.
+    source = [generator.get("sha256"), generator.get("model_sha256"), maths(row)]
     source += [generator[key] for key in sorted(generator) if key.endswith("_sha256") and key != "model_sha256"]
-    source += [generator[key] for key in ("calibrated_on",) if key in generator]
-    facts = plain_data([sampler, options, protocol, source, sorted(config.get("metrics") or ())])
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    if "calibrated_on" in generator:
+        source.append(generator["calibrated_on"])
+
+    metrics = sorted(config.get("metrics") or ())
+    return json_digest(plain_data([sampler, options, protocol, source, metrics]))
+
+
+def maths(row: Mapping[str, Any]) -> Any:
+    """The MATHS behind the numbers of a row; rows from before there was such a constant name the package's version."""
+    environment = row.get("environment") or {"maths": MATHS}
+    return environment.get("maths", environment.get(PACKAGE))
 
 
 def row(
@@ -100,7 +137,7 @@ def row(
     """One self-describing result: a line of results.jsonl.
 
     ``cost`` is passes per image (and seconds), ``setup`` passes in all for what was computed once, ``notes`` the means
-    of what the sampler had to say about each image.
+    over the images of the notes of the sampler.
     """
     return {
         "sampler": sampler,
@@ -113,6 +150,31 @@ def row(
         "seconds": round(seconds, 3),
         "generator": generator,
         "config": config,
-        "environment": {PACKAGE: __version__, "torch": torch.__version__, "device": device},
+        "environment": {PACKAGE: __version__, "maths": MATHS, "torch": torch.__version__, "device": device},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def claim(folder: Path, key: str) -> FileLock | None:
+    """The lock of the point ``key`` of a folder, or None while another process measures it.
+
+    The system releases the lock with the process. A point may have been measured by the time its lock is free: read
+    the results after this call.
+    """
+    lock = FileLock(folder / LOCKS / key, timeout=0)
+    with suppress(Timeout, FileNotFoundError):  # the latter if another process removes the folder at this moment
+        (folder / LOCKS).mkdir(exist_ok=True)
+        lock.acquire()
+    return lock if lock.is_locked else None
+
+
+def remove_locks(folder: Path, keys: Sequence[str]) -> None:
+    """Remove the lock files of finished points, and their folder if it is empty.
+
+    This is safe while other processes run: whoever claims a finished point finds its row and measures nothing.
+    """
+    for key in keys:
+        with suppress(OSError):
+            (folder / LOCKS / key).unlink()
+    with suppress(OSError):
+        (folder / LOCKS).rmdir()

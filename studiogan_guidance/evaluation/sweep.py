@@ -1,7 +1,7 @@
-"""A grid over the options of a sampler; every finished point is a line of results.jsonl, whoever made it.
+"""A grid over the options of a sampler; every finished point is a line of results.jsonl.
 
-A sweep that was killed goes on where it stopped, and processes may share a folder: a point belongs to the process that
-holds its lock, which the system releases with the process.
+A sweep that was killed continues where it stopped, and processes may share a folder: each measures the points whose
+locks it gets, and finds the other ones in results.jsonl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
@@ -26,7 +26,9 @@ from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.samplers import Sampler, restat
 
 Point = tuple[str, Sampler, int]  # name, sampler, first seed
-STRIP_ROWS, STRIP_COLUMNS = 8, 16
+STRIP_ROWS = 8
+STRIP_COLUMNS = 16
+PAUSE = 0.5  # seconds between looks at the points of other processes
 
 
 def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -37,7 +39,7 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
         grid: values of each option; the first option with several numbers is the axis of the pictures.
 
     Returns:
-        One row a point, in the order of the grid, plain first; in processes above rank 0, nothing. In ``cfg.out`` lie
+        One row a point, in the order of the grid, plain first; in processes above rank 0, nothing. In ``cfg.out`` are
         results.jsonl (which may hold more than this grid), table.csv, fid.png, precision_recall.png and strip.png.
 
     Raises:
@@ -45,23 +47,44 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
     """
     if not grid or not all(grid.values()):
         raise UserError("a sweep needs a grid: give --grid scale=0.9,1,1.1 with any option of the sampler")
+
+    # The points, with plain sampling in front if none of them is plain.
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     wanted = [(cfg.sampler, {**cfg.options, **options}) for options in combinations]
-    made = [samplers.create(*point) for point in wanted]
-    if cfg.compare_plain and not any(sampler.neutral for sampler in made):
+    grid_samplers = [samplers.create(name, options) for name, options in wanted]
+    if cfg.compare_plain and not any(sampler.neutral for sampler in grid_samplers):
         wanted.insert(0, ("plain", {}))
+
+    # Measure what results.jsonl lacks.
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, wanted)
         rows = complete(evaluation, [(name, sampler, cfg.seed) for name, sampler in evaluation.chosen], folder)
-        if rows:
-            tables.save_csv(folder / "table.csv", rows)
-            axis = next((key for key in grid if len(grid[key]) > 1 and _numbers(made, key)), None)
-            plain = [row for row, (name, its) in zip(rows, evaluation.chosen) if name == "plain" or its.neutral]
-            if axis:
-                pictures.save_charts(folder, rows, axis, plain[0] if plain else None)
-            pictures.save_png(folder / "strip.png", strip(evaluation, list(grid)))
+        if group.rank:
+            return []
+
+        # Table and pictures.
+        tables.save_csv(folder / "table.csv", rows)
+        axis = next((key for key in grid if len(grid[key]) > 1 and _is_numeric(grid_samplers, key)), None)
+        if axis:
+            plain = _row_of_plain(rows, [sampler for _, sampler in evaluation.chosen])
+            pictures.save_charts(folder, rows, axis, plain)
+        pictures.save_png(folder / "strip.png", strip(evaluation, list(grid)))
     return rows
+
+
+def _is_numeric(grid_samplers: Sequence[Sampler], option: str) -> bool:
+    """Whether an option is a finite number in all samplers of a grid."""
+    values = [tables.dotted(samplers.options(sampler)).get(option) for sampler in grid_samplers]
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+
+
+def _row_of_plain(rows: Sequence[dict[str, Any]], chosen: Sequence[Sampler]) -> dict[str, Any] | None:
+    """The first row whose sampler is plain, by its name or by its options."""
+    for row, sampler in zip(rows, chosen):
+        if row["sampler"] == "plain" or sampler.neutral:
+            return row
+    return None
 
 
 def complete(
@@ -70,28 +93,35 @@ def complete(
     folder: Path,
     refused: Callable[[Point, UserError], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of ``points`` in their order, found in the folder's results.jsonl or measured and added to it now.
+    """The rows of ``points`` in their order: those in the folder's results.jsonl, and the others measured and added.
 
-    Points that another process is measuring are waited for. Returns nothing in processes above rank 0. A point that is
-    refused while it is measured ends the work, or is handed to ``refused`` and left out.
+    Points that another process is measuring are waited for. Returns nothing in processes above rank 0. If a point is
+    refused while it is measured, the work ends, or the error is handed to ``refused`` and the point left out.
     """
-    path, group = folder / "results.jsonl", evaluation.group
+    path, group = folder / results.NAME, evaluation.group
     results.appendable(path)
     keys = [results.identity(evaluation.facts(*point)) for point in points]
-    locks, waited, left_out = folder / ".locks", False, set[str]()
+    left_out: set[str] = set()
+    is_waiting = False
     while True:
-        found = _found(path) if group.rank == 0 else {}
-        todo = [i for i, key in enumerate(keys) if key not in found and key not in left_out]
-        if not group.agree(bool(todo)):
-            return [found[key] for key in keys if key in found] if group.rank == 0 else []
-        lock, index = _take(locks, keys, todo, path) if group.rank == 0 else (None, None)
+        # Look for what is missing; rank 0 alone reads and writes.
+        rows = results.by_identity(path) if group.rank == 0 else {}
+        missing = [i for i, key in enumerate(keys) if key not in rows and key not in left_out]
+        if not group.agree(bool(missing)):
+            break
+
+        # Take a point that no other process has, or wait for theirs.
+        lock, index = _take(folder, keys, missing) if group.rank == 0 else (None, None)
         index = group.agree(index)
         if index is None:
-            if not waited and group.rank == 0:
-                print(f"waiting for other processes, which hold {len(todo)} points in {locks}", file=sys.stderr)
-            waited = True
-            time.sleep(0.5)
+            if group.rank == 0 and not is_waiting:
+                where = folder / results.LOCKS
+                print(f"waiting for other processes, which hold {len(missing)} points in {where}", file=sys.stderr)
+            is_waiting = True
+            time.sleep(PAUSE)
             continue
+
+        # Measure it.
         name, sampler, seed = points[index]
         try:
             row = evaluation.measure(name, sampler, seed)
@@ -105,6 +135,22 @@ def complete(
         finally:
             if lock:
                 lock.release()
+    if group.rank:
+        return []
+    results.remove_locks(folder, keys)
+    return [rows[key] for key in keys if key in rows]
+
+
+def _take(folder: Path, keys: Sequence[str], missing: Sequence[int]) -> tuple[FileLock | None, int | None]:
+    """The lock and the index of the first missing point that no other process has; None and None if there is none."""
+    for index in missing:
+        lock = results.claim(folder, keys[index])
+        if lock is None:
+            continue
+        if keys[index] not in results.by_identity(folder / results.NAME):
+            return lock, index
+        lock.release()  # it was finished just before its lock was free
+    return None, None
 
 
 def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
@@ -112,36 +158,16 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
 
     Captions give the values of ``options``.
     """
-    cfg, chosen = evaluation.cfg, evaluation.chosen[:STRIP_COLUMNS]
+    cfg, view = evaluation.cfg, evaluation.view
     seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
     columns, captions = [], []
-    for name, sampler in chosen:
+    for name, sampler in evaluation.chosen[:STRIP_COLUMNS]:
         values = tables.dotted(samplers.options(sampler))
         captions.append(" ".join(str(values.get(key, name)) for key in options))
-        with restat.applied(statistics(cfg, evaluation.view, sampler)):
-            batch = next(sampler.stream(evaluation.view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
+        with restat.applied(statistics(cfg, view, sampler)):
+            batch = next(sampler.stream(view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
         columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
-    return pictures.captioned(pictures.grid(np.concatenate(np.stack(columns, 1)), len(columns)), captions)
 
-
-def _found(path: Path) -> dict[str, dict[str, Any]]:
-    return {results.identity(row): row for row in results.read(path)}
-
-
-def _take(locks: Path, keys: Sequence[str], todo: Sequence[int], path: Path) -> tuple[FileLock | None, int | None]:
-    locks.mkdir(exist_ok=True)
-    for index in todo:
-        lock = FileLock(locks / keys[index])
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            continue
-        if keys[index] not in _found(path):  # it may have been finished just before the lock was free
-            return lock, index
-        lock.release()
-    return None, None
-
-
-def _numbers(made: Sequence[Sampler], key: str) -> bool:
-    values = [tables.dotted(samplers.options(sampler)).get(key) for sampler in made]
-    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    # From [columns, rows, ...] to one list of images, row by row.
+    images = np.concatenate(np.stack(columns, 1))
+    return pictures.captioned(pictures.grid(images, len(columns)), captions)

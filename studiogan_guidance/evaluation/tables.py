@@ -144,7 +144,7 @@ def save_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def _csv_line(row: Row, reserved: set[str]) -> dict[str, Any]:
     """A row without nested parts; options whose names are ``reserved`` are called ``options.<name>``."""
-    line = {"sampler": row["sampler"], "seconds": row["seconds"]}
+    line: dict[str, Any] = {"sampler": row["sampler"], "seconds": row["seconds"]}
     for key, value in row["options"].items():
         line[f"options.{key}" if key in reserved else key] = format_value(value)
     line |= row["metrics"]
@@ -152,7 +152,8 @@ def _csv_line(row: Row, reserved: set[str]) -> dict[str, Any]:
     for part in ("setup", "notes"):
         for key, value in row.get(part, {}).items():
             line[f"{part}.{key}"] = value
-    return line | row["protocol"]
+    line |= row["protocol"]
+    return line
 
 
 def format_metric(metric: str, value: float | None) -> str:

@@ -1,13 +1,18 @@
-import csv
+"""The lines of results.jsonl: whole, identified, and shared by processes."""
+
+from __future__ import annotations
+
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from filelock import FileLock
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import pictures, results, tables
+from studiogan_guidance.evaluation import results
 
 
 def test_lines_are_added_and_nan_is_valid_json(tmp_path: Path) -> None:
@@ -19,66 +24,10 @@ def test_lines_are_added_and_nan_is_valid_json(tmp_path: Path) -> None:
     assert second["metrics"]["is"] == 2.5
 
 
-def test_a_grid_reads_row_by_row_and_fills_with_white() -> None:
-    images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((3, 2, 2, 3), np.uint8)
-    sheet = pictures.grid(images, 2)
-    assert sheet.shape == (4, 4, 3)
-    assert sheet[::2, ::2, 0].tolist() == [[0, 1], [2, 255]]
-
-
 def test_an_unwritable_folder_is_found_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --out"):
         results.writable(tmp_path / "file" / "runs")
-
-
-def test_the_table_shows_each_row_and_the_protocol() -> None:
-    row = {"sampler": "gandance", "options": {"scale": 1.5, "layers": None}, "metrics": {"fid": 3.25}, "seconds": 1.0}
-    text = tables.table([{**row, "protocol": {"num": 10}}])
-    assert "gandance" in text
-    assert "scale=1.5" in text
-    assert "3.250" in text
-    assert "layers" not in text
-    assert text.endswith("protocol: num=10")
-
-
-BASE = {"name": "gandance", "scale": 1.1, "joint": "class_mean", "psi": None, "keep_norm": False}
-
-
-def test_a_base_reads_as_one_word() -> None:
-    options = {"steps": 0, "mala": False, "base": {**BASE, "base": {"name": "plain"}}}
-    assert tables.format_options(options) == "steps=0 base=gandance(scale=1.1 joint=class_mean base=plain)"
-    assert tables.dotted(options)["base.base"] == "plain"
-
-
-def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_path: Path) -> None:
-    row = {
-        "sampler": "ddls",
-        "seconds": 1.0,
-        "options": {"k": 3, "base": BASE},
-        "metrics": {"fid": 2.0},
-        "cost": {"synthesis": 5.0, "acceptance": 0.5},
-        "setup": {"synthesis": 64},
-        "notes": {"acceptance": 0.25},
-        "protocol": {"k": 5},
-    }
-    plain = {**row, "sampler": "plain", "options": {}, "notes": {}, "setup": {}}
-    tables.save_csv(tmp_path / "t.csv", [plain, row])
-    with (tmp_path / "t.csv").open() as file:
-        first, second = csv.DictReader(file)
-    assert (first["k"], first["options.k"], first["setup.synthesis"]) == ("5", "", "")
-    assert second == {
-        "sampler": "ddls",
-        "seconds": "1.0",
-        "options.k": "3",
-        "base": "gandance(scale=1.1 joint=class_mean)",
-        "fid": "2.0",
-        "synthesis": "5.0",
-        "acceptance": "0.5",
-        "setup.synthesis": "64",
-        "notes.acceptance": "0.25",
-        "k": "5",
-    }
 
 
 def test_rows_of_other_files_are_other_rows() -> None:
@@ -100,3 +49,55 @@ def test_rows_of_other_files_are_other_rows() -> None:
     others += [{"discriminator_sha256": "d", "calibrated_on": "valid split"}, {"joint_sha256": "j"}]
     assert len({identity(**other) for other in others}) == len(others)
     assert identity(source="elsewhere") == identity()
+
+
+def test_rows_of_other_maths_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, Any] = {"sampler": "plain", "options": {}, "protocol": {"num": 10}, "generator": {"sha256": "a"}}
+    row = results.row(**facts, metrics={}, cost={}, seconds=1.0, config={}, device="cpu")
+    assert results.identity(row) == results.identity(facts)  # as it is asked for before it is measured
+    monkeypatch.setattr(results, "__version__", "9.9")
+    assert results.identity({**row, "environment": {**row["environment"], results.PACKAGE: "9.9"}}) == (
+        results.identity(facts)
+    )
+    monkeypatch.setattr(results, "MATHS", results.MATHS + 1)
+    assert results.identity(row) != results.identity(facts)
+    before = {**row, "environment": {results.PACKAGE: "0.1.0"}}  # from before there was the constant
+    assert results.identity(before) != results.identity(row)
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from studiogan_guidance.evaluation import results
+for i in range(100):
+    results.append(Path(sys.argv[1]), [{"process": sys.argv[2], "i": i, "text": "x" * 20_000}])
+"""
+
+
+def test_processes_share_a_file_and_leave_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"cut": ')  # by a process that was killed
+    command = [sys.executable, "-c", APPEND, str(path)]
+    pair = [subprocess.Popen([*command, name]) for name in "ab"]
+    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    rows = results.read(path)
+    assert sorted((row["process"], row["i"]) for row in rows) == [(name, i) for name in "ab" for i in range(100)]
+    assert len(path.read_bytes().splitlines()) == 201
+    assert [file.name for file in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_point_has_one_owner_and_its_lock_goes_with_it(tmp_path: Path) -> None:
+    lock = results.claim(tmp_path, "a")
+    assert lock is not None
+    assert results.claim(tmp_path, "a") is None
+    other = results.claim(tmp_path, "b")
+    assert other is not None
+    lock.release()
+    results.remove_locks(tmp_path, ["a"])
+    assert (tmp_path / results.LOCKS / "b").exists()  # another grid's
+    other.release()
+    results.remove_locks(tmp_path, ["b", "c"])
+    assert not list(tmp_path.iterdir())
+    (tmp_path / results.LOCKS).mkdir()
+    with FileLock(tmp_path / results.LOCKS / "a"):
+        assert results.claim(tmp_path, "a") is None

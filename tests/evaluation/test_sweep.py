@@ -135,6 +135,7 @@ def test_killed_sweeps_go_on_and_two_at_once_share_the_points(tmp_path: Path) ->
     rows = lines(tmp_path)
     assert sorted(row["options"]["scale"] for row in rows) == pytest.approx(wanted)
     assert not [line for line in (tmp_path / "results.jsonl").read_text().splitlines() if not json.loads(line)]
+    assert not list(tmp_path.glob(".*"))  # no locks are left
 
 
 def test_a_point_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ def test_a_point_that_another_process_holds_is_waited_for(tmp_path: Path) -> Non
         results.append(tmp_path / "b" / "results.jsonl", [row])  # the other one is done
     assert process.wait(timeout=120) == 0
     assert [found["sampler"] for found in lines(tmp_path / "b")] == ["plain", "gandance"]
+    assert not (tmp_path / "b" / ".locks").exists()
 
 
 def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:

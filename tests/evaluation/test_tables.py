@@ -1,0 +1,57 @@
+"""Results as text and as a table for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from studiogan_guidance.evaluation import tables
+
+
+def test_the_table_shows_each_row_and_the_protocol() -> None:
+    row = {"sampler": "gandance", "options": {"scale": 1.5, "layers": None}, "metrics": {"fid": 3.25}, "seconds": 1.0}
+    text = tables.table([{**row, "protocol": {"num": 10}}])
+    assert "gandance" in text
+    assert "scale=1.5" in text
+    assert "3.250" in text
+    assert "layers" not in text
+    assert text.endswith("protocol: num=10")
+
+
+BASE = {"name": "gandance", "scale": 1.1, "joint": "class_mean", "psi": None, "keep_norm": False}
+
+
+def test_a_base_reads_as_one_word() -> None:
+    options = {"steps": 0, "mala": False, "base": {**BASE, "base": {"name": "plain"}}}
+    assert tables.format_options(options) == "steps=0 base=gandance(scale=1.1 joint=class_mean base=plain)"
+    assert tables.dotted(options)["base.base"] == "plain"
+
+
+def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_path: Path) -> None:
+    row = {
+        "sampler": "ddls",
+        "seconds": 1.0,
+        "options": {"k": 3, "base": BASE},
+        "metrics": {"fid": 2.0},
+        "cost": {"synthesis": 5.0, "acceptance": 0.5},
+        "setup": {"synthesis": 64},
+        "notes": {"acceptance": 0.25},
+        "protocol": {"k": 5},
+    }
+    plain = {**row, "sampler": "plain", "options": {}, "notes": {}, "setup": {}}
+    tables.save_csv(tmp_path / "t.csv", [plain, row])
+    with (tmp_path / "t.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["k"], first["options.k"], first["setup.synthesis"]) == ("5", "", "")
+    assert second == {
+        "sampler": "ddls",
+        "seconds": "1.0",
+        "options.k": "3",
+        "base": "gandance(scale=1.1 joint=class_mean)",
+        "fid": "2.0",
+        "synthesis": "5.0",
+        "acceptance": "0.5",
+        "setup.synthesis": "64",
+        "notes.acceptance": "0.25",
+        "k": "5",
+    }
