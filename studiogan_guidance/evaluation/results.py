@@ -67,7 +67,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _wait_for_turn(file: IO[bytes]) -> None:
-    """Lock an open file until it is closed. Where there are no locks, each process still adds its lines by one write."""
+    """Lock an open file until it is closed. Without locks, each process still adds lines by one write."""
     with suppress(ImportError, OSError):
         import fcntl
 
