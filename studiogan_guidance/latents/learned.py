@@ -178,6 +178,14 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
     return expected.to(view.device).eval().requires_grad_(False)
 
 
+def training_facts(path: Path) -> dict[str, object]:
+    """How the joint in a file was trained: what ``save`` was told."""
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()[KEY])
+    facts: dict[str, object] = metadata["training"]
+    return facts
+
+
 def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
     """The joint in the file ``ckpt``, by default ``joint.safetensors`` beside the checkpoint; loaded once a view."""
     path = _path(view, ckpt)

@@ -1,6 +1,6 @@
 """Extra training on top of the host's: stages that follow its loop, and losses inside its discriminator step."""
 
-from studiogan_guidance.training import joint_latent  # noqa: F401  registers its stage
+from studiogan_guidance.training import joint_latent, strengths  # noqa: F401  they register their stages
 from studiogan_guidance.training.run import train
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
 

@@ -1,57 +1,62 @@
-"""Where losses go: a bar, TensorBoard, W&B."""
+"""Where losses are shown and kept: a progress bar, TensorBoard, W&B."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.training.stage import Record
 
+Show = Callable[[int, int, Mapping[str, float]], None]  # step, number of steps, losses
+
 
 @contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+def loss_bar(wanted: bool) -> Iterator[Show]:
+    """A bar of the steps on stderr, with the latest losses; nothing if it is not wanted, or stderr is no terminal."""
     from rich.console import Console
     from rich.progress import Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns()[:-1],
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (wanted and console.is_terminal),
-    ) as progress:
+    columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
+    disable = not (wanted and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task("training", total=None)
 
-        def show(step: int, steps: int, values: Mapping[str, float]) -> None:
-            said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            progress.update(task, completed=step, total=steps, description=said)
+        def show(step: int, steps: int, losses: Mapping[str, float]) -> None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            progress.update(task, completed=step, total=steps, description=text)
 
         yield show
 
 
 @contextmanager
 def recorder(names: Sequence[str], folder: Path, rank: int, config: Mapping[str, Any]) -> Iterator[Record]:
-    """What ``--log tensorboard`` and ``--log wandb`` mean: numbers by step, from the first process.
+    """The loggers of ``--log tensorboard,wandb`` as one function of step and numbers; rank 0 alone writes.
+
+    Args:
+        names: among those of ``LOGGERS``.
+        folder: of the run; logs are written below it.
+        rank: of this process.
+        config: the options of the run, for loggers that keep them.
 
     Raises:
         UserError: a package that is not installed.
     """
-    takers: list[Record] = []
     with ExitStack() as stack:
+        loggers: list[Record] = []
         for name in names if rank == 0 else ():
             try:
-                takers.append(stack.enter_context({"tensorboard": _tensorboard, "wandb": _wandb}[name](folder, config)))
+                loggers.append(stack.enter_context(LOGGERS[name](folder, config)))
             except ImportError as error:
                 raise UserError(f"--log {name} needs a package that is not installed: pip install {name}") from error
 
         def record(step: int, values: Mapping[str, float]) -> None:
-            for taker in takers:
-                taker(step, values)
+            for logger in loggers:
+                logger(step, values)
 
         yield record
 
@@ -62,21 +67,24 @@ def _tensorboard(folder: Path, config: Mapping[str, Any]) -> Iterator[Record]:
 
     with SummaryWriter(str(folder / "tensorboard")) as writer:
 
-        def take(step: int, values: Mapping[str, float]) -> None:
+        def record(step: int, values: Mapping[str, float]) -> None:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
 
-        yield take
+        yield record
 
 
 @contextmanager
 def _wandb(folder: Path, config: Mapping[str, Any]) -> Iterator[Record]:
     import wandb
 
-    run = wandb.init(
-        dir=str(folder), config=dict(config), project=os.environ.get("WANDB_PROJECT", "studiogan-guidance")
-    )
+    project = os.environ.get("WANDB_PROJECT", "studiogan-guidance")
+    run = wandb.init(dir=str(folder), config=dict(config), project=project)
     try:
         yield lambda step, values: run.log(dict(values), step=step)
     finally:
         run.finish()
+
+
+Logger = Callable[[Path, Mapping[str, Any]], AbstractContextManager[Record]]
+LOGGERS: dict[str, Logger] = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -1,4 +1,4 @@
-"""A loop that can be stopped anywhere and goes on exactly."""
+"""The loop of a stage: steps that can be interrupted anywhere and resumed exactly."""
 
 from __future__ import annotations
 
@@ -12,19 +12,200 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.files import replacing
-from studiogan_guidance.training.logs import _bar
+from studiogan_guidance.training.logs import loss_bar
 from studiogan_guidance.training.stage import Record
 
 
+class Loop:
+    """Steps of gradient descent whose state is saved every so often, so that a run can be resumed exactly.
+
+    A step may use no random numbers but those that it derives from its own number (``step_seeds``); then a resumed run,
+    even after SIGKILL, ends with the very weights of an uninterrupted one. On SIGTERM or Ctrl-C the state is saved at
+    the end of the step. ``step`` is the number of steps done; ``result``, plain data, is saved with the state.
+
+    Args:
+        path: the files of the run are PATH.state and PATH.jsonl.
+        identity: what the run depends on; the state of a run with another identity is refused, by the first key.
+        modules: the networks that learn, and their moving averages.
+        optimisers: of those networks.
+        group: the processes of the run; the first of them writes.
+        record: takes numbers by step.
+        anew: keys of ``identity`` that make a state out of date: where one differs, the run starts from the beginning.
+
+    Raises:
+        UserError: a state that cannot be read, or that belongs to another run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        modules: Mapping[str, nn.Module],
+        optimisers: Mapping[str, torch.optim.Optimizer],
+        group: Group,
+        record: Record,
+        anew: Sequence[str] = (),
+    ) -> None:
+        self.state_file = path.with_name(f"{path.name}.state")
+        self.log_file = path.with_name(f"{path.name}.jsonl")
+        self.identity = dict(identity)
+        self.group = group
+        self.record = record
+        self.step = 0
+        self.result: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {**modules, **optimisers}
+
+        resumed = self.state_file.exists() and self._load(anew)
+        if group.rank == 0:
+            self._start_log(resumed)
+
+    def _load(self, anew: Sequence[str]) -> bool:
+        """Take up the state in the file; false if it is out of date."""
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+            saved: dict[str, Any] = json.loads(state["identity"])
+            result = json.loads(state["result"])
+        except Exception as error:  # a damaged file can make the unpickler raise anything
+            raise UserError(f"cannot read {self.state_file}: remove it to start anew, or use another --out") from error
+
+        # Compare identities.
+        if any(saved.get(key) != self.identity[key] for key in anew):
+            return False
+        for key, value in json.loads(json.dumps(self.identity)).items():
+            if saved.get(key) != value:
+                raise UserError(
+                    f"{self.state_file} belongs to a run with {key} {saved.get(key)!r}, asked for was {value!r}: use "
+                    "another --out, or remove the file"
+                )
+
+        # Restore networks and optimisers.
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+        self.result = result
+        return True
+
+    def _start_log(self, resumed: bool) -> None:
+        """Keep the whole lines up to the resumed step, or start an empty log."""
+        lines: list[str] = []
+        if resumed and self.log_file.exists():
+            for line in self.log_file.read_text().splitlines():
+                if line.endswith("}") and json.loads(line)["step"] <= self.step:
+                    lines.append(f"{line}\n")
+        with replacing(self.log_file) as temporary:
+            temporary.write_text("".join(lines))
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        if self.group.rank:
+            return
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state["identity"] = json.dumps(self.identity)
+        state["step"] = self.step
+        state["result"] = json.dumps(self.result)
+        with replacing(self.state_file) as temporary:
+            torch.save(state, temporary)
+
+    def note(self, **values: float) -> None:
+        """Log numbers of the latest step."""
+        if self.group.rank == 0:
+            with self.log_file.open("a") as file:
+                file.write(json.dumps({"step": self.step, **values}) + "\n")
+            self.record(self.step, values)
+
+    def run(
+        self,
+        steps: int,
+        update: Callable[[int], Mapping[str, Tensor]],
+        save_every: int,
+        note_every: int,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Continue up to ``steps`` steps.
+
+        Args:
+            steps: in all.
+            update: ``update(i)`` makes step i and returns its losses.
+            save_every: steps between two states.
+            note_every: steps between two lines of the log.
+            after: called after each step.
+
+        Raises:
+            UserError: a loss that is not finite.
+            SystemExit: after SIGTERM or Ctrl-C, with the state saved.
+        """
+        if not self.state_file.exists():
+            self.save()  # it marks the folder as that of this run
+        with loss_bar(self.group.rank == 0) as show, _stop_signals() as signals:
+            while self.step < steps:
+                # Make a step.
+                losses = update(self.step)
+                self.step += 1
+                last = self.step == steps
+
+                # Log its losses.
+                if last or self.step % note_every == 0:
+                    means = self._means(losses)
+                    self.note(**means)
+                    show(self.step, steps, means)
+                after()
+
+                # Save the state, and stop where a signal asks for it.
+                stop = self._any_process(bool(signals))
+                if last or stop or self.step % save_every == 0:
+                    self.save()
+                if stop:
+                    text = f"stopped at step {self.step} of {steps}: the same command goes on from here"
+                    print(text, file=sys.stderr)
+                    raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))
+
+    def _means(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """The losses, averaged over the processes."""
+        tensors = {name: loss.detach().clone() for name, loss in losses.items()}
+        self.group.average(tensors.values())
+        means = {name: float(mean) for name, mean in tensors.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise UserError(f"losses are not finite at step {self.step} ({means}): lower lr, with another --out")
+        return means
+
+    def _any_process(self, flag: bool) -> bool:
+        share = torch.tensor(float(flag))
+        self.group.average([share])
+        return bool(share)
+
+
 @contextmanager
-def still(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients of parameters, so that nothing in ``modules`` moves; left as it was found."""
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that receives the number of a SIGTERM or SIGINT; a second signal acts as it would without us."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, handlers[number] or signal.SIG_DFL)
+
+    for number in handlers:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def frozen_parameters(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients of parameters, so that nothing in ``modules`` moves; restored at the end."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     gradients = [(value, value.requires_grad) for module in modules for value in module.parameters()]
     try:
@@ -40,164 +221,30 @@ def still(*modules: nn.Module) -> Iterator[None]:
             value.requires_grad_(gradient)
 
 
-class Loop:
-    """Steps of gradient descent whose state is saved now and then, so that a run goes on exactly where it was.
+def step_seeds(count: int, *key: int) -> list[int]:
+    """Seeds of ``count`` images for a place in a run, such as (seed, step): a hash, since those of images are near.
 
-    A step may use no random numbers but those it makes of its own number; then a resumed run, even after SIGKILL, ends
-    with the very weights of an uninterrupted one. On SIGTERM or Ctrl-C the state is saved at the end of the step.
-
-    Args:
-        path: the files of the run are PATH.state and PATH.jsonl.
-        identity: what the run depends on; a state with another one is refused by name.
-        modules: what learns, and moving averages.
-        optimisers: of those.
-        group: the processes of the run; the first of them writes.
-        record: takes numbers by step.
-        anew: keys of ``identity``; where one of them differs, the state is out of date and the run starts anew.
+    They are below 2**32, as a generator of the CPU takes the low 32 bits of a seed only.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        identity: Mapping[str, Any],
-        modules: Mapping[str, nn.Module],
-        optimisers: Mapping[str, torch.optim.Optimizer],
-        group: Group,
-        record: Record,
-        anew: Sequence[str] = (),
-    ) -> None:
-        self.state_file, self.log_file = path.with_name(f"{path.name}.state"), path.with_name(f"{path.name}.jsonl")
-        self.identity, self.modules, self.optimisers = dict(identity), dict(modules), dict(optimisers)
-        self.group, self.record = group, record
-        self.step = 0
-        self.kept: dict[str, Any] = {}  # numbers that belong to the state
-        found = self.state_file.exists() and self._load(anew)
-        if group.rank == 0:
-            lines = self.log_file.read_text().splitlines() if found and self.log_file.exists() else []
-            whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            with replacing(self.log_file) as beside:
-                beside.write_text("".join(f"{line}\n" for line in whole))
-
-    def _load(self, anew: Sequence[str]) -> bool:
-        try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            known: dict[str, Any] = json.loads(state["identity"])
-        except Exception as error:  # a damaged file can make the unpickler raise anything
-            raise UserError(f"cannot read {self.state_file}: remove it to start anew, or use another --out") from error
-        if any(known.get(key) != self.identity[key] for key in anew):
-            return False
-        for key, value in json.loads(json.dumps(self.identity)).items():
-            if known.get(key) != value:
-                raise UserError(
-                    f"{self.state_file} belongs to a run with {key} {known.get(key)!r}, asked for was {value!r}: use "
-                    "another --out, or remove the file"
-                )
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step, self.kept = state["step"], json.loads(state["kept"])
-        return True
-
-    def _parts(self) -> dict[str, Any]:
-        return {**self.modules, **self.optimisers}
-
-    def save(self) -> None:
-        """Write the state, whole or not at all."""
-        if self.group.rank:
-            return
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        with replacing(self.state_file) as beside:
-            facts = {"identity": json.dumps(self.identity), "step": self.step, "kept": json.dumps(self.kept)}
-            torch.save({**parts, **facts}, beside)
-
-    def note(self, **values: float) -> None:
-        """Keep numbers of the step that was just done."""
-        if self.group.rank == 0:
-            with self.log_file.open("a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-            self.record(self.step, values)
-
-    def run(
-        self,
-        steps: int,
-        update: Callable[[int], Mapping[str, Tensor]],
-        save_every: int,
-        note_every: int,
-        after: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Go on to ``steps`` steps: ``update(i)`` makes step i and returns its losses; ``after`` follows each.
-
-        Raises:
-            UserError: a loss that is not finite.
-        """
-        if not self.state_file.exists():
-            self.save()  # from now on the folder is this run's
-        with _bar(self.group.rank == 0) as show, _stop_signals() as stopped:
-            while self.step < steps:
-                losses = update(self.step)
-                self.step += 1
-                if self.step % note_every == 0 or self.step == steps:
-                    means = {name: loss.detach().clone() for name, loss in losses.items()}
-                    self.group.average(means.values())
-                    values = {name: float(mean) for name, mean in means.items()}
-                    if not all(map(math.isfinite, values.values())):
-                        raise UserError(
-                            f"losses are not finite at step {self.step} ({values}): lower lr, with another --out"
-                        )
-                    self.note(**values)
-                    show(self.step, steps, values)
-                after()
-                stop = self._anywhere(bool(stopped))
-                if self.step % save_every == 0 or self.step == steps or stop:
-                    self.save()
-                if stop:
-                    print(
-                        f"stopped at step {self.step} of {steps}: the same command goes on from here", file=sys.stderr
-                    )
-                    raise SystemExit(128 + (stopped[0] if stopped else signal.SIGTERM))
-
-    def _anywhere(self, flag: bool) -> bool:
-        share = torch.tensor(float(flag))
-        self.group.average([share])
-        return bool(share)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds the number of a SIGTERM or SIGINT once one has come; a second one acts as ever."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[number] or signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    return [int(seed) for seed in np.random.SeedSequence(key).generate_state(count)]
 
 
 def moving_average(average: nn.Module, source: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * source for all parameters; they have the same buffers."""
     with torch.no_grad():
-        for kept, new in zip(average.parameters(), source.parameters()):
-            kept.lerp_(new, 1 - decay)
+        for mean, value in zip(average.parameters(), source.parameters()):
+            mean.lerp_(value, 1 - decay)
 
 
 def descend(
     loss: Tensor, parameters: Iterable[Tensor], optimiser: torch.optim.Optimizer, group: Group, clip: float
 ) -> None:
-    """One step down the mean loss of all processes; the norm of the gradient is clipped to ``clip`` (0: is not)."""
+    """One step down the mean loss of all processes; the norm of its gradient is clipped to ``clip`` (0: is not)."""
     parameters = list(parameters)
     optimiser.zero_grad()
     loss.backward(inputs=parameters)
     group.average(value.grad for value in parameters if value.grad is not None)
+
     if clip:
         torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()

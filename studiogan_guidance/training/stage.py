@@ -1,4 +1,4 @@
-"""What a stage of training sees of a run, whoever runs it."""
+"""What a stage of extra training is, and what it sees of a run: of ``train``, or of a training of the host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents.base import Networks
 from studiogan_guidance.registry import Registry
 
-Record = Callable[[int, Mapping[str, float]], None]
+Record = Callable[[int, Mapping[str, float]], None]  # takes numbers by step
 
 
 class Batches(Protocol):
-    """Opens this process's endless batches of real images; ``first`` of them are left out."""
+    """Opens this process's share of endless batches of real images, after the first ``first`` batches."""
 
     def __call__(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -28,12 +28,14 @@ class Trained:
 
     Attributes:
         networks: the generator (its moving average where there is one).
-        discriminator: opens it as the training left it.
+        discriminator: opens the discriminator as the training left it.
         real: opens the training data without end: images [B, 3, H, W] in [-1, 1] and labels int64 [B], this process's
-            share of batches of ``batch_size``, which it refuses if there are too few images. Inside a host run they are
-            cut from the host's own batches, in its order.
+            share of batches of ``batch_size``. It raises UserError if the images fill no batch. Inside a host run the
+            batches are cut from the host's own, in its order.
         folder: where the run keeps its checkpoints.
-        seed: of the run; rank, world_size: this process among those of the run.
+        seed: of the run.
+        rank: number of this process among those of the run.
+        world_size: number of those processes.
         log: writes a line to the run's log (on rank 0, nothing elsewhere).
         record: keeps numbers by step for TensorBoard or W&B.
         evaluation: opens what measures on validation data; None inside a host run, which measures by itself.
@@ -69,7 +71,7 @@ class Stage:
     """Base of all stages; subclasses add options as fields and override what they need."""
 
     def check(self, networks: Networks, discriminator: nn.Module, processes: int) -> None:
-        """Raise UserError for what cannot work in a host run; called in its beginning."""
+        """Raise UserError for what cannot work in a host run; called at its start, in every process."""
 
     def after_training(self, run: Trained) -> Any:
         """Called once in every process after the training loop. The run's own networks must be left as they are."""

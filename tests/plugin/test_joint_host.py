@@ -406,16 +406,16 @@ def test_an_evaluation_without_the_file_fails_at_the_start_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("option", "name", "message"),
+    ("stages", "name", "message"),
     [
-        ("strengths: class", "big_resnet", "joint.strengths needs validation data"),
-        ("adversarial: 1", "mh", "no score of single images in a discriminator with d_cond_mtd MH"),
+        ("[joint, {name: strengths, per: class}]", "big_resnet", "strengths needs validation data"),
+        ("[{name: joint, adversarial: 1}]", "mh", "no score of single images in a discriminator with d_cond_mtd MH"),
     ],
 )
 def test_what_the_stage_cannot_do_is_said_before_the_training(
-    tmp_path: Path, data: Path, option: str, name: str, message: str
+    tmp_path: Path, data: Path, stages: str, name: str, message: str
 ) -> None:
-    yaml = write_yaml(tmp_path / "tiny.yaml", "big_resnet", f"stages: [{{name: joint, {option}}}]")
+    yaml = write_yaml(tmp_path / "tiny.yaml", "big_resnet", f"stages: {stages}")
     if name == "mh":
         yaml.write_text(yaml.read_text().replace("PD", "MH").replace("hinge", "MH"))
     result = run("run", "--device", "cpu", "--", *TRAIN, "-metrics", "none", "-cfg", yaml, "-data", data,

@@ -18,14 +18,10 @@ from studiogan_guidance.evaluation.fid import factor, frechet_distance, moments
 from studiogan_guidance.latents import LabelPlan, LatentView, LearnedJoint, Networks, learned, view_for
 from studiogan_guidance.latents.joint import JOINTS, JointOptions
 from studiogan_guidance.training import STAGES, Trained
-from studiogan_guidance.training.joint_latent import (
-    JointStage,
-    energy_distance,
-    frechet,
-    learn_strengths,
-    seeds,
-    sliced_wasserstein,
-)
+from studiogan_guidance.training.joint_latent import JointStage
+from studiogan_guidance.training.loop import step_seeds
+from studiogan_guidance.training.objectives import energy_distance, frechet, sliced_wasserstein
+from studiogan_guidance.training.strengths import StrengthStage, learn_strengths
 
 
 def test_energy_distance_is_its_double_sum() -> None:
@@ -164,7 +160,7 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
     spread, offset, _ = gan.parts(inputs.z, inputs.labels)
     mean, cov = moments((gan.mean + spread + far[inputs.labels, None] * offset).numpy())
     joint = learned.create(view, "class_mean")
-    stage = JointStage(strength_scale=1.5, strength_steps=150, strength_batch=128)
+    stage = StrengthStage(scale=1.5, steps=150, batch=128)
     chosen = joint.class_strength if kind == "class" else joint.row_strength
     given = (torch.from_numpy(value).float() for value in (mean, factor(cov)))
     learn_strengths(view, joint, [chosen], lambda images: images.flatten(1), *given, stage, 0)
@@ -179,13 +175,11 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
         ({"latent": 0}, "joint needs an objective, found distill 0, adversarial 0, latent 0"),
         ({"latent": -1, "distill": 2}, "joint needs an objective"),
         ({"distance": "energi"}, "joint.distance is 'energi': did you mean 'energy'"),
-        ({"strengths": "layer"}, "joint.strengths is 'layer'"),
         ({"base": "learned"}, "joint.base is learned"),
         ({"base": "class_maen"}, "did you mean 'class_mean'"),
         ({"batch": 1}, "joint.batch must be 2 or more, found 1"),
         ({"r1": math.nan}, "joint.r1 must be 0 or more"),
         ({"scales": ()}, "joint.scales is empty"),
-        ({"strength_scale": math.nan}, "joint.strength_scale must be a finite number"),
         ({"ema": 1}, r"joint.ema must be in \[0, 1\)"),
         ({"stpes": 3}, "did you mean 'steps'"),
     ],
@@ -193,6 +187,20 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         STAGES.create("joint", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per": "layer"}, "strengths.per is 'layer': known: both, class, row"),
+        ({"scale": math.nan}, "strengths.scale must be a finite number"),
+        ({"steps": -1}, "strengths.steps must be 0 or more, found -1"),
+        ({"batch": 1}, "strengths.batch must be 2 or more, found 1"),
+    ],
+)
+def test_wrong_options_of_strengths_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        STAGES.create("strengths", options)
 
 
 def test_latent_is_the_objective_where_nothing_else_is_asked_for() -> None:
@@ -203,10 +211,10 @@ def test_latent_is_the_objective_where_nothing_else_is_asked_for() -> None:
 
 def test_noise_differs_between_places_and_runs_and_fits_into_a_generator() -> None:
     keys = [(seed, place, kind) for seed in range(3) for place in range(3) for kind in range(3)]
-    drawn = [tuple(seeds(64, *key)) for key in keys]
+    drawn = [tuple(step_seeds(64, *key)) for key in keys]
     assert len({seed for one in drawn for seed in one}) > 64 * 27 - 3
     assert max(map(max, drawn)) < 2**32  # of more, a generator of the CPU sees the low 32 bits
-    assert drawn[0] == tuple(seeds(64, 0, 0, 0))
+    assert drawn[0] == tuple(step_seeds(64, 0, 0, 0))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from studiogan_guidance import config
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.training.loop import Loop, still
+from studiogan_guidance.training.loop import Loop, frozen_parameters
 from studiogan_guidance.training.run import shuffled, train
 
 BOTH = ["-o", "adversarial=1", "-o", "distill=1", "-o", "batch=8", "-o", "steps=40", "-o", "save_every=7",
@@ -131,8 +131,9 @@ def test_the_best_step_is_kept_and_measures_as_it_did(tmp_path: Path) -> None:
 
 
 def test_strengths_are_kept_where_they_help(tmp_path: Path) -> None:
-    found = ok("train", "--out", tmp_path, "-o", "steps=0", "-o", "eval_every=0", "-o", "strengths=both", "--num", 300,
-               "-o", "strength_steps=15", "-o", "strength_batch=64", "-o", "strength_scale=1.5")  # fmt: skip
+    ok("train", "--out", tmp_path, "-o", "steps=0", "-o", "eval_every=0")
+    found = ok("train", "--stage", "strengths", "--out", tmp_path, "--num", 300, "-o", "steps=15", "-o", "batch=64",
+               "-o", "scale=1.5")  # fmt: skip
     assert found["fid_strengths"] < found["fid_plain_scale"]  # from 1.5 to less, which is better here
     state = load_file(tmp_path / "joint.safetensors")
     assert all(state[name].std() > 0 for name in ("class_strength", "row_strength"))
@@ -161,9 +162,9 @@ def test_every_image_comes_once_an_epoch_in_the_same_order_from_anywhere() -> No
         next(shuffled(real, 5, Group())(2000))
 
 
-def test_still_leaves_everything_as_it_was_found() -> None:
+def test_frozen_parameters_are_left_as_they_were_found() -> None:
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2).eval().requires_grad_(False))
-    with still(net):
+    with frozen_parameters(net):
         assert not any(part.training for part in net.modules())
         assert not any(value.requires_grad for value in net.parameters())
     assert [part.training for part in net.modules()] == [True, True, False]
