@@ -34,7 +34,8 @@ class RunConfig:
     Attributes:
         sampler: name of the sampler, or ``{name: ..., option: value, ...}`` in YAML.
         options: the sampler's options (in YAML they stand beside ``name``).
-        host_config: the host's YAML: a path, from the file's folder or inside the host's ``src/configs``.
+        host_config: the host's YAML: in a file, a path from the file's folder or inside the host's ``src/configs``;
+            in Python, an absolute path or one inside ``src/configs``.
         ckpt: folder with the host's ``model=G*-weights-step*.pth`` files.
         which: choose among them: best or current, ema or raw; by default best before current, ema before raw.
         data: folder of real images as the host expects it (``train/<class>/*``, ``valid/<class>/*``, or CIFAR's own).
@@ -214,8 +215,10 @@ def read(path: Path) -> dict[str, Any]:
             values[key] = (values[key],)
     if values["host"] and values.get("host_config"):
         raise UserError(f"{path} has both host_config and the host's own sections: keep one of them")
-    if values.get("host_config") and (path.parent / values["host_config"]).exists():
-        values["host_config"] = str(path.parent / values["host_config"])
+    if host_config := values.get("host_config"):
+        beside = path.parent / str(host_config)
+        if beside.is_file():
+            values["host_config"] = str(beside.resolve())
     if "sampler" in values:
         values["sampler"] = named(values["sampler"], "sampler", path)
     for key, what in (("stages", "a stage"), ("compare", "a sampler to compare")):

@@ -253,7 +253,7 @@ def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
     usual, given = (results.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
     left_out = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")
     kept = {key: value for key, value in given.items() if key not in left_out and value != usual[key]}
-    for key in ("host_config", "ckpt", "data", "held_out", "studiogan"):
+    for key in ("ckpt", "data", "held_out", "studiogan"):
         if key in kept and Path(kept[key]).exists():
             kept[key] = str(Path(kept[key]).resolve())
     kind, _, path = str(kept.get("backbone", "")).partition(":")

@@ -8,7 +8,8 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ def load(cfg: RunConfig, checkout: Checkout, sections: Mapping[str, Any], device
 
 def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.Module:
     """A copy of ``generator`` with the weights of another checkpoint of its run: a .pth file, or a folder with some."""
-    where = Path(path)
-    where = find(where, "G", cfg.which) if where.is_dir() else where
+    file = Path(path)
+    if file.is_dir():
+        file = find(file, "G", cfg.which)
     other = copy.deepcopy(generator)
-    _fill(other, read(where), where, cfg)
+    _fill(other, read(file), file, cfg)
     return other.eval().requires_grad_(False)
 
 
@@ -58,7 +60,7 @@ def load_discriminator(
     """The discriminator beside the generator that ``load`` gives, in evaluation mode on ``device``.
 
     Raises:
-        UserError: as ``load``; a folder without model=D-*.
+        UserError: as ``load``; a folder without model=D-*; a discriminator of another step than the generator.
     """
     folder = Path(cfg.ckpt or "")
     path = find(folder, "D", tuple(word for word in cfg.which if word in ("best", "current")))
@@ -68,18 +70,20 @@ def load_discriminator(
             f"{path.name} is not of the step of {generator.name}: give --which best or current, whichever has both"
         )
     state = read(path)
-    discriminator = build_both(sections, checkout, device)[1]
+    _, discriminator = build_both(sections, checkout, device)
     _fill(discriminator, state, path, cfg)
     return discriminator
 
 
 def _fill(network: torch.nn.Module, state: Mapping[str, Any], path: Path, cfg: RunConfig) -> None:
+    """Load weights into a network; the first line that torch says about a misfit goes into the error."""
     try:
         network.load_state_dict(state["state_dict"])
     except (RuntimeError, TypeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
         name = cfg.host_config or "the configuration"
-        raise UserError(f"{path.name} does not fit {name}: {' '.join(lines[1:2] or lines)[:200]}") from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        misfit = " ".join(lines[1:2] or lines)[:200]  # the first line names the class only
+        raise UserError(f"{path.name} does not fit {name}: {misfit}") from error
 
 
 def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device) -> Networks:
@@ -90,38 +94,53 @@ def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device)
 def build_both(
     sections: Mapping[str, Any], checkout: Checkout, device: torch.device
 ) -> tuple[Networks, torch.nn.Module]:
-    """``build``, and the discriminator of the same sections."""
+    """``build``, and the discriminator of the same sections.
+
+    Raises:
+        UserError: a configuration that the host rejects or cannot build, or a backbone without a view.
+    """
     with inside(checkout), torch.random.fork_rng(devices=[]):
         host = configurations(sections)
         model = host.MODEL
-        known = [entry.name for entry in VIEWS if entry.name != "builtin"]
-        if model.z_prior not in ("gaussian", "uniform"):
-            raise UserError(f"MODEL.z_prior is {model.z_prior!r}: the host knows gaussian and uniform")
-        if model.backbone not in known:
-            raise UserError(f"no view of backbone '{model.backbone}': {nearest(model.backbone, known)}")
+        _check_model(model)
+
+        # The host checks nothing here, so whatever it raises is about the configuration.
         try:
             generator, _, _, discriminator, *_ = module("models.model").load_generator_discriminator(
                 host.DATA, host.OPTIMIZATION, model, host.STYLEGAN, host.MODULES, host.RUN, device, None
             )
         except UserError:
             raise
-        except Exception as error:  # the host checks nothing here: whatever it raises is about the configuration
-            raise UserError(f"the host cannot build this configuration: {_line(error)}") from error
+        except Exception as error:
+            raise UserError(f"the host cannot build this configuration: {_typed(error)}") from error
+
+        # Plugins that cannot be compiled stay off; compiling is announced on stdout, which is for results.
         if compat.no_compiler():
             for name in compat.PLUGINS:
-                module(f"utils.style_ops.{name}")._init = lambda: False  # its own slower reference code
-        module("utils.custom_ops").verbosity = "none"  # compiling is announced on stdout, which is for results
+                module(f"utils.style_ops.{name}")._init = lambda: False
+        module("utils.custom_ops").verbosity = "none"
+
     for network in (generator, discriminator):
         network.eval().requires_grad_(False)
-    made = "a freshly initialised one"
-    return describe(generator, model, host.DATA.num_classes, host.DATA.img_size, device, made), discriminator
+    source = "a freshly initialised one"
+    return describe(generator, model, host.DATA.num_classes, host.DATA.img_size, device, source), discriminator
+
+
+def _check_model(model: Any) -> None:
+    """Raise UserError for a prior or a backbone that no view knows."""
+    if model.z_prior not in ("gaussian", "uniform"):
+        raise UserError(f"MODEL.z_prior is {model.z_prior!r}: the host knows gaussian and uniform")
+    known = [entry.name for entry in VIEWS if entry.name != "builtin"]
+    if model.backbone not in known:
+        raise UserError(f"no view of backbone '{model.backbone}': {nearest(model.backbone, known)}")
 
 
 def describe(
     generator: torch.nn.Module, model: Any, num_classes: int, image_size: int, device: torch.device, source: str
 ) -> Networks:
     """A generator of the host as Networks; ``model`` is the MODEL section of its configuration. The digest is empty."""
-    discrete, continuous = (model.info_type in (kind, "both") for kind in ("discrete", "continuous"))
+    has_discrete = model.info_type in ("discrete", "both")
+    has_continuous = model.info_type in ("continuous", "both")
     return Networks(
         generator=generator,
         backbone=model.backbone,
@@ -133,9 +152,9 @@ def describe(
         source=source,
         z_prior=model.z_prior,
         g_cond_mtd=model.g_cond_mtd,
-        info_discrete=model.info_num_discrete_c if discrete else 0,
-        info_discrete_dim=model.info_dim_discrete_c if discrete else 0,
-        info_continuous=model.info_num_conti_c if continuous else 0,
+        info_discrete=model.info_num_discrete_c if has_discrete else 0,
+        info_discrete_dim=model.info_dim_discrete_c if has_discrete else 0,
+        info_continuous=model.info_num_conti_c if has_continuous else 0,
     )
 
 
@@ -145,53 +164,87 @@ def host_yaml(cfg: RunConfig, checkout: Checkout) -> Mapping[str, Any]:
 
 
 def host_sections(sections: Mapping[str, Any], host_config: str | None, root: Path) -> Mapping[str, Any]:
-    """The host's own sections: those in our file, or those of the file that ``host_config`` names."""
+    """The host's own sections: those in our file, or those of the file that ``host_config`` names.
+
+    Args:
+        sections: the sections in our file.
+        host_config: an absolute path (``config.read`` makes one of a file in its folder), or a name inside the host's
+            ``src/configs``; the current folder is never searched.
+        root: the checkout.
+
+    Raises:
+        UserError: no such file.
+    """
     if not host_config:
         return sections
     configs = root / "src" / "configs"
-    for path in (Path(host_config), configs / host_config):
-        if path.is_file():
-            return {key: value for key, value in read_yaml(path).items() if str(key).isupper()}
+    path = configs / host_config
+    if path.is_file():
+        return {key: value for key, value in read_yaml(path).items() if str(key).isupper()}
     known = [str(file.relative_to(configs)) for file in configs.rglob("*.yaml")]
-    raise UserError(f"no host_config {host_config} here or in {configs}: {nearest(host_config, known)[:200]}")
+    raise UserError(
+        f"no host_config {host_config} beside the file that names it or in {configs}: "
+        f"{nearest(host_config, known)[:200]}"
+    )
 
 
 def configurations(sections: Mapping[str, Any]) -> Any:
     """The host's Configurations object for YAML sections; only within ``inside``. Its optimisers are not built."""
+    try:
+        with yaml_file(sections) as path:
+            host = module("config").Configurations(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the host rejects the configuration: {_typed(error)}") from error
+    host.RUN.mixed_precision = False  # sampling runs in float32, as the host's evaluation does without -mpc
+    host.MODEL.apply_g_ema = False  # whichever weights were chosen go into one generator
+    return host
+
+
+@contextmanager
+def yaml_file(sections: Mapping[str, Any]) -> Iterator[str]:
+    """The path of a temporary YAML file with these sections, since the host reads files only."""
     import yaml
 
     handle, path = tempfile.mkstemp(suffix=".yaml")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yaml.safe_dump(dict(sections), file)
-        host = module("config").Configurations(path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the host rejects the configuration: {_line(error)}") from error
+        yield path
     finally:
         os.unlink(path)
-    host.RUN.mixed_precision = False  # sampling runs in float32, as the host's evaluation does without -mpc
-    host.MODEL.apply_g_ema = False  # whichever weights were chosen go into one generator
-    return host
 
 
 def find(folder: Path, model: str, which: tuple[str, ...] = ()) -> Path:
     """The checkpoint file of ``model`` (G or D) in a folder; for G the moving average is preferred.
 
     Args:
+        folder: where the host saved its checkpoints.
+        model: "G" or "D".
         which: any of best, current, ema, raw; what is not said is taken in the order best, current and ema, raw.
+
+    Raises:
+        UserError: no folder, no such file in it, or both ema and raw.
     """
     if not folder.is_dir():
         raise UserError(f"--ckpt {folder} is not a folder: give the one with the files model=G*-weights-step*.pth")
     if {"ema", "raw"} <= set(which):
         raise UserError("--which has both ema and raw: keep one of them")
-    kinds = [f"{model}_ema"] * ("raw" not in which and model == "G") + [model] * ("ema" not in which)
+
+    # The names to look for, the best first.
+    kinds = []
+    if model == "G" and "raw" not in which:
+        kinds.append("G_ema")
+    if "ema" not in which:
+        kinds.append(model)
     whens = [word for word in ("best", "current") if word in which] or ["best", "current"]
     patterns = [f"model={kind}-{when}-weights-step*.pth" for when in whens for kind in kinds]
+
     for pattern in patterns:
-        if found := sorted(folder.glob(pattern), key=_step):
-            return found[-1]
+        files = sorted(folder.glob(pattern), key=_step)
+        if files:
+            return files[-1]
     present = sorted(file.name for file in folder.glob("*.pth"))[:4]
     raise UserError(
         f"no checkpoint {' or '.join(patterns)} in {folder}; it holds {', '.join(present) or 'no .pth file'}"
@@ -204,7 +257,11 @@ def _step(path: Path) -> int:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, by the weights-only unpickler and ``compat.ALLOWED``: no code runs."""
+    """A checkpoint's content on the CPU, by the weights-only unpickler and ``compat.ALLOWED``: no code runs.
+
+    Raises:
+        UserError: a file that cannot be read, that holds more than weights, or that is no checkpoint of the host.
+    """
     try:
         with torch.serialization.safe_globals(compat.ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal
@@ -213,20 +270,25 @@ def read(path: Path) -> dict[str, Any]:
         if path.read_bytes()[:64].lstrip().startswith(b"<"):
             raise UserError(f"{path} is a web page, not a checkpoint: download it again") from error
         raise UserError(
-            f"refused the checkpoint {path}: it holds more than weights, or is no checkpoint ({_reason(error)})"
+            f"refused the checkpoint {path}: it holds more than weights, or is no checkpoint ({_refused(error)})"
         ) from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise UserError(f"cannot read the checkpoint {path}: damaged or truncated ({_line(error)})") from error
+        raise UserError(f"cannot read the checkpoint {path}: damaged or truncated ({_typed(error)})") from error
+
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
     return dict(content)
 
 
-def _line(error: BaseException) -> str:
+def _typed(error: BaseException) -> str:
+    """The type and the text of an error, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _reason(error: BaseException) -> str:
-    said = (line for line in str(error).splitlines() if "GLOBAL" in line or line.startswith("Unsupported"))
-    return next(said, "not a PyTorch file")[:160]
+def _refused(error: BaseException) -> str:
+    """The line of the unpickler's long message that names what it refused."""
+    for line in str(error).splitlines():
+        if "GLOBAL" in line or line.startswith("Unsupported"):
+            return line[:160]
+    return "not a PyTorch file"

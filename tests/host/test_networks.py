@@ -154,3 +154,27 @@ def test_host_config_is_found_in_the_checkout(checkout: Checkout) -> None:
             assert networks.host_yaml(cfg, checkout)["MODEL"]["g_cond_mtd"] in ("cBN", "cAdaIN")
     with pytest.raises(UserError, match=r"did you mean 'CIFAR10/BigGAN.yaml'"):
         networks.host_yaml(config.RunConfig(host_config="CIFAR10/BigGANN.yaml"), checkout)
+
+
+@pytest.mark.studiogan
+def test_host_config_is_looked_for_beside_the_file_then_in_the_host_and_never_in_the_current_folder(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backbone(file: Path) -> str:
+        sections = networks.host_yaml(config.load(str(file), {}), checkout)
+        return str(sections["MODEL"]["backbone"])
+
+    for folder, name in (("here", "resnet"), ("there", "deep_conv")):
+        decoy = tmp_path / folder / "CIFAR10" / "BigGAN.yaml"
+        decoy.parent.mkdir(parents=True)
+        decoy.write_text(f"MODEL: {{backbone: {name}}}")
+    (tmp_path / "a.yaml").write_text("host_config: CIFAR10/BigGAN.yaml")
+    (tmp_path / "there" / "b.yaml").write_text("host_config: CIFAR10/BigGAN.yaml")
+    (tmp_path / "c.yaml").write_text("host_config: ./there/CIFAR10/BigGAN.yaml")
+
+    monkeypatch.chdir(tmp_path / "here")
+    assert backbone(tmp_path / "a.yaml") == "big_resnet"
+    assert backbone(Path("..") / "there" / "b.yaml") == "deep_conv"
+    assert backbone(Path("..") / "c.yaml") == "deep_conv"
+    with pytest.raises(UserError, match="no host_config CIFAR10/other.yaml beside the file that names it or in"):
+        networks.host_yaml(config.RunConfig(host_config="CIFAR10/other.yaml"), checkout)
