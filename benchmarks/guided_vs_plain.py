@@ -23,6 +23,7 @@ from studiogan_guidance.config import read_yaml
 from studiogan_guidance.host.locate import locate
 from studiogan_guidance.host.networks import build
 from studiogan_guidance.latents import Inputs, LabelPlan, LatentView, Networks, learned, view_for
+from studiogan_guidance.samplers.gandance import GANdance
 
 CASES = (  # generator, joint (for a learned one its base), the most that the ratio should be
     ("built-in", "learned: class_shift", 1.05),
@@ -64,8 +65,7 @@ def guided_by(view: LatentView, joint: str) -> samplers.Sampler:
     fresh = learned.create(view, base).eval().requires_grad_(False)
     for value in fresh.residual.parameters():
         torch.nn.init.normal_(value, std=0.1)
-    learned.provide(view, base, fresh)
-    return samplers.create("gandance", {"scale": 1.5, "joint": name, "joint_ckpt": base})
+    return GANdance(scale=1.5, joint=name).away_from(fresh)
 
 
 def seconds(sampler: samplers.Sampler, view: LatentView, inputs: Inputs, clock: Callable[[], float]) -> float:

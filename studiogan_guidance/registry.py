@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,7 +125,8 @@ class Registry(Generic[T]):
         """
         spec = Spec.parse(spec, f"the {self.kind}")
         cls: Any = self[spec.name].target
-        kinds = typing.get_type_hints(cls)
+        hints = typing.get_type_hints(cls)
+        kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in nested({**spec.options, **(options or {})}).items():
             if key not in kinds:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Registry
@@ -21,10 +21,17 @@ from studiogan_guidance.registry import Registry
 
 @dataclass(frozen=True)
 class JointOptions:
-    """What some estimators want to know: ``subset``, a number of classes; ``ckpt``, the file of a learned joint."""
+    """What some estimators need to know.
+
+    Attributes:
+        subset: number of classes of ``class_subset``.
+        ckpt: file of the learned joint; None: the one beside the checkpoint.
+        network: a learned joint in memory, in place of the file.
+    """
 
     subset: int = 8
     ckpt: str | None = None
+    network: nn.Module | None = None
 
 
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"

@@ -188,23 +188,10 @@ def training_facts(path: Path) -> dict[str, object]:
 
 def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
     """The joint in the file ``ckpt``, by default ``joint.safetensors`` beside the checkpoint; loaded once a view."""
-    path = _path(view, ckpt)
-    return view.bare.once(_key(path), lambda: load(path, view))
-
-
-def provide(view: LatentView, ckpt: str | None, joint: LearnedJoint) -> None:
-    """Let ``of_view(view, ckpt)`` be ``joint`` from now on, whether or not there is a file; for training."""
-    view.bare.memo[_key(_path(view, ckpt))] = joint
-
-
-def _path(view: LatentView, ckpt: str | None) -> Path:
     source = Path(view.networks.source)
     folder = source.parent if source.is_file() else source
-    return Path(ckpt) if ckpt else folder / FILE
-
-
-def _key(path: Path) -> str:
-    return f"learned joint {path.resolve()}"
+    path = Path(ckpt) if ckpt else folder / FILE
+    return view.bare.once(f"learned joint {path.resolve()}", lambda: load(path, view))
 
 
 @JOINTS.register(
@@ -213,5 +200,7 @@ def _key(path: Path) -> str:
     GANDANCE,
 )
 def _learned(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
-    """h(z) of the file ``options.ckpt``."""
-    return of_view(view, options.ckpt).forward(view, inputs, code)
+    """h(z) of ``options.network``, or of the file ``options.ckpt``."""
+    network = of_view(view, options.ckpt) if options.network is None else options.network
+    joint: Tensor = network(view, inputs, code)
+    return joint

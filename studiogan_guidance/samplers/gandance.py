@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
+from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_finite
 from studiogan_guidance.samplers.truncation import Truncation
 
@@ -77,6 +80,7 @@ class GANdance(Sampler):
     keep_norm: bool = False
     psi: float | None = None
     threshold: float | None = None
+    _network: ClassVar[LearnedJoint | None] = None  # see ``away_from``
 
     def __post_init__(self) -> None:
         check_finite("gandance.scale", self.scale)
@@ -90,6 +94,12 @@ class GANdance(Sampler):
         if self.subset < 1:
             raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
 
+    def away_from(self, network: LearnedJoint) -> GANdance:
+        """The same sampler with a learned joint in memory in place of a file, as while it is trained."""
+        sampler = copy.copy(self)
+        object.__setattr__(sampler, "_network", network)
+        return sampler
+
     @property
     def neutral(self) -> bool:
         return self.scale == 1 and self._truncation.neutral
@@ -101,7 +111,7 @@ class GANdance(Sampler):
     def check(self, view: LatentView) -> None:
         self._truncation.check(view)
         if self.joint == "learned" and self.scale != 1:
-            learned.of_view(view, self.joint_ckpt)
+            self._learned(view)
         low, high = self.layers or (0, 1)
         for name in ("layers", "profile"):
             if getattr(self, name) is not None and view.rows is None:
@@ -115,7 +125,7 @@ class GANdance(Sampler):
 
     def files(self, view: LatentView) -> dict[str, str]:
         uses = self.joint == "learned" and self.scale != 1
-        return {"joint_sha256": learned.of_view(view, self.joint_ckpt).digest()} if uses else {}
+        return {"joint_sha256": self._learned(view).digest()} if uses else {}
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         z = self._truncation.truncated_z(view, inputs.z)
@@ -163,7 +173,10 @@ class GANdance(Sampler):
 
     @property
     def _joint_options(self) -> JointOptions:
-        return JointOptions(self.subset, self.joint_ckpt)
+        return JointOptions(self.subset, self.joint_ckpt, self._network)
+
+    def _learned(self, view: LatentView) -> LearnedJoint:
+        return learned.of_view(view, self.joint_ckpt) if self._network is None else self._network
 
     def _away(self, view: LatentView, inputs: Inputs, code: Tensor, joint: Tensor) -> Tensor:
         """``code`` guided away from ``joint``, in the rows and with the strengths that the options say."""
@@ -173,7 +186,7 @@ class GANdance(Sampler):
             picks = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
             scale = 1 + (scale - 1) * torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]
         if self.strengths:
-            scale = 1 + (scale - 1) * learned.of_view(view, self.joint_ckpt).strength(inputs.labels, code)
+            scale = 1 + (scale - 1) * self._learned(view).strength(inputs.labels, code)
         guided = guide(code, joint, scale)
         if self.keep_norm:
             norm = torch.linalg.vector_norm

@@ -16,14 +16,12 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from studiogan_guidance import samplers
 from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
@@ -33,6 +31,7 @@ from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Netwo
 from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
+from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import Adversary
 from studiogan_guidance.training.loop import Loop, descend, frozen_parameters, moving_average, step_seeds
 from studiogan_guidance.training.objectives import energy_distance, sliced_wasserstein
@@ -385,15 +384,14 @@ class Training:
         """The least FID of guidance away from the average over the scales, and its scale."""
         fids = []
         for scale in self.stage.scales:
-            fids.append((validation_fid(evaluation, self.average, self.files["joint"], scale), scale))
+            fids.append((validation_fid(evaluation, self.average, scale), scale))
         return self.group.agree(min(fids))
 
 
-def validation_fid(evaluation: Evaluation, joint: LearnedJoint, path: Path, scale: float, **options: Any) -> float:
-    """FID of guidance away from ``joint``, whose file is or will be ``path``; inf in processes above rank 0."""
-    learned.provide(evaluation.view, str(path), joint)
-    options = {"scale": scale, "joint": "learned", "joint_ckpt": str(path), **options}
-    row = evaluation.measure("gandance", samplers.create("gandance", options))
+def validation_fid(evaluation: Evaluation, joint: LearnedJoint, scale: float, strengths: bool = False) -> float:
+    """FID of guidance away from ``joint`` on validation data; inf in processes above rank 0."""
+    sampler = GANdance(scale=scale, joint="learned", strengths=strengths).away_from(joint)
+    row = evaluation.measure("gandance", sampler)
     return float(row["metrics"]["fid"]) if row else math.inf
 
 

@@ -42,8 +42,8 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
     Raises:
         UserError: what the stage refuses, or the checkpoint, the data, or the folder.
     """
-    configured = next((dict(spec) for spec in cfg.stages if spec["name"] == name), {"name": name})
-    stage: Stage = STAGES.create(name, {**{k: v for k, v in configured.items() if k != "name"}, **options})
+    configured = next((spec for spec in cfg.stages if spec["name"] == name), name)
+    stage: Stage = STAGES.create(configured, options)
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group, recorder(logs, folder, group.rank, dataclasses.asdict(stage)) as record:
         try:

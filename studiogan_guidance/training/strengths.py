@@ -95,7 +95,7 @@ class StrengthStage(Stage):
             joint = learned.load(source, evaluation.view)
             nn.init.ones_(joint.class_strength)
             nn.init.ones_(joint.row_strength)
-            before = group.agree(validation_fid(evaluation, joint, source, self.scale))
+            before = group.agree(validation_fid(evaluation, joint, self.scale))
 
             # Learn them in the first process, and share them.
             self._learn(evaluation, joint, run.seed)
@@ -104,7 +104,7 @@ class StrengthStage(Stage):
                 value.copy_(group.agree(value.cpu()))
 
             # Keep them where they help.
-            after = group.agree(validation_fid(evaluation, joint, source, self.scale, strengths=True))
+            after = group.agree(validation_fid(evaluation, joint, self.scale, strengths=True))
             if after < before and group.rank == 0:
                 training = learned.training_facts(source)
                 own = {**dataclasses.asdict(self), "seed": run.seed, "validation_fid": after}
