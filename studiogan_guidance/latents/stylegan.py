@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,12 +11,12 @@ from torch.nn import functional as F
 from studiogan_guidance import rng
 from studiogan_guidance.batches import progress
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.files import cache_dir, replacing
+from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents.base import LatentView, Networks
 
-Table = np.ndarray[Any, np.dtype[np.float32]]
 MAX_ROWS = 4096  # rows of one mapping call while codes are averaged: what bounds the memory
 TABLE_DRAWS = 10_000  # prior draws behind each class mean (as in Dobler et al. 2022, arXiv:2202.11777)
+TABLE_VERSION = 1  # raise it when the table of the same draws changes
 TABLE_SEED = 2**40  # to a generator of the CPU, which takes the low 32 bits of a seed, these are 0 up
 
 
@@ -74,38 +73,38 @@ class WView(LatentView):
     def class_means(self) -> Tensor:
         """Mean w of each class over ``TABLE_DRAWS`` fixed prior draws, the same for all classes; [C, rows, w_dim].
 
-        Computed once for a checkpoint: the table lives in the cache folder under the hash of the weights, if they have
-        one.
+        Computed once for a checkpoint: the table is cached on disk under the hash of the weights, if they have one.
         """
+        return self.bare.once("class means", self._class_means)
 
-        def made() -> Tensor:
-            with self.frozen(), torch.no_grad():
-                table = self._cached_table() if self.networks.digest else self._class_table()
-            return torch.from_numpy(table).to(self.device)[:, None].expand(-1, self.rows, -1)
+    def _class_means(self) -> Tensor:
+        networks = self.networks
+        key = {
+            "version": TABLE_VERSION,
+            "weights": networks.digest,
+            "prior": f"{networks.z_prior} {networks.z_dim}",
+            "info": [networks.info_discrete, networks.info_discrete_dim, networks.info_continuous],
+            "seed": TABLE_SEED,
+            "draws": TABLE_DRAWS,
+        }
+        with self.frozen(), torch.no_grad():
+            arrays = cached("class-means", key, self._class_table, enabled=bool(networks.digest))
+        return torch.from_numpy(arrays["means"]).to(self.device)[:, None].expand(-1, self.rows, -1)
 
-        return self.bare.once("class means", made)
-
-    def _cached_table(self) -> Table:
-        prior = f"{self.networks.z_prior}{self.networks.z_dim}"
-        path = cache_dir() / "tables" / f"{self.networks.digest[:32]}-{prior}-class-means-{TABLE_DRAWS}.npy"
-        try:
-            found: Table = np.load(path)
-            return found
-        except (OSError, ValueError, EOFError):  # missing or damaged
-            with replacing(path) as beside:
-                table = self._class_table()
-                np.save(beside, table)
-            return table
-
-    def _class_table(self) -> Table:
+    def _class_table(self) -> Arrays:
+        """``means``: the mean w of each class, float32 [C, w_dim]."""
+        # The same noise for all classes.
         gens = rng.generators(range(TABLE_SEED, TABLE_SEED + TABLE_DRAWS))
         z = torch.cat([self.prior(gens), self.info(gens)], 1).to(self.device)
+
+        # Sum in double precision, class by class.
         eye = torch.eye(self.num_classes, device=self.device)
         table = torch.zeros(self.num_classes, self.global_mean().shape[1], dtype=torch.float64, device=self.device)
-        for c in progress(range(self.num_classes), "class means"):
+        for label in progress(range(self.num_classes), "class means"):
             for part in z.split(MAX_ROWS):
-                table[c] += self._map(part, eye[c].expand(len(part), -1))[:, 0].double().sum(0)
-        return (table / len(z)).float().cpu().numpy()
+                codes = self._map(part, eye[label].expand(len(part), -1))[:, 0]
+                table[label] += codes.double().sum(0)
+        return {"means": (table / len(z)).float().cpu().numpy()}
 
 
 class StyleGANView(WView):

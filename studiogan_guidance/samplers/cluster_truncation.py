@@ -15,6 +15,7 @@ from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, options
 from studiogan_guidance.samplers.conditional_truncation import Pulled
 
+VERSION = 1  # raise it when centres of the same draws change
 BATCH_SIZE = 500  # of mapping calls
 
 
@@ -115,6 +116,7 @@ class ClusterTruncation(Pulled):
 
     def _tables(self, view: LatentView) -> Tensor:
         key = {
+            "version": VERSION,
             "base": str(options(self)["base"]),
             **self.files(view),
             "prior": view.networks.z_prior,

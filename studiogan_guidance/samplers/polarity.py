@@ -16,6 +16,7 @@ from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_finite, options
 from studiogan_guidance.samplers.ratio import noise_mode
 
+VERSION = 1  # raise it when volumes of the same draws change
 LEAST = 1e-12  # a singular value: less counts as much
 
 
@@ -119,7 +120,7 @@ class Polarity(BasedSampler):
     def volumes(self, view: LatentView, label: int, mode: str) -> Tensor:
         """S of each member of the pool of a class, float64 [N]; kept on disk."""
         size = self._size(view)
-        key = {"base": str(options(self)["base"]), **self.files(view), "noise": mode, "of": size}
+        key = {"version": VERSION, "base": str(options(self)["base"]), **self.files(view), "noise": mode, "of": size}
         key |= {"class": label, "k": self.k, "projections": self.projections}
 
         def compute(draws: range) -> Tensor:

@@ -1,82 +1,86 @@
-"""Values of a long row of random draws, computed once, in chunks that are kept on disk: a stopped run goes on."""
+"""Values of a fixed pool of random draws, computed once, in chunks that are cached on disk, so that a run resumes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from studiogan_guidance import __version__
 from studiogan_guidance.batches import Halving, progress
-from studiogan_guidance.files import cache_dir, replacing
+from studiogan_guidance.files import cache_path, locked, read_arrays, write_arrays
 from studiogan_guidance.latents.base import LatentView
 
-CHUNK = 256  # draws between two visits to the disk
+CHUNK = 256  # draws in a file of the cache
 BATCH_SIZE = 64  # draws at a time
 Array = NDArray[Any]
+Compute = Callable[[range], Tensor]
 
 
-def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compute: Callable[[range], Tensor]) -> Array:
-    """Values [size, ...] of the draws 0 to ``size``, which ``compute`` gives for a range of them, on the CPU.
+def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compute: Compute) -> Array:
+    """Values [size, ...] of the draws 0 to ``size``, on the CPU.
 
-    Each chunk of 256 goes into the cache folder under a hash of the generator's weights and ``key``, which must name
-    everything else that the values depend on; what is there is not computed again, and processes that need the same
-    pool share its chunks. Without a hash of the weights nothing is kept on disk.
+    Chunks of 256 draws are cached under the hash of the generator's weights and ``key``. Processes that need the same
+    pool share the work chunk by chunk. Nothing is cached for a view whose ``on_disk`` is off.
 
     Args:
-        view: whose generator they are about.
-        what: a word for the progress bar and the folder.
-        key: plain data.
+        view: the view whose generator the values depend on.
+        what: a word for the progress bar and for the folder in the cache.
+        key: plain data that names everything else that the values depend on, with ``"version": N``, which is raised
+            when the maths of ``compute`` change.
         size: of the pool.
         compute: numbers of up to 64 draws -> their values, [len, ...].
     """
-    net = view.networks
-    facts = {"weights": net.digest, "version": __version__, "prior": f"{net.z_prior} {net.z_dim}", **key}
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    folder = cache_dir() / "pools" / f"{what.replace(' ', '-')}-{name}" if view.on_disk else None
+    pool = _Pool(view, what, key, compute)
+    chunks = [range(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
 
-    halving = Halving()
-
-    def chunk(start: int, wait: bool) -> Array | None:
-        """The values of a chunk; None, if another process is at it and ``wait`` is off."""
-        draws = range(start, min(start + CHUNK, size))
-        path = folder and folder / f"{start:08d}-{len(draws)}.npy"
-        if found := _read(path):
-            return found[0]
-        with ExitStack() as stack:
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0))
-                except Timeout:
-                    return None
-                if found := _read(path):  # it may have been finished just before the lock was free
-                    return found[0]
-            parts = [draws[at : at + BATCH_SIZE] for at in range(0, len(draws), BATCH_SIZE)]
-            with view.frozen(), torch.no_grad():
-                made: Array = torch.cat([some.cpu() for part in parts for some in halving(compute, part)]).numpy()
-            if path:
-                with replacing(path) as beside:
-                    np.save(beside, made)
-            return made
-
-    starts = range(0, size, CHUNK)
-    first = [chunk(start, wait=False) for start in progress(starts, what)]  # processes share the chunks
-    whole = [chunk(start, wait=True) if made is None else made for start, made in zip(starts, first)]
-    return np.concatenate([made for made in whole if made is not None])
+    # Compute the chunks that no other process is busy with, then wait for the others.
+    arrays = [pool.chunk(draws, wait=False) for draws in progress(chunks, what)]
+    for number, draws in enumerate(chunks):
+        if arrays[number] is None:
+            arrays[number] = pool.chunk(draws, wait=True)
+    return np.concatenate([array for array in arrays if array is not None])
 
 
-def _read(path: Path | None) -> list[Array]:
-    try:
-        return [np.load(path)] if path else []
-    except (OSError, ValueError, EOFError):  # missing or damaged
-        return []
+class _Pool:
+    """The chunks of one pool, computed or read."""
+
+    def __init__(self, view: LatentView, what: str, key: Mapping[str, Any], compute: Compute) -> None:
+        networks = view.networks
+        prior = f"{networks.z_prior} {networks.z_dim}"
+        self.view = view
+        self.folder = f"pools/{what.replace(' ', '-')}"
+        self.key = {"weights": networks.digest, "prior": prior, **key}
+        self.compute = compute
+        self.halving = Halving()
+
+    def chunk(self, draws: range, wait: bool) -> Array | None:
+        """The values of some draws; None if another process computes them and ``wait`` is off."""
+        if not self.view.on_disk:
+            return self._computed(draws)
+        path = cache_path(self.folder, {**self.key, "draws": [draws.start, draws.stop]})
+        arrays = read_arrays(path)
+        if arrays is not None:
+            return arrays["values"]
+
+        # Another process may have finished the chunk just before the lock was free.
+        with locked(path, wait) as held:
+            if not held and not wait:
+                return None
+            arrays = read_arrays(path)
+            if arrays is None:
+                arrays = {"values": self._computed(draws)}
+                write_arrays(path, arrays)
+        return arrays["values"]
+
+    def _computed(self, draws: range) -> Array:
+        parts: list[Tensor] = []
+        with self.view.frozen(), torch.no_grad():
+            for start in range(0, len(draws), BATCH_SIZE):
+                batch = draws[start : start + BATCH_SIZE]
+                parts += [part.cpu() for part in self.halving(self.compute, batch)]
+        array: Array = torch.cat(parts).numpy()
+        return array

@@ -21,6 +21,7 @@ from studiogan_guidance.samplers.base import BasedSampler, check_at_least, check
 
 Array = NDArray[Any]
 BATCH_SIZE = 64  # of what is computed once
+SCORES_VERSION = 1  # raise it when scores of the same fakes change
 FEWEST = 10  # held-out images that a calibration needs
 CALIBRATIONS = ("logistic", "isotonic", "head", "none")
 
@@ -166,6 +167,7 @@ class RatioSampler(BasedSampler):
         """Log ratios [size] of the pool ``pool_inputs(view, label, size, range(size), mode)``, kept on disk."""
         ratio = self.ratio(view, mode)
         key = {
+            "version": SCORES_VERSION,
             "class": label,
             "base": str(options(self)["base"]),
             "critic": self.files(view),

@@ -20,6 +20,7 @@ from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, ch
 CENTERS = ("clusters", "axes")
 TRIES = 10_000  # latents for one image before giving up
 QUANTILE_DRAWS = 10_000  # prior draws behind tau
+VERSION = 1  # raise it when features of the same fakes change
 LEAST = 20  # images a cell that a classifier is fitted on
 
 
@@ -191,7 +192,13 @@ class Simplicial(BasedSampler):
         size = max(LEAST * self.cells, math.ceil(self.draws / view.num_classes))
 
         def made() -> Cells:
-            key = {"class": label, "of": size, "base": str(options(self)["base"]), **self.files(view)}
+            key = {
+                "version": VERSION,
+                "class": label,
+                "of": size,
+                "base": str(options(self)["base"]),
+                **self.files(view),
+            }
             judge = critic.of_view(view)
 
             def compute(draws: range) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ToyGAN, toy_networks
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.files import cache_dir
 from studiogan_guidance.latents import LabelPlan, LatentView, stylegan, view_for
 
 
@@ -48,19 +48,24 @@ def test_the_mean_over_classes_is_the_same_in_any_chunks(
         assert max(seen) <= max(rows, 5)
 
 
-def test_class_means_are_kept_by_the_hash_of_the_weights(toy: ToyGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_means_are_kept_by_the_hash_of_the_weights(
+    toy: ToyGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path))
     first = view_for(toy_networks(toy, "a" * 64)).class_means()
+    (file,) = tmp_path.rglob("*.npz")
     calls = []
-    monkeypatch.setattr(stylegan.WView, "_class_table", lambda self: calls.append(1) or torch.zeros(5, 12).numpy())
+    zeros = {"means": torch.zeros(5, 12).numpy()}
+    monkeypatch.setattr(stylegan.WView, "_class_table", lambda self: calls.append(1) or zeros)
     assert torch.equal(view_for(toy_networks(toy, "a" * 64)).class_means(), first)
     assert calls == []
     assert not view_for(toy_networks(toy, "b" * 64)).class_means().any()
     assert calls == [1]
-    (file,) = (cache_dir() / "tables").glob("a" * 32 + "*")
     file.write_bytes(b"junk")  # damaged: computed again
     assert not view_for(toy_networks(toy, "a" * 64)).class_means().any()
-    assert not list((cache_dir() / "tables").glob(".*"))
-    file.unlink()
+    assert calls == [1, 1]
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_views_refuse_what_they_do_not_know(toy: ToyGAN) -> None:

@@ -56,7 +56,7 @@ def test_other_weights_or_another_key_are_another_pool(view: LatentView, toy: To
 
 def test_damaged_chunks_are_made_again_and_nothing_is_kept_without_a_digest(view: LatentView, tmp_path: Path) -> None:
     pool.values(view, "squares", {}, 10, squares([]))
-    (chunk,) = tmp_path.rglob("*.npy")
+    (chunk,) = tmp_path.rglob("*.npz")
     chunk.write_bytes(b"spoilt")
     np.testing.assert_array_equal(pool.values(view, "squares", {}, 10, squares([])), np.arange(10) ** 2)
     nameless = view_for(dataclasses.replace(view.networks, digest=""))
