@@ -14,13 +14,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor, nn
 
+from studiogan_guidance import rng
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.cli import main
 from studiogan_guidance.doctor import INCEPTION, missing_host_packages
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
-from studiogan_guidance.latents import LatentView, Networks, view_for
+from studiogan_guidance.latents import LatentView, Networks, stylegan, view_for
 from studiogan_guidance.latents.base import Companions
 
 
@@ -142,6 +143,12 @@ class ToyGAN(nn.Module):
     def mapping(self, z: Tensor, weights: Tensor) -> Tensor:
         w = self.mean + z @ self.A + weights @ self.b + (z @ self.Q) * (weights @ self.d)
         return w[:, None].repeat(1, self.rows, 1)
+
+
+def table_noise(toy: ToyGAN) -> Tensor:
+    """Mean noise of the draws behind the toy's class means, [1, z_dim]: these are exactly the codes of this noise."""
+    gens = rng.generators(range(stylegan.TABLE_SEED, stylegan.TABLE_SEED + stylegan.TABLE_DRAWS))
+    return rng.randn(gens, toy.z_dim).mean(0, keepdim=True)
 
 
 class Readout(nn.Module):

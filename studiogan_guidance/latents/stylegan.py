@@ -17,7 +17,7 @@ from studiogan_guidance.latents.base import LatentView, Networks
 MAX_ROWS = 4096  # rows of one mapping call while codes are averaged: what bounds the memory
 TABLE_DRAWS = 10_000  # prior draws behind each class mean (as in Dobler et al. 2022, arXiv:2202.11777)
 TABLE_VERSION = 1  # raise it when the table of the same draws changes
-TABLE_SEED = 2**40  # to a generator of the CPU, which takes the low 32 bits of a seed, these are 0 up
+TABLE_SEED = rng.TABLES
 
 
 class WView(LatentView):

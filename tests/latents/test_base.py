@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ToyGAN, toy_networks
 
+from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, stylegan, view_for
 
@@ -66,6 +67,16 @@ def test_class_means_are_kept_by_the_hash_of_the_weights(
     assert calls == [1, 1]
     assert len(list(tmp_path.rglob("*.npz"))) == 2
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_no_class_mean_comes_from_the_seed_of_an_image(toy: ToyGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    generators = rng.generators
+    monkeypatch.setattr(rng, "generators", lambda asked: seeds.extend(asked) or generators(asked))
+    view_for(toy_networks(toy, "")).class_means()
+    assert len(set(seeds)) == stylegan.TABLE_DRAWS
+    assert min(seed % 2**32 for seed in seeds) >= rng.IMAGES  # a generator of the CPU takes the low 32 bits
+    assert all(seed in rng.RESERVED["tables"] for seed in seeds)
 
 
 def test_views_refuse_what_they_do_not_know(toy: ToyGAN) -> None:

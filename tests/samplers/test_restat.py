@@ -10,7 +10,7 @@ from conftest import ok, run
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from studiogan_guidance import builtin, samplers
+from studiogan_guidance import builtin, rng, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import restat
@@ -62,6 +62,16 @@ def test_the_generator_is_left_as_it_was_found_and_statistics_apply_only_inside(
         with restat.applied({}):
             assert not torch.allclose(image(), before, atol=1e-2)
     assert torch.equal(image(), before)
+
+
+def test_no_statistic_comes_from_the_seed_of_an_image(view: LatentView, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    generators = rng.generators
+    monkeypatch.setattr(rng, "generators", lambda asked: seeds.extend(asked) or generators(asked))
+    restat.accumulate(view, samplers.create("plain"), 2)
+    assert len(set(seeds)) == 2 * restat.BATCH_SIZE
+    assert min(seed % 2**32 for seed in seeds) >= rng.IMAGES  # a generator of the CPU takes the low 32 bits
+    assert all(seed in rng.RESERVED["statistics"] for seed in seeds)
 
 
 def test_a_generator_without_batch_norms_is_refused(toy_view: LatentView) -> None:
