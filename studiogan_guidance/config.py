@@ -7,12 +7,14 @@ host as it is: sections in capitals go to the host untouched, every other key is
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest, one_line
+from studiogan_guidance.options import Spec, check_type
 
 METRICS = ("fid", "is", "prdc", "kid", "fid_infinity", "per_class")
 WHICH = ("best", "current", "ema", "raw")
@@ -24,7 +26,12 @@ CHOICES = {
     "resize_on": ("cpu", "device"),
     "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
 }
-KINDS: dict[str, type] = {"str": str, "int": int, "bool": bool, "tuple": tuple, "Mapping": Mapping}
+WORD_LISTS = {"metrics": METRICS, "which": WHICH}
+IN_RUN = ("sampler", "stages", "restat")  # our keys that may stand in the host's RUN section
+LEAST = {"num": 1, "batch_size": 1, "k": 1, "splits": 1, "seed": 0, "restat": 0}
+LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
+MOST = 2**62  # of a whole number
+DEFAULT_FILE = "builtin-gandance.yaml"  # what a command without -c, --sampler and -o runs
 
 
 @dataclass(frozen=True)
@@ -102,26 +109,32 @@ class RunConfig:
     host: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            kind, value = str(item.type), getattr(self, item.name)
-            wanted = KINDS[kind.partition("[")[0].partition(" ")[0]]
-            fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-            if not (fits or (value is None and "None" in kind)):
-                raise UserError(f"{item.name} must be of type {wanted.__name__}, found {value!r}")
+        self._check_types()
+        self._check_words()
+        self._check_numbers()
+
+    def _check_types(self) -> None:
+        for key, kind in typing.get_type_hints(RunConfig).items():
+            check_type(key, getattr(self, key), kind)
+
+    def _check_words(self) -> None:
         for key, known in CHOICES.items():
-            if getattr(self, key) not in (*known, *((None,) if key == "reference" else ())):
-                raise UserError(f"{key} is '{getattr(self, key)}': {nearest(str(getattr(self, key)), known)}")
-        for key, words in (("metrics", METRICS), ("which", WHICH)):
+            word = getattr(self, key)
+            if word is not None and word not in known:
+                raise UserError(f"{key} is '{word}': {nearest(word, known)}")
+        for key, known in WORD_LISTS.items():
             for word in getattr(self, key):
-                if word not in words:
-                    raise UserError(f"{key} has '{word}': {nearest(str(word), words)}")
-        for key, least in (("num", 1), ("batch_size", 1), ("k", 1), ("splits", 1), ("seed", 0), ("restat", 0)):
+                if word not in known:
+                    raise UserError(f"{key} has '{word}': {nearest(word, known)}")
+
+    def _check_numbers(self) -> None:
+        for key, least in LEAST.items():
             value = getattr(self, key)
-            if value is not None and not least <= value < 2**62:
+            if value is not None and not least <= value < MOST:
                 raise UserError(f"{key} must be a whole number from {least} up, found {value!r}")
-        for label in self.classes:
-            if not isinstance(label, int) or isinstance(label, bool):
-                raise UserError(f"classes must be a list of whole numbers such as [3, 5], found {label!r}")
+        from studiogan_guidance.rng import check_images
+
+        check_images(self.seed, self.num or 1)
 
     @property
     def uses_host(self) -> bool:
@@ -136,16 +149,24 @@ class RunConfig:
 def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """Read a configuration file, if any, and put the command line's ``overrides`` (None: not given) on top.
 
-    Options of the file's sampler are kept when the command line names the same sampler or none.
+    Options of the file's sampler are kept where the command line names the same sampler or none. Without a file, a
+    sampler or an option on the command line is about the sampler's own defaults; without any of these, the packaged
+    ``builtin-gandance.yaml`` is what runs.
     """
-    values = read(Path(path) if path else packaged()["builtin-gandance.yaml"])
-    values.setdefault("sampler", {"name": RunConfig.sampler})
-    values["options"] = {key: value for key, value in values["sampler"].items() if key != "name"}
-    values["sampler"] = values["sampler"]["name"]
-    given = {key: value for key, value in overrides.items() if value not in (None, ())}
-    if given.get("sampler", values["sampler"]) != values["sampler"]:
-        values["options"] = {}
-    given["options"] = {**values["options"], **given.get("options", {})}
+    given = {key: value for key, value in overrides.items() if value not in (None, (), {})}
+    file = path
+    if file is None and not {"sampler", "options"} & set(given):
+        file = DEFAULT_FILE
+    values = read(Path(file)) if file else {}
+
+    # The sampler of the file as a name and options.
+    options = dict(values.pop("sampler", {"name": RunConfig.sampler}))
+    sampler = options.pop("name")
+    if given.get("sampler", sampler) != sampler:
+        options = {}
+    values["sampler"] = sampler
+    given["options"] = {**options, **given.get("options", {})}
+
     cfg = RunConfig(**{**values, **given})
     if not cfg.uses_host and (cfg.ckpt or cfg.data or cfg.held_out):
         raise UserError(
@@ -169,58 +190,72 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read the configuration {path}: {one_line(error, 400)}") from error
     if not isinstance(content, dict):
         raise UserError(f"the configuration {path} must be a mapping of keys, found {type(content).__name__}")
     return content
 
 
-def named(spec: Any, what: str, path: Path) -> dict[str, Any]:
-    """``name`` or ``{name: ..., option: value}`` as the latter; UserError for anything else."""
-    spec = {"name": spec} if isinstance(spec, str) else spec
-    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise UserError(f"{what} in {path} must be a name or a mapping with a name, found {spec!r}")
-    return spec
-
-
 def read(path: Path) -> dict[str, Any]:
-    """The keys of a file, or of a packaged one, with ``sampler``, ``stages`` and ``compare`` as mappings; the host's
-    under ``host``.
+    """The keys of a file, or of a packaged one, with ``sampler``, ``stages`` and ``compare`` as mappings.
 
-    ``sampler``, ``stages`` and ``restat`` may also stand in the host's RUN section.
+    Sections in capitals, the host's, are under ``host``. ``sampler``, ``stages`` and ``restat`` may also stand in the
+    host's RUN section.
     """
-    if not path.exists():
-        if str(path) not in packaged():
-            raise UserError(f"no configuration {path} here or in the package: {nearest(str(path), packaged())}")
-        path = packaged()[str(path)]
-    content = read_yaml(path)
-    for key in ("sampler", "stages", "restat"):
-        if isinstance(run := content.get("RUN"), dict) and key in run:
-            if key in content:
-                raise UserError(f"{path} has {key} twice, at the top and in RUN: keep one of them")
-            content = {**content, key: run[key], "RUN": {k: v for k, v in run.items() if k != key}}
-    if not content.get("RUN", True):
-        del content["RUN"]
-    known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("host", "options")]
-    values: dict[str, Any] = {"host": {key: value for key, value in content.items() if str(key).isupper()}}
+    path = _existing(path)
+    content = _out_of_run(read_yaml(path), path)
+
+    # Sections in capitals are the host's, all other keys are ours.
+    known = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ("host", "options")]
+    values: dict[str, Any] = {"host": {}}
     for key, value in content.items():
         if str(key).isupper():
-            continue
-        if key not in known:
+            values["host"][key] = value
+        elif key not in known:
             raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
-        if value is not None:
+        elif value is not None:
             values[key] = tuple(value) if isinstance(value, list) else value
-    for key in ("metrics", "which", "classes", "stages", "compare"):
+    for key in LISTS:
         if key in values and not isinstance(values[key], tuple):
             values[key] = (values[key],)
+
+    # The host's YAML is a file, or this one.
     if values["host"] and values.get("host_config"):
         raise UserError(f"{path} has both host_config and the host's own sections: keep one of them")
-    if host_config := values.get("host_config"):
-        beside = path.parent / str(host_config)
-        if beside.is_file():
-            values["host_config"] = str(beside.resolve())
+    if values.get("host_config") and (path.parent / values["host_config"]).exists():
+        values["host_config"] = str(path.parent / values["host_config"])
+
     if "sampler" in values:
-        values["sampler"] = named(values["sampler"], "sampler", path)
+        values["sampler"] = _mapping(values["sampler"], f"sampler in {path}")
     for key, what in (("stages", "a stage"), ("compare", "a sampler to compare")):
-        values[key] = tuple(named(spec, what, path) for spec in values.get(key, ()))
+        values[key] = tuple(_mapping(spec, f"{what} in {path}") for spec in values.get(key, ()))
     return values
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the packaged file of that name; UserError if there is neither."""
+    if path.exists():
+        return path
+    if str(path) not in packaged():
+        raise UserError(f"no configuration {path} here or in the package: {nearest(str(path), packaged())}")
+    return packaged()[str(path)]
+
+
+def _out_of_run(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``content`` with our keys taken out of the host's RUN section; a section that is empty then is dropped."""
+    run = content.get("RUN") or {}
+    if not isinstance(run, dict):
+        return content
+    ours = {key: value for key, value in run.items() if key in IN_RUN}
+    for key in ours:
+        if key in content:
+            raise UserError(f"{path} has {key} twice, at the top and in RUN: keep one of them")
+    rest = {key: value for key, value in run.items() if key not in IN_RUN}
+    outside = {key: value for key, value in content.items() if key != "RUN"}
+    return {**outside, **ours, **({"RUN": rest} if rest else {})}
+
+
+def _mapping(spec: Any, what: str) -> dict[str, Any]:
+    """``name`` or ``{name: ..., option: value}`` as the latter; UserError for anything else."""
+    parsed = Spec.parse(spec, what)
+    return dict(spec) if isinstance(spec, Mapping) else parsed.to_dict()

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+from studiogan_guidance.errors import UserError
+
 # Seeds of what is not an image of a run; a CPU generator takes the low 32 bits of a seed, and images have those below
 # ``IMAGES``. No two ranges overlap.
 IMAGES = 2**31
@@ -28,6 +30,15 @@ PILOTS = RESERVED["pilots"].start  # draws that bounds, priors, centres and cons
 POOLS = RESERVED["pools"].start  # pools that images are chosen from
 TABLES = RESERVED["tables"].start  # draws behind class means
 STATISTICS = RESERVED["statistics"].start  # images that batch-norm statistics are accumulated over
+
+
+def check_images(first: int, count: int) -> None:
+    """Raise UserError unless ``count`` images from the seed ``first`` on have seeds of their own, below ``IMAGES``."""
+    if first + count > IMAGES:
+        raise UserError(
+            f"{count} images from seed {first} on need seeds up to {first + count - 1}, but those of images end at "
+            f"{IMAGES - 1}: choose a seed of at most {IMAGES - count}"
+        )
 
 
 def generators(seeds: Sequence[int]) -> list[Generator]:

@@ -45,6 +45,46 @@ def test_another_sampler_on_the_command_line_drops_the_options_of_the_file(tmp_p
     assert dict(config.load(file, {"sampler": "truncation", "options": {"psi": "0.5"}}).options) == {"psi": "0.5"}
 
 
+BUILTIN = {"scale": 0.9, "joint": "class_shift"}
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "options"),
+    [
+        (None, {}, BUILTIN),
+        (None, {"seed": 3, "sampler": None, "options": {}}, BUILTIN),
+        (None, {"sampler": "gandance"}, {}),
+        (None, {"options": {"joint": "class_mean"}}, {"joint": "class_mean"}),
+        (None, {"sampler": "gandance", "options": {"scale": "2"}}, {"scale": "2"}),
+        ("builtin-gandance.yaml", {"sampler": "gandance"}, BUILTIN),
+        ("builtin-gandance.yaml", {"options": {"scale": "2"}}, {**BUILTIN, "scale": "2"}),
+    ],
+)
+def test_a_sampler_that_is_named_has_its_own_defaults_unless_a_file_sets_others(
+    file: str | None, overrides: dict[str, object], options: dict[str, object]
+) -> None:
+    cfg = config.load(file, overrides)
+    assert (cfg.sampler, dict(cfg.options)) == ("gandance", options)
+
+
+def test_a_sampler_in_text_form_is_read(tmp_path: Path) -> None:
+    text = (
+        "sampler: gandance:scale=1.5,joint=class_shift\ncompare: ['ddls:steps=3,base=gandance,base.scale=1.1', plain]"
+    )
+    cfg = config.load(write(tmp_path / "a.yaml", text), {})
+    assert dict(cfg.options) == {"scale": "1.5", "joint": "class_shift"}
+    ddls = {"name": "ddls", "steps": "3", "base": {"name": "gandance", "scale": "1.1"}}
+    assert cfg.compare == (ddls, {"name": "plain"})
+
+
+def test_the_last_image_has_a_seed_of_its_own() -> None:
+    assert config.RunConfig(seed=2**31 - 10, num=10).seed == 2**31 - 10
+    with pytest.raises(UserError, match="choose a seed of at most 2147483637"):
+        config.RunConfig(seed=2**31 - 10, num=11)
+    with pytest.raises(UserError, match="those of images end at 2147483647"):
+        config.RunConfig(seed=2**31)
+
+
 def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
     cfg = config.load(write(tmp_path / "a.yaml", "DATA: {name: X}\nMODEL: {backbone: resnet}\nsampler: plain"), {})
     assert cfg.uses_host
@@ -62,6 +102,9 @@ def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
         ("sampler: plain\nRUN: {sampler: plain}", "has sampler twice"),
         ("stages: [3]", "a stage in .* must be a name or a mapping"),
         ("compare: [3]", "a sampler to compare in .* must be a name or a mapping"),
+        ("metrics: [3]", "metrics must be a list of words, found (3,)"),
+        ("reference: true", "reference must be text, found True"),
+        ("seed: 2147483648", "choose a seed of at most 2147483647"),
         ("restat: -1", "restat must be a whole number from 0 up"),
         ("num: 0", "num must be a whole number from 1 up"),
         ("seed: true", "seed must be a whole number, found True"),
@@ -76,7 +119,7 @@ def test_sections_in_capitals_are_the_hosts(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_name_themselves_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("[", r"\[")) as error:
+    with pytest.raises(UserError, match=message.replace("[", r"\[").replace("(", r"\(").replace(")", r"\)")) as error:
         config.load(write(tmp_path / "a.yaml", text), {})
     assert "\n" not in str(error.value)
 
@@ -100,4 +143,4 @@ def test_every_packaged_file_is_valid_and_named_after_its_sampler() -> None:
         assert name.endswith(f"-{'compare' if cfg.compare else cfg.sampler}.yaml")
         samplers.create(cfg.sampler, cfg.options)
         for spec in cfg.compare:
-            samplers.create(spec["name"], {key: value for key, value in spec.items() if key != "name"})
+            samplers.create(spec)
