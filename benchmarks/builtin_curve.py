@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from studiogan_guidance import config
-from studiogan_guidance.evaluation import evaluation, results
+from studiogan_guidance.evaluation import evaluation
 
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0)
 JOINTS = ("class_mean", "class_subset", "global_mean", "class_shift", "mean_embedding")
@@ -25,9 +25,9 @@ def measure(folder: Path, split: str, first: int, joint: str, scale: float) -> d
     """Each metric on three seed ranges."""
     values: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in (first, first + 10_000, first + 20_000):
-        given = {"reference": split, "seed": seed, "options": {"joint": joint, "scale": scale}, "compare_plain": False}
+        given = {"reference": split, "seed": seed, "options": {"joint": joint, "scale": scale}, "compare_plain": False,
+                 "out": str(folder)}  # fmt: skip
         row = evaluation.evaluate(config.load(None, given))[0]
-        results.append(folder / "results.jsonl", [row])
         for name in METRICS:
             values[name].append(row["metrics"][name])
     return values

@@ -172,12 +172,9 @@ def evaluate(config: str | None, options: tuple[str, ...], as_json: bool, **give
     cfg = _load(config, options, **given)
     from studiogan_guidance.evaluation import evaluation, results, tables
 
-    folder = results.writable(Path(cfg.out))
-    results.appendable(folder / "results.jsonl")
     rows = evaluation.evaluate(cfg)
     if not rows:
         return  # a process of torchrun above rank 0
-    results.append(folder / "results.jsonl", rows)
     click.echo(json.dumps(results.plain_data({"rows": rows})) if as_json else tables.table(rows))
 
 

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from studiogan_guidance.batches import progress
-from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import distributed, fid, prdc
+from studiogan_guidance.evaluation import fid, prdc
+from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone, FeatureStats, accumulate, merge
-from studiogan_guidance.files import cache_dir, replacing
+from studiogan_guidance.files import Arrays, cache_path, cached, locked, read_arrays, write_arrays
 
-FORMAT = 2  # raise it when the meaning of a cached file changes
+KIND = "reference"  # the folder of the cache
+VERSION = 3  # of the cached statistics and what is derived from them: raise it when their maths change
+PART_SEED = 0  # of the choice of images whose features are kept
 
 
 class Reference:
-    """Statistics of real images under a ``key``, with what every comparison with them needs worked out once.
+    """Statistics of real images, with what every comparison with them needs: a factor of the covariance, and radii.
 
-    Factor and radii are kept in memory, and on disk beside the statistics.
+    Factor and radii are computed once, kept in memory, and cached on disk beside the statistics.
+
+    Args:
+        key: everything that the statistics depend on, and the version of their maths.
+        stats: the statistics.
     """
 
     def __init__(self, key: Mapping[str, Any], stats: FeatureStats) -> None:
-        self.key, self.stats = key, stats
+        self.key = key
+        self.stats = stats
         self._radii: dict[int, NDArray[Any]] = {}
 
     @cached_property
@@ -52,88 +53,82 @@ class Reference:
         return self._radii[k]
 
     def _derived(self, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        digest = hashlib.sha256(self.stats.mean.tobytes() + self.stats.cov.tobytes()).hexdigest()
-        path = cache_path({**self.key, "derived": name, "of": digest})
-        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
-            return np.asarray(file["value"])
-        value = compute()
-        with suppress(UserError), replacing(path) as beside:  # a cache that cannot be written is none
-            np.savez(beside, value=value)
-        return value
+        moments = hashlib.sha256(self.stats.mean.tobytes() + self.stats.cov.tobytes()).hexdigest()
+        key = {**self.key, "derived": name, "of": moments}
+        return cached(KIND, key, lambda: {"value": compute()})["value"]
 
 
-def cache_path(key: Mapping[str, Any]) -> Path:
-    """Where the statistics of a key live; any change of the key is another file."""
-    text = json.dumps({**key, "format": FORMAT}, sort_keys=True)
-    return cache_dir() / "reference" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
-
-
-@contextmanager
-def locked(key: Mapping[str, Any]) -> Iterator[None]:
-    """Keep other processes from computing the statistics of ``key`` at the same time."""
-    lock = FileLock(cache_path(key).with_suffix(".lock"))
-    with suppress(OSError):  # a cache that may only be read
-        cache_path(key).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def find(key: Mapping[str, Any]) -> FeatureStats | None:
-    """The cached statistics of ``key``, or None if there are none, or none that can be read."""
-    with (
-        suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
-        np.load(cache_path(key)) as file,
-    ):
-        count = int(file["count"])
-        return FeatureStats(count, file["mean"], file["cov"], file.get("features"), None, file["labels"])
-    return None
-
-
-def save(key: Mapping[str, Any], compute: Callable[[], FeatureStats]) -> FeatureStats:
-    """The statistics that ``compute`` returns, cached from now on."""
-    with replacing(cache_path(key)) as beside:
-        beside.touch()  # an unwritable cache is found before minutes are spent
-        stats = compute()
-        kept: dict[str, Any] = {"count": stats.count, "mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
-        if stats.features is not None:
-            kept["features"] = stats.features
-        np.savez(beside, **kept)
-    return stats
-
-
-def _neighbours(cfg: RunConfig) -> bool:
-    return bool({"prdc", "kid", "fid_infinity", "per_class"} & set(cfg.metrics))  # they need the features themselves
-
-
-def _real_stats(
-    cfg: RunConfig, real: Real, backbone: Backbone, source: Mapping[str, Any], group: distributed.Group
+def load_or_make(
+    real: Real,
+    backbone: Backbone,
+    source: Mapping[str, Any],
+    group: Group,
+    batch_size: int,
+    with_features: bool,
 ) -> Reference | None:
-    only = None
-    if _neighbours(cfg) and len(real) > real.default_count:  # as many as the host takes, always the same ones
-        only = np.random.default_rng(0).choice(len(real), real.default_count, replace=False).tolist()
-    kept = (len(only) if only else len(real)) if _neighbours(cfg) else 0
-    key = {**real.cache_key, **backbone.protocol, **source, "features": kept}
+    """The statistics of real images, from the cache, or from a pass over the images that all processes share.
 
-    def pass_over(features: bool, only: list[int] | None) -> FeatureStats | None:
-        images = real.batches(cfg.batch_size, group.rank, group.size, only)
-        total = math.ceil((len(only) if only else len(real)) / cfg.batch_size / group.size)
-        steps = progress(images, "real images", total=total)
-        parts = group.gather(accumulate(steps, backbone, features=features, probabilities=False))
-        return merge(parts, cfg.batch_size) if len(parts) > 1 else parts[0] if parts else None
+    Moments are those of all images; features those of ``real.default_count`` of them, always the same ones.
 
-    def compute() -> FeatureStats | None:
-        whole = pass_over(kept > 0 and not only, None)
-        some = pass_over(True, only) if only else None
-        return dataclasses.replace(whole, features=some.features, labels=some.labels) if whole and some else whole
+    Args:
+        real: the images.
+        backbone: the feature network.
+        source: what else the statistics depend on.
+        group: the processes; all of them must call this.
+        batch_size: images a batch.
+        with_features: whether features are needed, not the moments only.
 
-    with locked(key) if group.rank == 0 else nullcontext():
-        cached = find(key) if group.rank == 0 else None
-        if group.agree(cached is not None):
-            return Reference(key, cached) if cached else None
-        if group.rank:
-            compute()
-            return None
-        return Reference(key, save(key, lambda: cast(FeatureStats, compute())))
+    Returns:
+        None in processes above rank 0.
+    """
+    count = min(real.default_count, len(real)) if with_features else 0
+    make = partial(_make, real, backbone, group, batch_size, count)
+    if group.rank:
+        if group.agree(None):
+            make()
+        return None
+
+    # The first process looks into the cache, and says whether there is work for all.
+    key = {**real.cache_key, **backbone.protocol, **source, "features": count, "version": VERSION}
+    path = cache_path(KIND, key)
+    with locked(path):
+        arrays = read_arrays(path)
+        if group.agree(arrays is None):
+            arrays = _arrays(cast(FeatureStats, make()))
+            write_arrays(path, arrays)
+    return Reference(key, _stats(cast(Arrays, arrays)))
+
+
+def _make(real: Real, backbone: Backbone, group: Group, batch_size: int, count: int) -> FeatureStats | None:
+    """The moments of all images and the features of ``count`` of them; None above rank 0."""
+    whole = _pass_over(real, backbone, group, batch_size, features=count == len(real))
+    if count in (0, len(real)):
+        return whole
+
+    numbers = np.random.default_rng(PART_SEED).choice(len(real), count, replace=False).tolist()
+    part = _pass_over(real, backbone, group, batch_size, features=True, only=numbers)
+    return whole and part and dataclasses.replace(whole, features=part.features, labels=part.labels)
+
+
+def _pass_over(
+    real: Real, backbone: Backbone, group: Group, batch_size: int, features: bool, only: Sequence[int] | None = None
+) -> FeatureStats | None:
+    """The statistics of real images, whose batches the processes take in turn; None above rank 0."""
+    batches = real.batches(batch_size, group.rank, group.size, only)
+    total = math.ceil(len(real if only is None else only) / batch_size / group.size)
+    steps = progress(batches, "real images", total=total)
+    shares = group.gather(accumulate(steps, backbone, features=features, probabilities=False))
+    if len(shares) > 1:
+        return merge(shares, batch_size)
+    return shares[0] if shares else None
+
+
+def _arrays(stats: FeatureStats) -> Arrays:
+    arrays = {"count": np.asarray(stats.count), "mean": stats.mean, "cov": stats.cov, "labels": stats.labels}
+    return arrays if stats.features is None else {**arrays, "features": stats.features}
+
+
+def _stats(arrays: Arrays) -> FeatureStats:
+    return FeatureStats(
+        int(arrays["count"]), arrays["mean"], arrays["cov"], arrays.get("features"), None, arrays["labels"]
+    )

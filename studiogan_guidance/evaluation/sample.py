@@ -16,7 +16,7 @@ from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import pictures, results
-from studiogan_guidance.evaluation.evaluation import label_plan, statistics
+from studiogan_guidance.evaluation.generation import label_plan, norm_statistics
 from studiogan_guidance.evaluation.source import device_of, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import replacing
@@ -53,7 +53,7 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     num = cfg.num or 64
     parts: list[tuple[Array, Array, Array]] = []
     for sampler in chosen:
-        with restat.applied(statistics(cfg, view, sampler)):
+        with restat.applied(norm_statistics(cfg, view, sampler)):
             stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
             for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
                 pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()

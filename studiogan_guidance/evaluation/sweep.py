@@ -21,7 +21,8 @@ from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, pictures, results, tables
-from studiogan_guidance.evaluation.evaluation import Evaluation, statistics
+from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.generation import norm_statistics
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.samplers import Sampler, restat
 
@@ -164,7 +165,7 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
     for name, sampler in evaluation.chosen[:STRIP_COLUMNS]:
         values = tables.dotted(samplers.options(sampler))
         captions.append(" ".join(str(values.get(key, name)) for key in options))
-        with restat.applied(statistics(cfg, view, sampler)):
+        with restat.applied(norm_statistics(cfg, view, sampler)):
             batch = next(sampler.stream(view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
         columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
 

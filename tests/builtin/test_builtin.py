@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,9 +45,11 @@ def test_the_feature_net_reads_digits_that_it_never_saw() -> None:
         assert (net(images)[1].argmax(1) == labels).float().mean() > 0.95
 
 
-def test_the_generator_is_healthy() -> None:
+def test_the_generator_is_healthy(tmp_path: Path) -> None:
     """Every class is made and nearly always right; neither precision nor diversity has collapsed (validation split)."""
-    rows = evaluation.evaluate(config.load(None, {"sampler": "plain", "reference": "valid", "num": 1000}))
+    rows = evaluation.evaluate(
+        config.load(None, {"sampler": "plain", "reference": "valid", "num": 1000, "out": str(tmp_path)})
+    )
     metrics = rows[0]["metrics"]
     assert metrics["accuracy"] > 0.9
     assert metrics["is"] > 8

@@ -93,11 +93,11 @@ def test_two_processes_tune_as_one(tmp_path: Path) -> None:
 def test_too_many_processes_and_sample_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from studiogan_guidance.config import RunConfig
     from studiogan_guidance.errors import UserError
-    from studiogan_guidance.evaluation.evaluation import _enough
+    from studiogan_guidance.evaluation.evaluation import _check_counts
 
-    _enough(RunConfig(batch_size=64), 66, 1000, 2)
+    _check_counts(RunConfig(batch_size=64), 66, 1000, 2)
     with pytest.raises(UserError, match="65 images in batches of 64 are too few for 2 processes"):
-        _enough(RunConfig(batch_size=64), 65, 1000, 2)
+        _check_counts(RunConfig(batch_size=64), 65, 1000, 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = run("sample", "--out", tmp_path / "o")
     assert result.exit_code == 2

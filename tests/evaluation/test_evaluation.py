@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import pytest
 import torch
 from conftest import ok
 
-from studiogan_guidance import builtin, samplers
+from studiogan_guidance import builtin, config, samplers
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.evaluation import Evaluation, evaluate
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_infinity, moments
+from studiogan_guidance.evaluation.generation import Pass
 from studiogan_guidance.evaluation.kid import kid
+from studiogan_guidance.evaluation.metrics import METRICS
 from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.features.stats import FeatureStats, accumulate
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
@@ -194,3 +198,34 @@ def test_rows_have_the_registered_name_of_an_alias(tmp_path: Path, monkeypatch: 
     flags = ["--num", 40, "--metrics", "fid", "--out", tmp_path, "--grid", "scale=1.2"]
     (same,) = ok("sweep", *flags, "--sampler", "guidance", "--no-compare-plain")["rows"]
     assert same == row  # found, not measured again
+
+
+def test_a_sampler_that_is_plain_by_its_options_is_measured_once(tmp_path: Path) -> None:
+    rows = ok("eval", "--num", 40, "--metrics", "fid", "-o", "scale=1", "--out", tmp_path)["rows"]
+    assert [(row["sampler"], row["options"]["scale"]) for row in rows] == [("gandance", 1)]
+
+
+def test_python_writes_the_rows_and_the_command_line_writes_them_once(tmp_path: Path) -> None:
+    cfg = RunConfig(metrics=("fid",), num=40, out=str(tmp_path / "python"), options={"scale": 1.3})
+    rows = evaluate(cfg)
+    assert results.read(tmp_path / "python" / "results.jsonl") == results.plain_data(rows)
+    printed = ok("eval", "--num", 40, "--metrics", "fid", "-o", "scale=1.3", "--out", tmp_path / "command")["rows"]
+    assert results.read(tmp_path / "command" / "results.jsonl") == printed
+    assert [row["metrics"] for row in printed] == [row["metrics"] for row in rows]
+
+
+def test_the_table_of_metrics_has_the_names_that_a_configuration_may_use() -> None:
+    assert set(METRICS) == set(config.METRICS)
+
+
+def test_a_pass_is_merged_in_the_order_of_the_ranks() -> None:
+    stats = FeatureStats(2, np.zeros(1), np.eye(1), None, None, np.arange(2))
+    first = Pass(stats, Counter(mapping=2, proposed=8, accepted=2), {"rate": [1.0, 2.0]}, 3.0)
+    second = Pass(stats, Counter(mapping=2, proposed=2), {"rate": [3.0, 6.0], "late": [1.0, 1.0]}, 4.0)
+    whole = Pass.merge([first, second], 2)
+    assert whole.notes == {"rate": [1, 2, 3, 6], "late": [1, 1]}
+    assert whole.cost_per_image() == {
+        "accepted": 0.5, "mapping": 1, "proposed": 2.5, "acceptance": 0.2, "sampling_seconds": 4.0
+    }  # fmt: skip
+    assert whole.mean_notes() == {"late": 1, "rate": 3}
+    assert Pass.merge([first], 2) == first

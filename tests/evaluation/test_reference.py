@@ -1,40 +1,99 @@
+"""Statistics of real images: computed once, for everything that they depend on, and never from half a computation."""
+
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from studiogan_guidance.evaluation import prdc, reference
-from studiogan_guidance.evaluation.reference import Reference
+from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.evaluation.reference import Reference, load_or_make
 from studiogan_guidance.features.stats import FeatureStats
+from studiogan_guidance.files import cache_path
 
 
-def stats(value: float, features: bool) -> FeatureStats:
-    kept = np.full((3, 2), value, np.float32) if features else None
-    return FeatureStats(3, np.full(2, value), np.eye(2), kept, None, np.arange(3))
+class Points:
+    """Random points as real images of one pixel and as their own features; it counts the passes over them."""
+
+    def __init__(self, name: str, count: int = 30, default_count: int = 30) -> None:
+        self.fingerprint: dict[str, Any] = {"data": name, "reference": "train"}
+        self.cache_key = {**self.fingerprint, "times": 0}
+        self.default_count = default_count
+        self.images = torch.randn(count, 4, generator=torch.Generator().manual_seed(len(name)))
+        self.passes = 0
+        self.protocol = {"backbone": "points"}
+        self.classifies, self.device = False, torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def labels(self) -> list[int]:
+        return list(range(len(self)))
+
+    def batches(
+        self, size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        numbers = torch.arange(len(self)) if only is None else torch.tensor(only)
+        yield from list(zip(self.images[numbers].split(size), numbers.split(size)))[first::step]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return images
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, None]:
+        return prepared, None
+
+
+def made(points: Points, features: bool = True, source: dict[str, Any] | None = None) -> Reference:
+    real = load_or_make(points, points, source or {}, Group(), 8, features)
+    assert real is not None
+    return real
 
 
 @pytest.mark.parametrize("features", [True, False])
 def test_a_key_is_computed_once_and_any_change_is_another_key(features: bool) -> None:
-    key = {"data": "a", "split": "train", "features": features}
-    assert reference.find(key) is None
-    first = reference.save(key, lambda: stats(1.0, features))
-    again = reference.find(key)
-    assert again is not None
-    np.testing.assert_array_equal(first.mean, again.mean)
-    assert again.count == 3
-    assert (again.features is None) == (not features)
-    assert reference.find({**key, "split": "valid"}) is None
-    reference.save({**key, "split": "valid"}, lambda: stats(2.0, features))
-    assert reference.find(key).mean[0] == 1.0  # type: ignore[union-attr]
+    points = Points(f"once {features}")
+    first, again = made(points, features), made(points, features)
+    assert points.passes == 1
+    np.testing.assert_array_equal(first.stats.mean, again.stats.mean)
+    np.testing.assert_array_equal(first.stats.cov, again.stats.cov)
+    np.testing.assert_array_equal(first.stats.labels, again.stats.labels)
+    assert again.stats.count == 30
+    assert (again.stats.features is None) == (not features)
+    made(points, not features)
+    assert points.passes == 2
+    made(points, features, {"host_commit": "another"})
+    assert points.passes == 3
+    points.cache_key = {**points.cache_key, "times": 1}  # the same names and sizes, written at another time
+    points.images += 1
+    assert made(points, features).stats.mean[0] != first.stats.mean[0]
+    assert points.passes == 4
+
+
+def test_features_are_those_of_a_fixed_part_and_moments_those_of_all() -> None:
+    points = Points("a part", default_count=10)
+    stats = made(points).stats
+    chosen = np.random.default_rng(0).choice(30, 10, replace=False)
+    assert stats.features is not None
+    np.testing.assert_array_equal(stats.features, points.images[chosen].numpy())
+    np.testing.assert_array_equal(stats.labels, chosen)
+    np.testing.assert_allclose(stats.mean, points.images.double().mean(0).numpy(), rtol=1e-12)
+    assert (stats.count, points.passes) == (30, 2)
 
 
 def test_a_damaged_file_is_none() -> None:
-    key = {"data": "damaged"}
-    reference.save(key, lambda: stats(1.0, True))
-    reference.cache_path(key).write_bytes(b"junk")
-    assert reference.find(key) is None
-    reference.save(key, lambda: stats(3.0, True))
-    assert reference.find(key).mean[0] == 3.0  # type: ignore[union-attr]
+    points = Points("damaged")
+    first = made(points)
+    cache_path(reference.KIND, first.key).write_bytes(b"junk")
+    np.testing.assert_array_equal(made(points).stats.cov, first.stats.cov)
+    assert points.passes == 2
+    made(points)
+    assert points.passes == 2
 
 
 def test_factor_and_radii_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +111,17 @@ def test_factor_and_radii_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -
     assert not np.array_equal(again.radii(4, "cpu"), first.radii(3, "cpu"))
 
 
-def test_a_failed_computation_leaves_no_file() -> None:
-    key = {"data": "broken"}
-    with pytest.raises(RuntimeError):
-        reference.save(key, lambda: (_ for _ in ()).throw(RuntimeError("no images")))
-    assert not reference.cache_path(key).exists()
+def test_a_failed_computation_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = Points("broken")
+
+    def broken(prepared: Tensor) -> tuple[Tensor, None]:
+        raise OSError(5, "no images")  # of the data, so it is not the cache that cannot be written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Points, "__call__", lambda self, prepared: broken(prepared))
+        with pytest.raises(OSError, match="no images"):
+            made(points)
+    folder = cache_path(reference.KIND, {}).parent
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    made(points)
+    assert points.passes == 2

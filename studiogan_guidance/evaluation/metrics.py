@@ -1,0 +1,155 @@
+"""The metrics of a row by name: each compares generated with real images and gives one or several values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance_of, frechet_infinity
+from studiogan_guidance.evaluation.inception_score import inception_score
+from studiogan_guidance.evaluation.kid import kid
+from studiogan_guidance.evaluation.prdc import prdc
+from studiogan_guidance.evaluation.reference import Reference
+from studiogan_guidance.features.stats import FeatureStats
+
+Array = NDArray[Any]
+T = TypeVar("T")
+NEED_FEATURES = {"prdc", "kid", "fid_infinity", "per_class"}  # moments are not enough for these
+BY_CLASS = "per_class"  # beside the values: those of each class
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Generated images and the real ones that they are measured against.
+
+    Attributes:
+        real: statistics of the real images.
+        fake: statistics of the generated images.
+        cfg: the run, for ``k`` and ``splits``.
+        classifies: whether the classes of ``fake.probabilities`` are the labels of the images.
+        device: where distances between features are computed; on the CPU where its memory is too small.
+    """
+
+    real: Reference
+    fake: FeatureStats
+    cfg: RunConfig
+    classifies: bool = False
+    device: str = "cpu"
+
+    @property
+    def features(self) -> tuple[Array, Array]:
+        """Features of the real and of the generated images, [N, D] and [M, D]."""
+        assert self.real.stats.features is not None
+        assert self.fake.features is not None
+        return self.real.stats.features, self.fake.features
+
+    def on_device(self, function: Callable[[str], T]) -> T:
+        """``function(device)``, or on the CPU, with the same values, where the device has too little memory."""
+        try:
+            return function(self.device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        return function("cpu")
+
+
+def needs_features(cfg: RunConfig) -> bool:
+    """Whether a metric of the run needs the features of all images."""
+    return bool(NEED_FEATURES & set(cfg.metrics))
+
+
+def compute(comparison: Comparison) -> dict[str, Any]:
+    """The values of the metrics that the run asks for, and ``accuracy`` where the feature network tells classes.
+
+    With per_class among them, the entry ``per_class`` holds the values of each class.
+    """
+    values: dict[str, Any] = {}
+    for name, metric in METRICS.items():
+        if name in comparison.cfg.metrics:
+            values |= metric(comparison)
+    if comparison.classifies:
+        values["accuracy"] = accuracy(comparison.fake)
+    return values
+
+
+def accuracy(fake: FeatureStats) -> float:
+    """The share of images whose most probable class is their label."""
+    assert fake.probabilities is not None
+    return float((fake.probabilities.argmax(1) == fake.labels).mean())
+
+
+def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str = "cpu") -> dict[str, dict[str, float]]:
+    """FID, precision, recall, density and coverage of each class by itself, under its label.
+
+    Intra-class FID: Miyato and Koyama 2018, arXiv:1802.05637, section 4. A class with too few images for a metric
+    lacks its values.
+    """
+    assert real.features is not None
+    assert fake.features is not None
+    by_class: dict[str, dict[str, float]] = {}
+    for label in sorted(set(real.labels.tolist()) & set(fake.labels.tolist())):
+        x = real.features[real.labels == label]
+        y = fake.features[fake.labels == label]
+        values: dict[str, float] = {"num": len(y), "num_real": len(x)}
+        if min(len(x), len(y)) > 1:
+            values["fid"] = frechet_distance_of(x, y)
+        if min(len(x), len(y)) > k:
+            values.update(prdc(x, y, k, device=device))
+        by_class[str(label)] = values
+    return by_class
+
+
+def _fid(of: Comparison) -> dict[str, Any]:
+    real, fake = of.real.stats, of.fake
+    return {"fid": frechet_distance(real.mean, real.cov, fake.mean, fake.cov, of.real.factor)}
+
+
+def _inception_score(of: Comparison) -> dict[str, Any]:
+    assert of.fake.probabilities is not None
+    return {"is": inception_score(of.fake.probabilities, of.cfg.splits)}
+
+
+def _fid_infinity(of: Comparison) -> dict[str, Any]:
+    real = of.real.stats
+    try:
+        return {"fid_infinity": frechet_infinity(of.features[1], real.mean, real.cov, of.real.factor)}
+    except ValueError as error:
+        raise UserError(f"{error}: raise --num, or leave fid_infinity out of --metrics") from error
+
+
+def _kid(of: Comparison) -> dict[str, Any]:
+    return {"kid": kid(*of.features)}
+
+
+def _prdc(of: Comparison) -> dict[str, Any]:
+    real, fake = of.features
+    k = of.cfg.k
+    return dict(of.on_device(lambda device: prdc(real, fake, k, of.real.radii(k, device), device)))
+
+
+def _per_class(of: Comparison) -> dict[str, Any]:
+    """``class_*``: the mean of each value over the classes that have it; and the values of each class."""
+    by_class = of.on_device(lambda device: within_classes(of.real.stats, of.fake, of.cfg.k, device))
+    columns: dict[str, list[float]] = {}
+    for values in by_class.values():
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value)
+
+    means = {f"class_{name}": float(np.mean(columns[name])) for name in sorted(columns) if not name.startswith("num")}
+    return {**means, BY_CLASS: by_class}
+
+
+METRICS: dict[str, Callable[[Comparison], dict[str, Any]]] = {
+    "fid": _fid,
+    "is": _inception_score,
+    "fid_infinity": _fid_infinity,
+    "kid": _kid,
+    "prdc": _prdc,
+    "per_class": _per_class,
+}
