@@ -41,7 +41,6 @@ def line(name: str, values: dict[str, list[float]]) -> str:
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/curve"), show_default=True)
 def main(out: Path) -> None:
-    results.writable(out)
     best: tuple[float, str, float] = (float("inf"), "", 1.0)
     for joint in JOINTS:
         click.echo(f"\n{joint}, validation\n| scale | {' | '.join(METRICS)} |\n|{'---|' * (len(METRICS) + 1)}")

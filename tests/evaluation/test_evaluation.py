@@ -206,8 +206,8 @@ def test_a_sampler_that_is_plain_by_its_options_is_measured_once(tmp_path: Path)
 
 
 def test_python_writes_the_rows_and_the_command_line_writes_them_once(tmp_path: Path) -> None:
-    cfg = RunConfig(metrics=("fid",), num=40, out=str(tmp_path / "python"), options={"scale": 1.3})
-    rows = evaluate(cfg)
+    given = {"metrics": ("fid",), "num": 40, "out": str(tmp_path / "python"), "options": {"scale": 1.3}}
+    rows = evaluate(config.load(None, given))
     assert results.read(tmp_path / "python" / "results.jsonl") == results.plain_data(rows)
     printed = ok("eval", "--num", 40, "--metrics", "fid", "-o", "scale=1.3", "--out", tmp_path / "command")["rows"]
     assert results.read(tmp_path / "command" / "results.jsonl") == printed
