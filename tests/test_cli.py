@@ -41,11 +41,12 @@ def test_scales_are_columns_with_the_same_seeds(tmp_path: Path) -> None:
 
 
 def test_eval_prints_rows_and_adds_them_to_the_results(tmp_path: Path) -> None:
-    printed = ok("eval", "--num", 200, "--out", tmp_path, "-o", "scale=1.0", "--reference", "valid")["rows"]
+    printed = ok("eval", "--num", 200, "--out", tmp_path, "-o", "scale=1.5", "--reference", "valid")["rows"]
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert lines == printed
-    plain, guided = printed
-    assert (plain["sampler"], guided["sampler"]) == ("plain", "gandance")
+    assert [row["sampler"] for row in printed] == ["plain", "gandance"]
+    plain = printed[0]
+    (guided,) = ok("eval", "--num", 200, "--out", tmp_path, "-o", "scale=1.0", "--reference", "valid")["rows"]
     assert set(plain["metrics"]) == {"fid", "is", "accuracy", "precision", "recall", "density", "coverage"}
     assert plain["metrics"] == guided["metrics"]  # scale 1, same seeds and labels
     assert guided["options"]["scale"] == 1.0
@@ -67,7 +68,7 @@ def test_eval_prints_rows_and_adds_them_to_the_results(tmp_path: Path) -> None:
         "eval", "--num", 200, "--out", tmp_path, "--no-compare-plain", "--reference", "valid", "--batch-size", 50
     )
     assert [row["sampler"] for row in again["rows"]] == ["gandance"]
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
 
 
 def test_metrics_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:

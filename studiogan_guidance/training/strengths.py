@@ -116,7 +116,7 @@ class StrengthStage(Stage):
 
     def _learn(self, evaluation: Evaluation, joint: LearnedJoint, seed: int) -> None:
         """Learn the strengths of ``joint`` in the first process, which alone has the real images' statistics."""
-        real, view = evaluation.real, evaluation.view
+        real, view = evaluation.reference, evaluation.view
         if real is None:
             return
         parameters = [getattr(joint, name) for name in STRENGTHS[self.per]]
