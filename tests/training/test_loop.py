@@ -1,0 +1,54 @@
+"""The loop of a stage: its files, its noise, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.training.loop import Loop, descend, frozen_parameters, step_seeds
+
+
+def test_a_cut_line_and_lines_after_the_state_are_dropped(tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+    loop = Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
+    loop.run(4, lambda step: {"loss": torch.tensor(float(step))}, save_every=3, note_every=1)
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 4.0}\n{"step": 2, "lo')
+    again = Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
+    assert again.step == 4
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert lines == [{"step": i + 1, "loss": float(i)} for i in range(4)]
+    with pytest.raises(UserError, match=r"belongs to a run with a 1, asked for was 2: use another --out"):
+        Loop(tmp_path / "x", {"a": 2}, {"net": net}, {}, Group(), lambda step, values: None)
+    (tmp_path / "x.state").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot read .*x.state: remove it"):
+        Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
+
+
+def test_frozen_parameters_are_left_as_they_were_found() -> None:
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2).eval().requires_grad_(False))
+    with frozen_parameters(net):
+        assert not any(part.training for part in net.modules())
+        assert not any(value.requires_grad for value in net.parameters())
+    assert [part.training for part in net.modules()] == [True, True, False]
+    assert [value.requires_grad for value in net.parameters()] == [True, True, False, False]
+
+
+def test_noise_differs_between_places_and_runs_and_fits_into_a_generator() -> None:
+    keys = [(seed, place, kind) for seed in range(3) for place in range(3) for kind in range(3)]
+    drawn = [tuple(step_seeds(64, *key)) for key in keys]
+    assert len({seed for one in drawn for seed in one}) > 64 * 27 - 3
+    assert max(map(max, drawn)) < 2**32  # of more, a generator of the CPU sees the low 32 bits
+    assert drawn[0] == tuple(step_seeds(64, 0, 0, 0))
+
+
+@pytest.mark.parametrize(("clip", "length"), [(0, 5), (2, 2), (10, 5)])
+def test_the_gradient_is_clipped_to_a_norm(clip: float, length: float) -> None:
+    value, slope = torch.zeros(2, requires_grad=True), torch.tensor([3.0, 4.0])
+    descend((value * slope).sum(), [value], torch.optim.SGD([value], 1.0), Group(), clip)
+    torch.testing.assert_close(value.detach(), -slope / 5 * length)
