@@ -91,6 +91,13 @@ class Registry(Generic[T]):
 
         return add
 
+    def arrange(self, *names: str) -> None:
+        """Put all entries of this package into the order of ``names``; KeyError unless it names each of them."""
+        entries = {name: self._entries.pop(name) for name in names}
+        if self._entries:
+            raise KeyError(f"no place for {', '.join(self._entries)}")
+        self._entries.update(entries)
+
     def alias(self, other: str, name: str) -> None:
         """Let ``other`` stand for the registered ``name``; a second use of a name raises ValueError."""
         self._check_free(other)
@@ -126,7 +133,7 @@ class Registry(Generic[T]):
         spec = Spec.parse(spec, f"the {self.kind}")
         cls: Any = self[spec.name].target
         hints = typing.get_type_hints(cls)
-        kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+        kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
         values: dict[str, Any] = {}
         for key, value in nested({**spec.options, **(options or {})}).items():
             if key not in kinds:

@@ -69,6 +69,21 @@ def test_entries_come_in_the_order_of_families_then_of_registration() -> None:
         registry.register("x", "", "", needs=("gradients",))
 
 
+def test_entries_are_arranged_by_a_list_that_must_be_whole() -> None:
+    registry: Registry[int] = Registry("number")
+    for value, name in enumerate(("two", "three", "one")):
+        registry.register(name, "", "")(value)
+    registry.arrange("one", "two", "three")
+    assert [entry.name for entry in registry] == ["one", "two", "three"]
+    with pytest.raises(KeyError, match="four"):
+        registry.arrange("one", "two", "three", "four")
+    registry = Registry("number")
+    registry.register("one", "", "")(1)
+    registry.register("two", "", "")(2)
+    with pytest.raises(KeyError, match="no place for two"):
+        registry.arrange("one")
+
+
 def test_a_thing_is_created_from_any_form_of_its_spec() -> None:
     @dataclass(frozen=True)
     class Thing:

@@ -101,19 +101,12 @@ class Inputs:
     noise: list[Tensor] | None
     generators: list[Generator]
 
-    def take(self, rows: Sequence[int]) -> Inputs:
-        """The inputs of some images of the batch, by number."""
-        where = torch.tensor(rows, dtype=torch.int64)
-        noise = self.noise and [layer[where.to(layer.device)] for layer in self.noise]
-        on_device = where.to(self.z.device)
-        gens = [self.generators[row] for row in rows]
-        return Inputs(self.seeds[where], self.z[on_device], self.labels[on_device], noise, gens)
-
     def put(self, rows: Tensor, other: Inputs) -> None:
         """Overwrite noise and layer noise by those of ``other`` where the mask ``rows``, bool [B], says so."""
         rows = rows.to(self.z.device)
-        for own, new in zip([self.z, *(self.noise or [])], [other.z, *(other.noise or [])]):
-            own[rows] = new[rows]
+        self.z[rows] = other.z[rows]
+        for layer, fresh in zip(self.noise or [], other.noise or []):
+            layer[rows] = fresh[rows]
 
 
 @dataclass(frozen=True)

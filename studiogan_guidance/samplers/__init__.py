@@ -24,6 +24,26 @@ from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.samplers.plain import Plain
 from studiogan_guidance.samplers.truncation import Truncation
 
+SAMPLERS.arrange(
+    "plain",
+    "gandance",
+    "truncation",
+    "conditional_truncation",
+    "cluster_truncation",
+    "autoguidance",
+    "simplicial",
+    "drs",
+    "metropolis",
+    "isir",
+    "ddls",
+    "ex2mcmc",
+    "dgflow",
+    "dot",
+    "collaborative",
+    "hubness",
+    "polarity",
+)
+
 __all__ = [
     "SAMPLERS",
     "BasedSampler",

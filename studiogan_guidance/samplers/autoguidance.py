@@ -19,6 +19,9 @@ from studiogan_guidance.samplers.gandance import guide
     "autoguidance",
     "extrapolate from an earlier snapshot's code towards today's",
     "Karras et al. 2024, arXiv:2406.02507",
+    family="code",
+    needs=("snapshot",),
+    neutral={"scale": 1.0},
 )
 @dataclass(frozen=True)
 class Autoguidance(BasedSampler):

@@ -179,7 +179,7 @@ def options(sampler: Sampler) -> dict[str, Any]:
 
     A base is its name, or a mapping with its name and its options if it has any.
     """
-    values = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
+    values = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler) if field.init}
     return {key: _spec(value) if isinstance(value, Sampler) else value for key, value in values.items()}
 
 

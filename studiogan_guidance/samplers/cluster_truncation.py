@@ -33,7 +33,12 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
 
 
 @SAMPLERS.register(
-    "cluster_truncation", "w towards the nearest of many k-means centres", "Mokady et al. 2022, arXiv:2202.12211"
+    "cluster_truncation",
+    "w towards the nearest of many k-means centres",
+    "Mokady et al. 2022, arXiv:2202.12211",
+    family="code",
+    needs=("w",),
+    neutral={"psi": 1.0},
 )
 @dataclass(frozen=True)
 class ClusterTruncation(Pulled):

@@ -58,7 +58,12 @@ class Pulled(BasedSampler):
 
 
 @SAMPLERS.register(
-    "conditional_truncation", "w towards the mean w of its class", "Dobler et al. 2022, arXiv:2202.11777"
+    "conditional_truncation",
+    "w towards the mean w of its class",
+    "Dobler et al. 2022, arXiv:2202.11777",
+    family="code",
+    needs=("w",),
+    neutral={"psi": 1.0},
 )
 @dataclass(frozen=True)
 class ConditionalTruncation(Pulled):

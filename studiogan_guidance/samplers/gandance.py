@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +27,11 @@ def guide(code: Tensor, joint: Tensor, scale: float | Tensor) -> Tensor:
 
 
 @SAMPLERS.register(
-    "gandance", "extrapolate from the condition-free code towards the class", "Zhang et al., GANdance, ECCV 2024"
+    "gandance",
+    "extrapolate from the condition-free code towards the class",
+    "Zhang et al., GANdance, ECCV 2024",
+    family="code",
+    neutral={"scale": 1.0},
 )
 @dataclass(frozen=True)
 class GANdance(Sampler):
@@ -80,7 +83,7 @@ class GANdance(Sampler):
     keep_norm: bool = False
     psi: float | None = None
     threshold: float | None = None
-    _network: ClassVar[LearnedJoint | None] = None  # see ``away_from``
+    _network: LearnedJoint | None = dataclasses.field(default=None, init=False, repr=False)  # see ``away_from``
 
     def __post_init__(self) -> None:
         check_finite("gandance.scale", self.scale)

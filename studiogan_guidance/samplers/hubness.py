@@ -41,7 +41,11 @@ def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
 
 
 @SAMPLERS.register(
-    "hubness", "latents that are near neighbours of many others (hubs)", "Liang et al. 2022, arXiv:2206.06014"
+    "hubness",
+    "latents that are near neighbours of many others (hubs)",
+    "Liang et al. 2022, arXiv:2206.06014",
+    family="pool",
+    neutral={"threshold": None},
 )
 @dataclass(frozen=True)
 class Hubness(BasedSampler):

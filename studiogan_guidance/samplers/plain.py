@@ -10,7 +10,13 @@ from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler
 
 
-@SAMPLERS.register("plain", "the generator as it is", "each backbone's own")
+@SAMPLERS.register(
+    "plain",
+    "the generator as it is",
+    "each backbone's own",
+    family="code",
+    neutral={},
+)
 @dataclass(frozen=True)
 class Plain(Sampler):
     """Decode the code of the noise and the label as they are; the reference for every other sampler.

@@ -42,7 +42,12 @@ def projection(pixels: int, count: int) -> Tensor:
 
 
 @SAMPLERS.register(
-    "polarity", "sample by the generator's volume change to the power rho", "Humayun et al. 2022, arXiv:2203.01993"
+    "polarity",
+    "sample by the generator's volume change to the power rho",
+    "Humayun et al. 2022, arXiv:2203.01993",
+    family="pool",
+    needs=("gradient",),
+    neutral={"rho": 0.0},
 )
 @dataclass(frozen=True)
 class Polarity(BasedSampler):

@@ -71,7 +71,12 @@ def cells_of(z: Tensor, features: Tensor, count: int) -> Cells:
 
 
 @SAMPLERS.register(
-    "simplicial", "reject latents between cells of what images look like", "Issenhuth et al. 2023, arXiv:2207.10541"
+    "simplicial",
+    "reject latents between cells of what images look like",
+    "Issenhuth et al. 2023, arXiv:2207.10541",
+    family="prior",
+    needs=("discriminator",),
+    neutral={"accept": 1.0},
 )
 @dataclass(frozen=True)
 class Simplicial(BasedSampler):

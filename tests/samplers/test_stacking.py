@@ -55,6 +55,16 @@ def test_a_base_is_resolved_so_that_results_say_all_of_it(toy_view: LatentView) 
     assert samplers.create("ddls", {"base": {"name": "gandance", "scale": 1}, "base.scale": "1.3"}) == from_words
 
 
+def test_a_base_is_a_sampler_built_once_and_samplers_with_one_are_hashable() -> None:
+    sampler = samplers.create("ddls", {"base": "gandance", "base.scale": 1.3})
+    assert sampler.base == samplers.create("gandance", {"scale": 1.3})  # type: ignore[attr-defined]
+    again = samplers.create("ddls", {"base": sampler.base})  # type: ignore[attr-defined]
+    assert (again, hash(again)) == (sampler, hash(sampler))
+    assert len({sampler, again, samplers.create("ddls"), samplers.create("ddls", {"base": "plain"})}) == 2
+    assert samplers.options(samplers.create("ddls"))["base"] == "plain"
+    assert samplers.create("ddls", samplers.options(sampler)) == sampler
+
+
 def test_what_is_computed_once_belongs_to_its_base(toy: ToyGAN) -> None:
     view = view_for(toy_networks(toy))
     for base in ("plain", "gandance", "gandance"):
