@@ -186,6 +186,11 @@ class Discriminator(nn.Module):
         logits: Tensor = self.out(features).squeeze(1) + projection
         return logits
 
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Logits of all classes from features, [B, 10]."""
+        logits: Tensor = self.out(features) + features @ self.embed.T / math.sqrt(features.shape[1])
+        return logits
+
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.score(self.features(images), labels)
 

@@ -1,27 +1,36 @@
-"""A discriminator as features, logits for every class, and a calibrated log density ratio, whoever made it.
+"""A discriminator as features and logits for every class, the same for all ways of conditioning it.
 
 A logit is log p_data(x|c) / p_g(x|c) only for the logistic loss, at its optimum, and for the generator that it was
-trained against. Hinge and Wasserstein critics, moving averages of generators and guided ones all need calibration: a
-map from logits to log odds, fitted on held-out real images and fresh fakes of the very generator that will be sampled
-(Turner et al. 2019, arXiv:1811.11357, section 4).
+trained against. Hinge and Wasserstein critics, moving averages of generators and guided ones need the calibration of
+``calibration``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from studiogan_guidance import builtin, rng
+from studiogan_guidance import rng
+from studiogan_guidance.critics.minibatch import MinibatchPeers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView, weights_digest
 
-COMPANIONS = 3  # of a minibatch statistic without a group size
+Scores = tuple[Tensor, Tensor]  # features [B, F], then logits [B, K] or [B]
+
+
+class Adapter(Protocol):
+    """One way of conditioning a discriminator."""
+
+    def every_class(self, images: Tensor) -> Scores:
+        """Features [B, F] and logits [B, K] of all classes, or K = 1 without a condition."""
+
+    def of_labels(self, images: Tensor, labels: Tensor) -> Scores:
+        """Features [B, F] and the logit of each image for its label, [B]."""
 
 
 class Critic:
@@ -30,99 +39,43 @@ class Critic:
     The logits are those of all C classes where the discriminator is conditional in its real-or-fake answer (projection,
     one head a class), else the one unconditional logit, K = 1. Gradients flow to the images.
 
-    ``score(images, labels)`` is the logit of each image for its label. StyleGAN2's minibatch statistic, which makes the
-    score of an image depend on its batch, is taken over the image and fixed companions, if ``accompany`` was called.
-
     Args:
-        discriminator: the built-in's, or one of the host's.
+        discriminator: one with ``features(images)``, ``score(features, labels)`` and ``class_logits(features)``, as the
+            built-in's, or one of the host's.
 
     Raises:
         UserError: a way of conditioning without such logits (MH, PD on StyleGAN2), or a foreign network.
+
+    Example:
+        >>> import torch
+        >>> from studiogan_guidance import builtin
+        >>> critic = Critic(builtin.networks().companions.discriminator())
+        >>> features, logits = critic(torch.zeros(2, 3, 32, 32))
+        >>> features.shape, logits.shape
+        (torch.Size([2, 96]), torch.Size([2, 10]))
     """
 
     def __init__(self, discriminator: nn.Module) -> None:
         self.module = discriminator
-        self._company: Tensor | None = None
-        kind = getattr(discriminator, "d_cond_mtd", None)
-        if isinstance(discriminator, builtin.network.Discriminator):
-            self._logits: Callable[[Tensor, Tensor], Tensor] = self._builtin
-        elif kind in ("W/O", "AC", "2C", "D2DCE", "MD", "SPD") or (
-            kind == "PD" and hasattr(discriminator, "embedding")
-        ):
-            self._logits = {"PD": self._projection, "SPD": self._style, "MD": self._heads}.get(kind, self._single)
+        self.minibatch = MinibatchPeers(discriminator)
+        self._adapter: Adapter
+        if hasattr(discriminator, "class_logits"):
+            self._adapter = OurAdapter(discriminator)
         else:
-            what = f"d_cond_mtd {kind}" if kind else type(discriminator).__name__
-            raise UserError(
-                f"no score of single images in a discriminator with {what}: use what needs no discriminator"
-            )
+            self._adapter = HostAdapter(discriminator, self.minibatch)
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if self._logits == self._builtin:
-            features = self._any.features(images)
-            return features, self._logits(features, features)
-        out = self._any(images, torch.zeros(len(images), dtype=torch.int64, device=images.device), eval=True)
-        return out["h"], self._logits(out["h"], out["adv_output"].reshape(len(images)))
+    def __call__(self, images: Tensor) -> Scores:
+        return self._adapter.every_class(images)
 
-    def judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, F], and the adversarial logit of each image for its label (where it depends on it), [B].
+    def judge(self, images: Tensor, labels: Tensor) -> Scores:
+        """Features [B, F], and the logit of each image for its label (where it depends on it), [B].
 
-        Gradients flow to the images.
+        StyleGAN2's minibatch statistic, which makes the logit of an image depend on its batch, is taken over the image
+        and its fixed peers, if ``fix_peers`` was called.
         """
-        if self._logits == self._builtin:
-            features = self._any.features(images)
-            return features, self._any.score(features, labels)
-        if len(images) == 1 and self._logits == self._heads:  # the host's MD cannot answer about one image
-            features, twice = self.judge(images.repeat(2, 1, 1, 1), labels.repeat(2))
-            return features[:1], twice[:1]
-        with self._accompanied(len(images)):
-            out = self._any(images, labels, eval=True, adc_fake=False)
-        logits: Tensor = out["adv_output"]
-        return out["h"], logits.reshape(len(images))  # [B], [B, 1], or nothing at all for a batch of one
+        return self._adapter.of_labels(images, labels)
 
-    @property
-    def companions(self) -> int:
-        """How many images share the minibatch statistic of a scored one; 0 without such a layer."""
-        return 0 if self._group is None else int(self._group.group_size or COMPANIONS + 1) - 1
-
-    def accompany(self, images: Tensor, labels: Tensor) -> None:
-        """Let these images be the companions of every scored one from now on; as many as ``companions``."""
-        assert self._group is not None
-        seen: list[Tensor] = []
-        handle = self._group.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        with torch.no_grad():
-            times = 2 if len(images) == 1 else 1  # MD cannot answer about one image
-            self._any(images.repeat(times, 1, 1, 1), labels.repeat(times), eval=True)
-        handle.remove()
-        self._company = seen[0][: len(images)]
-
-    @property
-    def _group(self) -> Any:
-        return next((m for m in self.module.modules() if type(m).__name__ == "MinibatchStdLayer"), None)
-
-    @contextmanager
-    def _accompanied(self, count: int) -> Iterator[None]:
-        company, layer = self._company, self._group
-        if company is None or layer is None:
-            yield
-            return
-
-        def join(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:  # groups are strided: image i, then its own
-            return (torch.cat([args[0], company.repeat_interleave(count, 0)]),)
-
-        size = layer.group_size
-        layer.group_size = len(company) + 1
-        handles = [
-            layer.register_forward_pre_hook(join),
-            layer.register_forward_hook(lambda module, args, out: out[:count]),
-        ]
-        try:
-            yield
-        finally:
-            layer.group_size = size
-            for handle in handles:
-                handle.remove()
-
-    def marginal(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def marginal(self, images: Tensor) -> Scores:
         """Features [B, F] and log mean_c exp(logit_c) [B]: the logit without a label, under uniform classes.
 
         With logits log p(x|c) / q(x|c), and q alike for all c, this is log p(x) / q(x).
@@ -130,54 +83,123 @@ class Critic:
         features, logits = self(images)
         return features, logits.logsumexp(1) - math.log(logits.shape[1])
 
-    @property
-    def _any(self) -> Any:
-        return self.module
+    def fix_peers(self, images: Tensor, labels: Tensor) -> None:
+        """Let these images, as many as ``minibatch.count``, be the peers of every judged one from now on."""
+        times = 2 if len(images) == 1 else 1  # MD cannot answer about one image
+        network: Any = self.module
+        self.minibatch.fix(len(images), lambda: network(images.repeat(times, 1, 1, 1), labels.repeat(times), eval=True))
 
-    def _builtin(self, features: Tensor, _: Tensor) -> Tensor:
-        logits: Tensor = self._any.out(features) + features @ self._any.embed.T / math.sqrt(features.shape[1])
-        return logits
 
-    def _single(self, features: Tensor, adversarial: Tensor) -> Tensor:
-        return adversarial[:, None]
+class OurAdapter:
+    """A discriminator with methods for its features and for the logits of them, as the built-in's."""
 
-    def _projection(self, features: Tensor, adversarial: Tensor) -> Tensor:
-        table: Tensor = self._any.embedding(torch.arange(self._any.num_classes, device=features.device))
-        return (adversarial - features @ table[0])[:, None] + features @ table.T  # ``adversarial`` is that of class 0
+    def __init__(self, discriminator: Any) -> None:
+        self.discriminator = discriminator
 
-    def _style(self, features: Tensor, _: Tensor) -> Tensor:
-        labels = torch.arange(self._any.num_classes, device=features.device)
-        proxies: Tensor = self._any.mapping(None, F.one_hot(labels, self._any.num_classes))
-        logits: Tensor = self._any.linear1(features) @ proxies.T / math.sqrt(proxies.shape[1])
-        return logits
+    def every_class(self, images: Tensor) -> Scores:
+        features = self.discriminator.features(images)
+        return features, self.discriminator.class_logits(features)
 
-    def _heads(self, features: Tensor, _: Tensor) -> Tensor:
-        logits: Tensor = self._any.linear1(features)
-        return logits
+    def of_labels(self, images: Tensor, labels: Tensor) -> Scores:
+        features = self.discriminator.features(images)
+        return features, self.discriminator.score(features, labels)
+
+
+def unconditional_logits(discriminator: Any, features: Tensor, logit: Tensor) -> Tensor:
+    """The one logit, [B, 1]."""
+    return logit[:, None]
+
+
+def projection_logits(discriminator: Any, features: Tensor, logit: Tensor) -> Tensor:
+    """l(h) + h . e_c, where ``logit`` is that of class 0, [B, C]."""
+    table: Tensor = discriminator.embedding(torch.arange(discriminator.num_classes, device=features.device))
+    return (logit - features @ table[0])[:, None] + features @ table.T
+
+
+def style_projection_logits(discriminator: Any, features: Tensor, logit: Tensor) -> Tensor:
+    """l(h) . m(c) / sqrt(D), m the mapping network of StyleGAN2's discriminator, [B, C]."""
+    labels = torch.arange(discriminator.num_classes, device=features.device)
+    proxies: Tensor = discriminator.mapping(None, F.one_hot(labels, discriminator.num_classes))
+    logits: Tensor = discriminator.linear1(features) @ proxies.T / math.sqrt(proxies.shape[1])
+    return logits
+
+
+def head_logits(discriminator: Any, features: Tensor, logit: Tensor) -> Tensor:
+    """One head a class, [B, C]."""
+    logits: Tensor = discriminator.linear1(features)
+    return logits
+
+
+CLASS_LOGITS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {  # by d_cond_mtd
+    "PD": projection_logits,
+    "SPD": style_projection_logits,
+    "MD": head_logits,
+    "W/O": unconditional_logits,
+    "AC": unconditional_logits,
+    "2C": unconditional_logits,
+    "D2DCE": unconditional_logits,
+}
+
+
+class HostAdapter:
+    """A discriminator of the host: (images, labels) -> {"h": features, "adv_output": the logit of each label, ...}.
+
+    Raises:
+        UserError: a ``d_cond_mtd`` without logits of single images, or none.
+    """
+
+    def __init__(self, discriminator: Any, minibatch: MinibatchPeers) -> None:
+        self.discriminator = discriminator
+        self.minibatch = minibatch
+        kind = getattr(discriminator, "d_cond_mtd", None)
+        if kind not in CLASS_LOGITS or (kind == "PD" and not hasattr(discriminator, "embedding")):
+            what = f"d_cond_mtd {kind}" if kind else type(discriminator).__name__
+            raise UserError(
+                f"no score of single images in a discriminator with {what}: use a method that needs no discriminator"
+            )
+        self.kind: str = kind
+
+    def every_class(self, images: Tensor) -> Scores:
+        label = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        out = self.discriminator(images, label, eval=True)
+        logit = out["adv_output"].reshape(len(images))
+        return out["h"], CLASS_LOGITS[self.kind](self.discriminator, out["h"], logit)
+
+    def of_labels(self, images: Tensor, labels: Tensor) -> Scores:
+        if len(images) == 1 and self.kind == "MD":  # the host's MD cannot answer about one image
+            features, twice = self.of_labels(images.repeat(2, 1, 1, 1), labels.repeat(2))
+            return features[:1], twice[:1]
+
+        with self.minibatch.joined(len(images)):
+            out = self.discriminator(images, labels, eval=True, adc_fake=False)
+        logits: Tensor = out["adv_output"]  # [B], [B, 1], or [] for a batch of one
+        return out["h"], logits.reshape(len(images))
 
 
 def of_view(view: LatentView) -> Critic:
-    """The critic of a view's generator, opened once, with its companions.
+    """The critic of a view's generator, opened once, with its minibatch peers.
 
     Raises:
         UserError: no discriminator beside the generator, or one without scores of single images.
     """
     bare = view.bare
-
-    def opened() -> Critic:
-        if bare.networks.companions is None:
-            raise UserError(f"this sampler needs a discriminator, and there is none beside {bare.networks.source}")
-        critic = Critic(bare.networks.companions.discriminator())
-        if critic.companions:
-            seeds = range(rng.PEERS, rng.PEERS + critic.companions)
-            with bare.frozen(), torch.no_grad():
-                inputs = bare.draw(seeds, 0, LabelPlan(), "const")
-                critic.accompany(bare.decode(bare.encode(inputs.z, inputs.labels), inputs.z, None), inputs.labels)
-        return critic
-
-    return bare.once("critic", opened)
+    return bare.once("critic", lambda: _opened(bare))
 
 
 def digest_of(view: LatentView) -> str:
     """The hash of the weights of the discriminator beside a view's generator."""
     return view.bare.once("critic digest", lambda: weights_digest(of_view(view).module))
+
+
+def _opened(view: LatentView) -> Critic:
+    if view.networks.companions is None:
+        raise UserError(f"this sampler needs a discriminator, and there is none beside {view.networks.source}")
+    critic = Critic(view.networks.companions.discriminator())
+
+    # The peers are fakes of the plain generator.
+    if critic.minibatch.count:
+        seeds = range(rng.PEERS, rng.PEERS + critic.minibatch.count)
+        with view.frozen(), torch.no_grad():
+            inputs = view.draw(seeds, 0, LabelPlan(), "const")
+            critic.fix_peers(view.images(inputs), inputs.labels)
+    return critic

@@ -101,6 +101,11 @@ class Inputs:
     noise: list[Tensor] | None
     generators: list[Generator]
 
+    @property
+    def noise_mode(self) -> str:
+        """The mode that gives fresh draws the same kind of layer noise: "random" or "const"."""
+        return "random" if self.noise else "const"
+
     def put(self, rows: Tensor, other: Inputs) -> None:
         """Overwrite noise and layer noise by those of ``other`` where the mask ``rows``, bool [B], says so."""
         rows = rows.to(self.z.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.ratio import GradientSampler, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
 
 
 @contextmanager
@@ -106,7 +106,7 @@ class Collaborative(GradientSampler):
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio, code, layer = (
-            self.ratio(view, noise_mode(inputs)),
+            self.ratio(view, inputs.noise_mode),
             view.encode(inputs.z, inputs.labels),
             view.layers()[self.layer],
         )

@@ -14,7 +14,7 @@ from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
 from studiogan_guidance.samplers.chain import Latent, LatentChain, climb
-from studiogan_guidance.samplers.ratio import noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import with_facts
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
@@ -100,7 +100,7 @@ class DDLS(LatentChain):
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio = self.ratio(view, noise_mode(inputs))
+        ratio = self.ratio(view, inputs.noise_mode)
         place, labels, gens = chain.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
         scores: list[Tensor] = []
 

@@ -14,7 +14,7 @@ from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
 from studiogan_guidance.samplers.chain import LatentChain, climb
-from studiogan_guidance.samplers.ratio import noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import with_facts
 
 DIVERGENCES = ("kl", "logd", "js")
 
@@ -90,7 +90,7 @@ class DGflow(LatentChain):
             raise UserError(f"dgflow.eta is 0, so {self.steps} steps would not move: use steps=0 for plain sampling")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, place = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs, self.space)
+        ratio, place = self.ratio(view, inputs.noise_mode), chain.of_inputs(view, inputs, self.space)
         z, start = place.start, None
         for _ in range(self.steps):
             d, slope = climb(lambda u: ratio(place.images(u), inputs.labels), z)

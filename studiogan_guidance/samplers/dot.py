@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
+from studiogan_guidance.critics.log_ratio import BATCH_SIZE, LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import chain
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
 from studiogan_guidance.samplers.chain import climb
-from studiogan_guidance.samplers.ratio import BATCH_SIZE, GradientSampler, LogRatio, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
 
 PROJECTIONS = ("tangent", "coded", "none")
 DELTA = 1e-3  # keeps the distance differentiable where the transport starts
@@ -128,7 +129,7 @@ class DOT(GradientSampler):
         return view.once(f"k_eff of {label} of {self}", made) if self.k_eff is None else self.k_eff
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, place, labels = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs), inputs.labels
+        ratio, place, labels = self.ratio(view, inputs.noise_mode), chain.of_inputs(view, inputs), inputs.labels
         k = torch.tensor([self.constant(view, label, ratio) for label in labels.tolist()]).to(place.start)
         z, start = place.start, None
         for _ in range(self.steps):

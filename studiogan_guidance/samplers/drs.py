@@ -13,7 +13,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.ratio import RatioSampler, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import RatioSampler, with_facts
 
 TRIES = 10_000  # proposals for one image before giving up
 LEAST = 50  # fakes behind the bound of a class
@@ -88,7 +88,7 @@ class DRS(RatioSampler):
         size = max(LEAST, math.ceil(self.burn_in / view.num_classes))
 
         def made() -> tuple[float, float]:
-            ratios = torch.from_numpy(self.scores(view, label, size, mode))
+            ratios = torch.from_numpy(self.pool_ratios(view, label, size, mode))
             found = acceptance(ratios, float(ratios.max()), epsilon=self.epsilon).numpy()
             gamma = float(np.percentile(found, self.percentile or 0)) if self.gamma is None else self.gamma
             return float(ratios.max()), gamma
@@ -96,8 +96,8 @@ class DRS(RatioSampler):
         return view.once(f"limits {label} {mode} of {self}", made)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, labels = self.ratio(view, noise_mode(inputs)), inputs.labels.tolist()
-        count, mode = len(labels), noise_mode(inputs)
+        ratio, labels = self.ratio(view, inputs.noise_mode), inputs.labels.tolist()
+        count, mode = len(labels), inputs.noise_mode
         limits = torch.tensor([self.limits(view, label, mode) for label in labels], dtype=torch.float64)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         tries = torch.zeros(count)

@@ -15,7 +15,7 @@ from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, 
 from studiogan_guidance.samplers.chain import LatentChain, climb
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
-from studiogan_guidance.samplers.ratio import noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import with_facts
 
 
 @SAMPLERS.register(
@@ -69,7 +69,7 @@ class Ex2MCMC(LatentChain):
             raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, place = self.ratio(view, noise_mode(inputs)), chain.of_inputs(view, inputs, self.space)
+        ratio, place = self.ratio(view, inputs.noise_mode), chain.of_inputs(view, inputs, self.space)
         gens, z = inputs.generators, place.start
 
         def d(u: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
-from studiogan_guidance.samplers.ratio import RatioSampler, noise_mode, with_facts
+from studiogan_guidance.samplers.ratio import RatioSampler, with_facts
 
 
 def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ISIR(RatioSampler):
         return self.steps == 0
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, count = self.ratio(view, noise_mode(inputs)), len(inputs.z)
+        ratio, count = self.ratio(view, inputs.noise_mode), len(inputs.z)
 
         def judged(some: Inputs) -> tuple[Tensor, Tensor]:
             made = view.images(some)

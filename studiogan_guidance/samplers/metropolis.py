@@ -8,9 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from studiogan_guidance import rng
+from studiogan_guidance.critics.log_ratio import LogRatio
 from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least
-from studiogan_guidance.samplers.ratio import LogRatio, RatioSampler, noise_mode, pool_inputs, with_facts
+from studiogan_guidance.samplers.ratio import RatioSampler, with_facts
 
 
 def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Metropolis(RatioSampler):
         return self.proposals == 0
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio = self.ratio(view, noise_mode(inputs))
+        ratio = self.ratio(view, inputs.noise_mode)
         start = torch.stack([_real(ratio, int(c), g) for c, g in zip(inputs.labels, inputs.generators)]).to(view.device)
         chosen, score, accepted = (self._pooled if self.pool else self._fresh)(view, ratio, inputs, start.double())
         view.ledger.cost["proposed"] += self.proposals * len(chosen.z)
@@ -95,23 +97,23 @@ class Metropolis(RatioSampler):
     ) -> tuple[Inputs, Tensor, Tensor]:
         size, accepted, scores = self.pool or 0, torch.zeros(len(start)), torch.zeros(len(start))
         found: list[Inputs] = []
-        mode = noise_mode(inputs)
+        mode = inputs.noise_mode
         for row, (label, gen) in enumerate(zip(inputs.labels.tolist(), inputs.generators)):
-            pool = self._pool(view, label, size, mode)
+            ratios = self._pool(view, label, size, mode)
             order = torch.randperm(size, generator=gen)[: self.proposals]
             chance = torch.rand(self.proposals, generator=gen)
-            states = walk(start[row].cpu(), pool[order], chance)
+            states = walk(start[row].cpu(), ratios[order], chance)
             accepted[row] = len(states)
-            last = int(order[(states or walk(torch.tensor(-torch.inf), pool[order], chance))[-1]])
-            scores[row] = pool[last]
-            found.append(pool_inputs(view, label, size, [last], mode))
+            last = int(order[(states or walk(torch.tensor(-torch.inf), ratios[order], chance))[-1]])
+            scores[row] = ratios[last]
+            found.append(pool.inputs(view, label, size, [last], mode))
         z = torch.cat([one.z for one in found])
         noise = [torch.cat(layers) for layers in zip(*(one.noise or [] for one in found))] if inputs.noise else None
         return Inputs(inputs.seeds, z, inputs.labels, noise, inputs.generators), scores, accepted
 
     def _pool(self, view: LatentView, label: int, size: int, mode: str) -> Tensor:
         return view.once(
-            f"pool {label} {mode} of {self}", lambda: torch.from_numpy(self.scores(view, label, size, mode))
+            f"pool {label} {mode} of {self}", lambda: torch.from_numpy(self.pool_ratios(view, label, size, mode))
         )
 
 

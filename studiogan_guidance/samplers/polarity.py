@@ -14,7 +14,6 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_finite, options
-from studiogan_guidance.samplers.ratio import noise_mode
 
 VERSION = 1  # raise it when volumes of the same draws change
 LEAST = 1e-12  # a singular value: less counts as much
@@ -104,7 +103,7 @@ class Polarity(BasedSampler):
             raise UserError(f"polarity.k is {self.k}, but these Jacobians have rank {rank} at most: lower k")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        labels, mode = inputs.labels.tolist(), noise_mode(inputs)
+        labels, mode = inputs.labels.tolist(), inputs.noise_mode
         members = []
         effective = torch.zeros(len(labels))
         for i, (label, chance) in enumerate(zip(labels, rng.unit(inputs.generators).double())):

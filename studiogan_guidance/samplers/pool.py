@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from studiogan_guidance import rng
 from studiogan_guidance.batches import Halving, progress
 from studiogan_guidance.files import cache_path, locked, read_arrays, write_arrays
-from studiogan_guidance.latents.base import LatentView
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 
 CHUNK = 256  # draws in a file of the cache
 BATCH_SIZE = 64  # draws at a time
 Array = NDArray[Any]
 Compute = Callable[[range], Tensor]
+
+
+def inputs(view: LatentView, label: int, size: int, draws: Sequence[int], noise_mode: str = "random") -> Inputs:
+    """Members ``draws`` of the pool of ``size`` draws of a class, each by a seed of its own, with layer noise."""
+    seeds = [rng.POOLS + (label * size + draw) % 2**30 for draw in draws]
+    return view.draw(seeds, 0, LabelPlan((label,)), noise_mode)
 
 
 def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compute: Compute) -> Array:

@@ -14,7 +14,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.critics import critic
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import pool, ratio
+from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_choice, options
 
 CENTERS = ("clusters", "axes")
@@ -207,13 +207,13 @@ class Simplicial(BasedSampler):
             judge = critic.of_view(view)
 
             def compute(draws: range) -> Tensor:
-                inputs = ratio.pool_inputs(view, label, size, draws)
+                inputs = pool.inputs(view, label, size, draws)
                 images = view.images(inputs)
                 view.ledger.cost["discriminator"] += len(images)
                 return judge.judge(images, inputs.labels)[0].float()
 
             features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
-            z = ratio.pool_inputs(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
+            z = pool.inputs(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
             return cells_of(z, features, self.cells)
 
         return view.once(f"cells {label} {self.cells} of {size}", made)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.critics.calibration import calibration_statistic, isotonic_map, logistic_map
 from studiogan_guidance.critics.critic import Critic
+from studiogan_guidance.critics.log_ratio import LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LatentView, view_for
-from studiogan_guidance.samplers.ratio import LogRatio
 
 
 def test_the_built_in_discriminator_has_a_logit_for_every_class() -> None:

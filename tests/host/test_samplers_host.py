@@ -66,7 +66,7 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
     assert features.shape[0] == 5
     for i in range(5):  # one by one: shapes [], [1] and [1, 1]
         torch.testing.assert_close(judge.judge(images[i : i + 1], labels[i : i + 1])[1], scores[i : i + 1])
-    companions = judge.companions
+    companions = judge.minibatch.count
     assert (companions > 0) == (name == "stylegan2")
     if companions:
         view = view_for(made)

@@ -1,0 +1,154 @@
+"""A calibrated discriminator as the log density ratio between real images and those of a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studiogan_guidance import rng
+from studiogan_guidance.critics.calibration import Array, Flags, Map, cross_fitted, isotonic_map, logistic_map, quality
+from studiogan_guidance.critics.critic import Critic, of_view
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.latents.base import Companions, LabelPlan, LatentView
+
+BATCH_SIZE = 64  # of what is computed once
+FEWEST = 10  # held-out images that a calibration needs
+CALIBRATIONS = ("logistic", "isotonic", "head", "none")
+
+
+@dataclass(frozen=True)
+class LogRatio:
+    """``ratio(images, labels) -> log p_data(x|c) / p_g(x|c)`` [B], by a calibrated discriminator.
+
+    The evidence about an image is its logit, or (K > 1) its logit and the discriminator's features.
+
+    Attributes:
+        view: whose generator is sampled; its ledger counts the passes.
+        critic: the discriminator.
+        weights: of the evidence, [K].
+        offset: added to that.
+        knots: logits and log odds of an isotonic map instead, [M] each.
+        facts: ``calibration.quality`` of the map, if there is one: ``calibration_z``, ``calibration_z_raw``, ``auc``.
+        real: log ratios of the held-out real images and their labels, [N] each, if it was calibrated.
+    """
+
+    view: LatentView
+    critic: Critic
+    weights: Tensor
+    offset: float = 0.0
+    knots: tuple[Tensor, Tensor] | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+    real: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.of_evidence(self.evidence(images, labels))
+
+    def evidence(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The logit as it is, or the logit and the features, [B, K]."""
+        self.view.ledger.cost["discriminator"] += len(images)
+        features, logits = self.critic.judge(images, labels)
+        return logits[:, None] if len(self.weights) == 1 else torch.cat([logits[:, None], features], 1)
+
+    def of_evidence(self, evidence: Tensor) -> Tensor:
+        """The log ratio of evidence [N, K], [N]."""
+        if self.knots is None:
+            return evidence @ self.weights.to(evidence) + self.offset
+
+        # Find the knots on both sides of each logit.
+        xs, ys = (knot.to(evidence) for knot in self.knots)
+        logits = evidence[:, 0].contiguous()
+        right = torch.searchsorted(xs, logits).clamp(1, max(len(xs) - 1, 1))
+        left = right - 1
+        right = right.clamp(max=len(xs) - 1)
+
+        # Interpolate.
+        share = ((logits - xs[left]) / (xs[right] - xs[left]).clamp_min(1e-12)).clamp(0, 1)
+        return torch.lerp(ys[left], ys[right], share)
+
+
+def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) -> LogRatio:
+    """The log ratio of held-out real images and fresh fakes of a view.
+
+    Args:
+        view: whose generator is sampled.
+        calibration: one of ``CALIBRATIONS``; ``none`` takes the logit as it is.
+        count: number of held-out real images, at most; as many fakes are made.
+        noise_mode: of the fakes' layer noise.
+
+    Raises:
+        UserError: no discriminator, fewer than 10 held-out images, classes that the generator does not have, or a
+            logistic map that falls.
+    """
+    critic = of_view(view)
+    raw = LogRatio(view, critic, torch.ones(1))
+    companions = view.networks.companions
+    if calibration == "none" or companions is None:
+        return raw
+
+    # The evidence about real images, then about fakes of the same classes.
+    images, labels = _held_out(companions, count, view.num_classes)
+    blank = raw if calibration != "head" else LogRatio(view, critic, torch.ones(2))
+    real = _evidence(blank, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
+    fake = _evidence(blank, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
+    evidence = torch.cat([real, fake]).numpy()
+    is_real = np.arange(len(evidence)) < len(real)
+
+    # Fit, and ask how good such a fit is.
+    def fit(evidence: Array, is_real: Flags) -> Map:
+        ratio = _fitted(raw, calibration, evidence, is_real)
+        return lambda unseen: np.asarray(ratio.of_evidence(torch.from_numpy(unseen)))
+
+    log_odds = cross_fitted(fit, evidence, is_real)
+    ratio = _fitted(raw, calibration, evidence, is_real)
+    if calibration == "logistic" and ratio.weights[0] <= 0:
+        raise UserError(
+            f"the discriminator beside {view.networks.source} ranks fakes above held-out real images (slope "
+            f"{float(ratio.weights[0]):.3g}), so following it makes no sense: try -o calibration=head"
+        )
+    return replace(ratio, facts=quality(log_odds, evidence[:, 0], is_real), real=(ratio.of_evidence(real), labels))
+
+
+def fakes(view: LatentView, first: int, labels: Sequence[int], noise_mode: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images of a view from seed ``first`` on, one a label, and their labels, in batches."""
+    with view.frozen(), torch.no_grad():
+        for start in range(0, len(labels), BATCH_SIZE):
+            classes = tuple(labels[start : start + BATCH_SIZE])
+            seeds = range(first + start, first + start + len(classes))
+            inputs = view.draw(seeds, 0, LabelPlan(classes), noise_mode)
+            yield view.images(inputs), inputs.labels
+
+
+def _held_out(companions: Companions, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` held-out real images and their labels; enough of them, of classes that the generator has."""
+    images, labels = companions.held_out(count)
+    if len(labels) < FEWEST:
+        raise UserError(
+            f"there are {len(labels)} held-out images ({companions.held_out_name()}), and calibrating needs {FEWEST}: "
+            "give --held-out DIR with more, or say -o calibration=none"
+        )
+    if int(labels.max()) >= num_classes:
+        raise UserError(f"a held-out image has class {int(labels.max())}, this generator {num_classes} classes")
+    return images, labels
+
+
+def _evidence(ratio: LogRatio, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The evidence about all images, [N, K], float64 on the CPU."""
+    device = ratio.view.device
+    parts = []
+    with torch.no_grad():
+        for images, labels in batches:
+            parts.append(ratio.evidence(images.to(device), labels.to(device)).cpu())
+    return torch.cat(parts).double()
+
+
+def _fitted(raw: LogRatio, calibration: str, evidence: Array, is_real: Flags) -> LogRatio:
+    """``raw`` with the map that is fitted on ``evidence`` [N, K]."""
+    if calibration == "isotonic":
+        logits, log_odds = isotonic_map(evidence[:, 0], is_real)
+        return replace(raw, knots=(torch.from_numpy(logits), torch.from_numpy(log_odds)))
+    weights, offset = logistic_map(evidence, is_real)
+    return replace(raw, weights=torch.from_numpy(weights), offset=offset)
