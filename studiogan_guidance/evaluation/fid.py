@@ -28,14 +28,16 @@ def factor(sigma: Array) -> Array:
 def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, factor1: Array | None = None) -> float:
     """|mu1 - mu2|^2 + Tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), computed in float64.
 
-    The trace of the root is the sum of the square roots of the eigenvalues of L^T sigma2 L, where L L^T = sigma1: two
-    symmetric eigenproblems in place of a general matrix root, one if L is at hand; rank-deficient covariances need no
-    jitter.
+    The trace of the root is the sum of the square roots of the eigenvalues of L^T sigma2 L, where L L^T = sigma1. These
+    are two symmetric eigenproblems in place of a general matrix root, or one if L is known already; rank-deficient
+    covariances need no jitter.
 
     Args:
-        mu1, mu2: means [D].
-        sigma1, sigma2: covariances [D, D], symmetric positive semi-definite.
-        factor1: ``factor(sigma1)`` [D, D], for when many distances from the same Gaussian are wanted.
+        mu1: mean [D] of the first Gaussian.
+        sigma1: its covariance [D, D], symmetric positive semi-definite.
+        mu2: mean [D] of the second Gaussian.
+        sigma2: its covariance [D, D].
+        factor1: ``factor(sigma1)`` [D, D], to save time where many distances from the same Gaussian are wanted.
 
     Returns:
         The squared distance, 0 for equal Gaussians (up to rounding: it may come out as -1e-12).
@@ -48,12 +50,15 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, facto
         >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
         4.0
     """
-    mu1, mu2 = np.atleast_1d(np.asarray(mu1, np.float64)), np.atleast_1d(np.asarray(mu2, np.float64))
-    sigma1, sigma2 = np.atleast_2d(np.asarray(sigma1, np.float64)), np.atleast_2d(np.asarray(sigma2, np.float64))
+    mu1 = np.atleast_1d(np.asarray(mu1, np.float64))
+    mu2 = np.atleast_1d(np.asarray(mu2, np.float64))
+    sigma1 = np.atleast_2d(np.asarray(sigma1, np.float64))
+    sigma2 = np.atleast_2d(np.asarray(sigma2, np.float64))
     if not (mu1.shape == mu2.shape and sigma1.shape == sigma2.shape == (mu1.size, mu1.size)):
         raise ValueError(
             f"shapes do not fit: means {mu1.shape}, {mu2.shape}, covariances {sigma1.shape}, {sigma2.shape}"
         )
+
     root = factor(sigma1) if factor1 is None else factor1
     trace_of_root = np.sqrt(np.linalg.eigvalsh(root.T @ sigma2 @ root).clip(min=0)).sum()
     diff = mu1 - mu2
@@ -73,10 +78,14 @@ def frechet_distance_of(real: Array, fake: Array) -> float:
         raise ValueError(f"a covariance needs at least 2 images, found {len(real)} real and {len(fake)} fake")
     if min(len(real), len(fake)) > real.shape[1]:
         return frechet_distance(*moments(real), *moments(fake))
-    x, y = np.asarray(real, np.float64), np.asarray(fake, np.float64)
-    a, b = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
+
+    x = np.asarray(real, np.float64)
+    y = np.asarray(fake, np.float64)
+    a = (x - x.mean(0)) / np.sqrt(len(x) - 1)
+    b = (y - y.mean(0)) / np.sqrt(len(y) - 1)
     diff = x.mean(0) - y.mean(0)
-    return float(diff @ diff + (a * a).sum() + (b * b).sum() - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum())
+    trace_of_root = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return float(diff @ diff + (a * a).sum() + (b * b).sum() - 2 * trace_of_root)
 
 
 def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | None = None, seed: int = 0) -> float:
@@ -88,8 +97,9 @@ def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | 
 
     Args:
         features: fakes [N, D], N >= 3 D and at least ``2 * INFINITY_POINTS``.
-        mu, sigma: mean [D] and covariance [D, D] of the real images; their own bias stays.
-        factor1: ``factor(sigma)``, if at hand.
+        mu: mean [D] of the real images, whose number stays finite: the bias from that is not removed.
+        sigma: covariance [D, D] of the real images.
+        factor1: ``factor(sigma)``, if it is known already.
         seed: of the random order.
 
     Returns:
@@ -102,15 +112,26 @@ def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | 
     if len(features) < least:
         raise ValueError(f"FID-infinity of {len(mu)} features needs at least {least} images, found {len(features)}")
     root = factor(sigma) if factor1 is None else factor1
+
+    # Half of the images, and the parts by which the subset grows.
     order = np.random.default_rng(seed).permutation(len(features))
-    count, total, scatter = 0, np.zeros(len(mu)), np.zeros((len(mu), len(mu)))
-    inverse, distances = [], []
     half, rest = np.array_split(order, 2)
-    for part in (half, *np.array_split(rest, INFINITY_POINTS - 1)):
+    parts = [half, *np.array_split(rest, INFINITY_POINTS - 1)]
+
+    # Distances of growing subsets, by running sums about the real mean.
+    count = 0
+    total = np.zeros(len(mu))
+    scatter = np.zeros((len(mu), len(mu)))
+    inverse, distances = [], []
+    for part in parts:
         wide = np.asarray(features[np.sort(part)], np.float64) - mu
-        count, total, scatter = count + len(part), total + wide.sum(0), scatter + wide.T @ wide
+        count += len(part)
+        total = total + wide.sum(0)
+        scatter = scatter + wide.T @ wide
         mean = total / count
         cov = (scatter - count * np.outer(mean, mean)) / (count - 1)
         inverse.append(1 / count)
         distances.append(frechet_distance(mu, sigma, mu + mean, cov, root))
+
+    # The line's value at 1 / N = 0.
     return float(np.polynomial.Polynomial.fit(inverse, distances, 1).convert().coef[0])

@@ -29,9 +29,10 @@ def inception_score(probabilities: NDArray[Any], splits: int = 1) -> float:
     p = np.asarray(probabilities, np.float64)
     if not 1 <= splits <= len(p):
         raise ValueError(f"{splits} splits need at least as many images, found {len(p)}")
+
     scores = []
     for j in range(splits):
         part = p[j * len(p) // splits : (j + 1) * len(p) // splits]
-        ratio = np.where(part > 0, part, 1) / np.where(part > 0, part.mean(0), 1)
+        ratio = np.where(part > 0, part, 1) / np.where(part > 0, part.mean(0), 1)  # 1 where 0 log 0 is meant
         scores.append(np.exp((part * np.log(ratio)).sum(1).mean()))
     return float(np.mean(scores).round(12))

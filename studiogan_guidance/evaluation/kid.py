@@ -34,13 +34,26 @@ def kid(real: Array, fake: Array, subsets: int = 100, size: int = 1000, seed: in
     size = min(size, len(real), len(fake))
     if size < 2:
         raise ValueError(f"KID needs at least 2 images of each kind, found {len(real)} real and {len(fake)} fake")
+
     rng = np.random.default_rng(seed)
-    return float(np.mean([_mmd2(*(x[rng.choice(len(x), size, False)] for x in (real, fake))) for _ in range(subsets)]))
+    values = []
+    for _ in range(subsets):
+        x = real[rng.choice(len(real), size, False)]
+        y = fake[rng.choice(len(fake), size, False)]
+        values.append(squared_mmd(x, y))
+    return float(np.mean(values))
 
 
-def _mmd2(x: Array, y: Array) -> float:
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    n, width = x.shape
-    xx, yy, xy = ((a @ b.T / width + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+def squared_mmd(x: Array, y: Array) -> float:
+    """The unbiased squared maximum mean discrepancy of features [n, D] and [n, D], in float64; n >= 2."""
+    x = np.asarray(x, np.float64)
+    y = np.asarray(y, np.float64)
+    n = len(x)
+    xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
     return float(within / (n * (n - 1)) - 2 * xy.mean())
+
+
+def _kernel(x: Array, y: Array) -> Array:
+    values: Array = (x @ y.T / x.shape[1] + 1) ** 3
+    return values
