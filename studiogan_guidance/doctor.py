@@ -1,19 +1,21 @@
-"""Checks of everything that a run may need, each with the command that would mend it."""
+"""Checks of everything that a run may need, each with the command that would fix it."""
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from studiogan_guidance import __version__
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import cache_dir
 
+CLONE = Path(__file__).parent.parent  # where the package runs from a clone, its repository
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
 
@@ -28,7 +30,7 @@ class Check:
 
 
 def run(studiogan: str | None = None) -> list[Check]:
-    """All checks, in the order in which one would mend them."""
+    """All checks, in the order in which one would follow their fixes."""
     checks: list[Callable[[], Check]] = [
         _python,
         _torch,
@@ -36,9 +38,20 @@ def run(studiogan: str | None = None) -> list[Check]:
         _builtin,
         lambda: _checkout(studiogan),
         _host_packages,
+        _plugins,
         _inception,
     ]
     return [check() for check in checks]
+
+
+def as_text(checks: Sequence[Check]) -> str:
+    """Checks as text for a terminal, a line each, with the fix below it."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:<4}  {check.name:<18} {check.found}")
+        if check.fix:
+            lines.append(f"      fix: {check.fix}")
+    return "\n".join(lines)
 
 
 def _python() -> Check:
@@ -69,8 +82,8 @@ def _builtin() -> Check:
     try:
         return Check("built-in GAN", "ok", f"weights {builtin.networks().digest[:16]}")
     except Exception as error:  # safetensors has errors of its own
-        reason = str(error).partition("\n")[0]
-        return Check("built-in GAN", "fail", reason, "pip install --force-reinstall studiogan-guidance")
+        fix = "install the package again, from its folder: pip install --force-reinstall --no-deps ."
+        return Check("built-in GAN", "fail", one_line(error), fix)
 
 
 def _checkout(studiogan: str | None) -> Check:
@@ -88,18 +101,34 @@ def _checkout(studiogan: str | None) -> Check:
 
 def missing_host_packages() -> list[str]:
     """Packages of the ``studiogan`` extra that are not installed."""
-    wanted = [r for r in importlib.metadata.requires("studiogan-guidance") or [] if re.search("extra.*studiogan", r)]
     installed = {(d.name or "").lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    names = [re.split(r"[^\w.-]", requirement)[0].lower() for requirement in wanted]
+    names = [re.split(r"[^\w.-]", requirement)[0].lower() for requirement in _host_requirements()]
     return [name for name in names if name not in installed]
+
+
+def _host_requirements() -> list[str]:
+    """Requirements of the ``studiogan`` extra: of the installed package, or of the clone that this module is in."""
+    try:
+        requirements = importlib.metadata.requires("studiogan-guidance") or []
+        return [requirement for requirement in requirements if re.search("extra.*studiogan", requirement)]
+    except importlib.metadata.PackageNotFoundError:
+        settings = configparser.ConfigParser()
+        settings.read(CLONE / "setup.cfg")
+        return settings.get("options.extras_require", "studiogan", fallback="").strip().splitlines()
 
 
 def _host_packages() -> Check:
     if missing := missing_host_packages():
-        return Check(
-            "host packages", "warn", f"missing: {', '.join(missing)}", "pip install 'studiogan-guidance[studiogan]'"
-        )
+        return Check("host packages", "warn", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     return Check("host packages", "ok", f"torchvision {importlib.metadata.version('torchvision')} and the rest")
+
+
+def _plugins() -> Check:
+    from studiogan_guidance.samplers import SAMPLERS
+
+    if broken := SAMPLERS.broken():
+        return Check("other packages", "warn", "; ".join(broken), "update or uninstall what cannot be imported")
+    return Check("other packages", "ok", "all samplers of other packages can be imported")
 
 
 def _inception() -> Check:

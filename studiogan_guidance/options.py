@@ -1,4 +1,4 @@
-"""Options: one grammar for a named thing with options, one converter of values, and the parsers of the command line.
+"""Options: one grammar for a named thing with options, and one converter of values.
 
 ``Spec`` is a name with options, whoever wrote it: ``ddls:steps=5,base=gandance,base.scale=1.1`` on a command line,
 ``{name: ddls, steps: 5, base: {name: gandance, scale: 1.1}}`` in YAML, or ``ddls`` in either.
@@ -9,15 +9,12 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
-
 from studiogan_guidance.errors import UserError
 
-Callback = Callable[[click.Context, click.Parameter, Any], Any]
 WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -200,58 +197,3 @@ def parse_pairs(items: Sequence[str], flag: str, example: str, once: bool = Fals
             raise UserError(f"{flag} takes {example}{', each option once' if once else ''}, found '{item}'")
         pairs[key] = value
     return pairs
-
-
-def list_of(member: type, what: str) -> Callback:
-    """Callback of an option that takes words or numbers separated by commas; ``what`` it takes stands in the error."""
-    kind = types.GenericAlias(tuple, (member, ...))
-
-    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
-        if not value:
-            return ()
-        try:
-            return tuple(convert("", value, kind))
-        except UserError:
-            raise UserError(f"{param.opts[-1]} takes {what} separated by commas, found '{value}'") from None
-
-    return callback
-
-
-def specs(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    """Callback of ``--with NAME[:KEY=VALUE,...]``: mappings as YAML would have them, with the dots left in."""
-    mappings = []
-    for item in items:
-        try:
-            spec = Spec.parse(item)
-        except UserError:
-            example = "a sampler such as plain or gandance:scale=1.1,joint=class_mean"
-            raise UserError(f"{param.opts[-1]} takes {example}, found '{item}'") from None
-        mappings.append({"name": spec.name, **dotted(spec.options)})
-    return tuple(mappings)
-
-
-def key_values(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, str]:
-    """Callback of ``-o KEY=VALUE``."""
-    return parse_pairs(items, "-o", "key=value")
-
-
-def grid(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, list[str]]:
-    """Callback of ``--grid KEY=VALUE,VALUE``."""
-    example = "an option and its values such as scale=1,1.2"
-    values = {key: text.split(",") for key, text in parse_pairs(items, "--grid", example, once=True).items()}
-    for key, words in values.items():
-        if not all(words):
-            raise UserError(f"--grid takes {example}, each option once, found '{key}={','.join(words)}'")
-    return values
-
-
-def ranges(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Callback of ``--over KEY=LOW:HIGH``."""
-    bounds: dict[str, tuple[float, float]] = {}
-    for key, text in parse_pairs(items, "--over", "an option and its range such as scale=0.8:2", once=True).items():
-        try:
-            low, high = convert(key, text, tuple[float, ...])
-        except ValueError:
-            raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={text}'") from None
-        bounds[key] = (low, high)
-    return bounds

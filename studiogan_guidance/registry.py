@@ -15,7 +15,13 @@ from studiogan_guidance.options import Spec, convert, nested
 
 T = TypeVar("T")
 
-FAMILIES = ("code", "prior", "discriminator", "pool", "")  # the order of display; what names none comes last
+FAMILIES = {  # in the order of display
+    "code": "change the code of an image",
+    "prior": "change the noise that images come from",
+    "discriminator": "follow the discriminator",
+    "pool": "choose from a pool of draws",
+    "": "others",
+}
 NEEDS = ("w", "gaussian", "discriminator", "gradient", "snapshot")
 
 
@@ -79,7 +85,7 @@ class Registry(Generic[T]):
             ValueError: the name is in use, or ``family`` or ``needs`` has a word that is not known.
         """
         if family not in FAMILIES:
-            raise ValueError(f"the family of '{name}' is '{family}': {nearest(family, FAMILIES[:-1])}")
+            raise ValueError(f"the family of '{name}' is '{family}': {nearest(family, filter(None, FAMILIES))}")
         for word in needs:
             if word not in NEEDS:
                 raise ValueError(f"the needs of '{name}' have '{word}': {nearest(word, NEEDS)}")
@@ -102,6 +108,10 @@ class Registry(Generic[T]):
         """Let ``other`` stand for the registered ``name``; a second use of a name raises ValueError."""
         self._check_free(other)
         self._aliases[other] = self._entries[name].name
+
+    def is_alias(self, name: str) -> bool:
+        """Whether ``name`` stands for another one."""
+        return name in self._aliases
 
     def _check_free(self, name: str) -> None:
         if name in self._entries or name in self._aliases:
@@ -156,7 +166,7 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[Entry[T]]:
         self._load_plugins()
-        return iter(sorted(self._entries.values(), key=lambda entry: FAMILIES.index(entry.family)))
+        return iter(sorted(self._entries.values(), key=lambda entry: list(FAMILIES).index(entry.family)))
 
     def _load_plugins(self) -> None:
         """Import the entry points of the group, once; one that fails is kept with its reason, and the others go on."""

@@ -12,6 +12,8 @@ import pytest
 from conftest import ok, run
 from PIL import Image
 
+from studiogan_guidance.registry import FAMILIES
+
 
 def test_sample_writes_a_grid_and_arrays(tmp_path: Path) -> None:
     ok("sample", "--num", 6, "--seed", 40, "--classes", "3,5", "--out", tmp_path, "--png", "-o", "scale=1.5")
@@ -108,9 +110,79 @@ def test_list_and_doctor() -> None:
     assert all(check["status"] in ("ok", "warn") for check in ok("doctor")["checks"])
 
 
+def test_samplers_are_listed_by_family_with_what_they_need_and_where_they_are_plain() -> None:
+    rows = {row["name"]: row for row in ok("list")["samplers"]}
+    assert rows["gandance"]["family"] == "code"
+    assert rows["gandance"]["neutral"] == {"scale": 1}
+    assert rows["ddls"]["options"]["base"] == "plain"
+    assert "discriminator" in rows["simplicial"]["needs"]
+    families = [row["family"] for row in rows.values()]
+    order = [family for family in FAMILIES if family in families]
+    assert families == sorted(families, key=order.index)
+    assert families[0] == "code"
+    lines = run("list").output.splitlines()
+    assert lines.index("  [change the code of an image]") < lines.index("  [change the noise that images come from]")
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("  gandance "))
+    assert "plain sampling at: scale=1" in lines[at + 1]
+
+
+@pytest.mark.parametrize("name", ["ddls", "mh", "class_shift", "stylegan2", "joint"])
+def test_list_with_a_name_prints_its_documentation(name: str) -> None:
+    result = run("list", name)
+    assert result.exit_code == 0
+    title, blank, *text = result.output.splitlines()
+    assert title.startswith({"mh": "metropolis"}.get(name, name) + ": ")
+    assert blank == ""
+    assert len(" ".join(text)) > 40
+
+
+def test_a_name_that_is_not_listed_is_answered_with_the_nearest() -> None:
+    result = run("list", "ddl")
+    assert result.exit_code == 2
+    assert "nothing is called 'ddl': did you mean 'ddls'?" in result.stderr
+
+
+def test_joints_and_stages_of_ours_are_not_ascribed_to_the_paper() -> None:
+    listed = ok("list")
+    papers = {row["name"]: row["paper"] for kind in ("joints", "stages") for row in listed[kind]}
+    theirs = "Zhang et al., GANdance, ECCV 2024"
+    assert papers.pop("class_mean") == theirs
+    assert set(papers.values()) == {f"this package, after {theirs}"}
+
+
+def test_defaults_of_helps_are_those_of_the_functions() -> None:
+    text = " ".join(run("tune", "-h").output.split())
+    for words in ("[64]", "[runs]", "[fid,is,prdc]", "[on]" if "--compare-plain" in text else "[off]"):
+        assert words in text
+    assert "repeatable. [scale=0.8:2]" in text
+    assert "Evaluations in all. [16]" in text
+    assert "[3]" in text
+    assert "measure each sampler on. [1]" in " ".join(run("compare", "-h").output.split())
+    assert "Also measure plain sampling. [on]" in " ".join(run("eval", "-h").output.split())
+
+
+def test_examples_of_helps_stand_on_lines_of_their_own() -> None:
+    for command in ("sample", "eval", "sweep", "tune", "compare", "train", "run", "list"):
+        lines = run(command, "-h").output.splitlines()
+        assert sum(line.startswith("  studiogan-guidance ") for line in lines) >= 2
+
+
+def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
+    def options(*args: str) -> dict[str, object]:
+        sampled: dict[str, object] = ok("sample", "--num", 1, "--out", tmp_path, *args)["options"]
+        return sampled
+
+    own = options("--sampler", "gandance")
+    assert (own["scale"], own["joint"]) == (1.2, "class_mean")
+    assert options("-o", "scale=1.2") == own
+    assert options("-c", "builtin-gandance.yaml", "-o", "scale=1.2") == {**own, "joint": "class_shift"}
+    assert options() == options("-c", "builtin-gandance.yaml") == {**own, "scale": 0.9, "joint": "class_shift"}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (("sample", "--num", 10, "--seed", 2**31 - 9), "choose a seed of at most 2147483638"),
         (("eval", "-o", "scale=nan"), "gandance.scale must be a finite number"),
         (("eval", "-o", "scale"), "-o takes key=value"),
         (("eval", "--num", 5), "need at least 7 images, found 5 generated"),

@@ -1,3 +1,5 @@
+import importlib.metadata
+
 import pytest
 
 from studiogan_guidance import doctor
@@ -15,3 +17,15 @@ def test_everything_that_can_be_missing_is_checked_with_a_fix(monkeypatch: pytes
     assert checks["host checkout"].status == "warn"
     assert checks["host packages"].found == "missing: no-such-package"
     assert all(check.fix for check in checks.values() if check.status != "ok")
+    assert checks["host packages"].fix == "pip install no-such-package"
+
+
+def test_a_clone_that_is_not_installed_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", requires)
+    monkeypatch.setattr(doctor.importlib.metadata, "distributions", lambda: [])
+    missing = doctor.missing_host_packages()
+    assert {"torchvision", "timm", "wandb", "tqdm"} <= set(missing)
+    assert "mypy" not in missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,9 @@ def test_it_is_listed_with_its_options(site: Path) -> None:
         "name": "negative",
         "description": "dark becomes light",
         "paper": "none",
+        "family": "",
+        "needs": [],
+        "neutral": None,
         "options": {"strength": 1.0, "limit": 2**40},
     }
 
@@ -122,3 +126,23 @@ def test_two_processes_merge_its_notes_and_refuse_together(site: Path, tmp_path:
     assert negative["cost"]["acceptance"] == 0.5
     assert negative["environment"]["device"] == "cpu, 2 processes"
     assert not list(tmp_path.glob("compare.*"))
+
+
+def test_a_package_that_cannot_be_imported_is_named_and_the_rest_works(site: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "site"
+    shutil.copytree(site, broken)
+    (broken / "negative_sampler.py").write_text("import no_such_module")
+    reason = "cannot import sampler 'negative' of negative-sampler 1.0 (entry point negative_sampler: "
+    done = call(broken, "sample", "--num", 2, "--out", tmp_path / "runs")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = call(broken, "sample", "--sampler", "negative", "--out", tmp_path / "runs")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: {reason}")
+    assert done.stderr.count("\n") == 1
+    done = call(broken, "list")
+    assert (done.returncode, done.stderr.startswith(reason)) == (0, True)
+    assert "gandance" in done.stdout
+    done = call(broken, "doctor", "--json")
+    (check,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "other packages"]
+    assert check["status"] == "warn"
+    assert check["found"].startswith(reason)

@@ -38,6 +38,9 @@ Options = dict[str, Any]
 Score = tuple[float, float]  # how far recall falls short, then the objective: both to be small
 
 
+OVER = {"scale": (0.8, 2.0)}  # the ranges of options that are searched by default
+
+
 @dataclass(frozen=True)
 class Line:
     """A number to search between ``low`` and ``high``; ``put`` sets it among options, ``get`` reads it."""
@@ -50,7 +53,7 @@ class Line:
 
 def tune(
     cfg: RunConfig,
-    over: Mapping[str, tuple[float, float]],
+    over: Mapping[str, tuple[float, float]] = OVER,
     objective: str = "fid",
     min_recall: float | None = None,
     budget: int = 16,

@@ -67,9 +67,7 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
         import timm
         from timm.models.vision_transformer import checkpoint_filter_fn
     except ImportError as error:
-        raise UserError(
-            "--backbone dinov2 needs the package timm, which is missing: pip install 'studiogan-guidance[studiogan]'"
-        ) from error
+        raise UserError("--backbone dinov2 needs the package timm, which is missing: pip install timm") from error
     state = _tensors(path)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     width, *patch = shapes.get("patch_embed.proj.weight", ())[:1] + shapes.get("patch_embed.proj.weight", ())[2:] or (

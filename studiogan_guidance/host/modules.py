@@ -22,7 +22,7 @@ def module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the host needs the package '{error.name}', which is missing: pip install 'studiogan-guidance[studiogan]'"
+            f"the host needs the package '{error.name}', which is missing: see 'studiogan-guidance doctor'"
         ) from error
 
 

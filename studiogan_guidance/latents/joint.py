@@ -35,6 +35,7 @@ class JointOptions:
 
 
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"
+OURS = f"this package, after {GANDANCE}"
 Estimator = Callable[[LatentView, Inputs, Tensor, JointOptions], Tensor]
 JOINTS: Registry[Estimator] = Registry("joint", "studiogan_guidance.joints")
 
@@ -46,27 +47,27 @@ def class_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOpt
     return view.mean_over_classes(inputs.z, labels)
 
 
-@JOINTS.register("class_subset", "mean of f(z, c) over K classes drawn for each image (K mapping passes)", GANDANCE)
+@JOINTS.register("class_subset", "mean of f(z, c) over K classes drawn for each image (K mapping passes)", OURS)
 def class_subset(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """(1/K) sum_k f(z, c_k), the c_k drawn without repetition from the image's own generator; K is at most C."""
     picks = [torch.randperm(view.num_classes, generator=g)[: options.subset] for g in inputs.generators]
     return view.mean_over_classes(inputs.z, torch.stack(picks).to(code.device))
 
 
-@JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", GANDANCE)
+@JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", OURS)
 def global_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """E f(z, c), the same for every image."""
     return view.global_mean().expand_as(code)
 
 
-@JOINTS.register("class_shift", "code minus the offset of its class mean from the mean of all (free)", GANDANCE)
+@JOINTS.register("class_shift", "code minus the offset of its class mean from the mean of all (free)", OURS)
 def class_shift(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """f(z, c) - (m_c - m), with the class means m_c and their mean m."""
     means, labels = view.class_means(), inputs.labels
     return code - (of_class(means, labels) - means.mean(0))
 
 
-@JOINTS.register("mean_embedding", "f(z, mean one-hot label) (one mapping pass)", GANDANCE)
+@JOINTS.register("mean_embedding", "f(z, mean one-hot label) (one mapping pass)", OURS)
 def mean_embedding(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """f(z, (1/C, ..., 1/C)); off the training domain of f."""
     weights = torch.full((len(code), view.num_classes), 1 / view.num_classes, device=code.device)

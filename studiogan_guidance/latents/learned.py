@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import replacing
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
+from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions
 
 FORMAT = 1  # raise it when old files can no longer be read
 FILE = "joint.safetensors"
@@ -197,7 +197,7 @@ def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
 @JOINTS.register(
     "learned",
     "a network trained to follow the whole data set (the passes of its base, at most one by default)",
-    GANDANCE,
+    OURS,
 )
 def _learned(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """h(z) of ``options.network``, or of the file ``options.ckpt``."""

@@ -28,7 +28,7 @@ from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents import learned, view_for
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
-from studiogan_guidance.latents.joint import GANDANCE, JOINTS, JointOptions
+from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
@@ -48,7 +48,7 @@ LEAST = {
 FREE = ("save_every", "eval_every")  # options that change no weight
 
 
-@STAGES.register("joint", "learns the joint that gandance guides away from", GANDANCE)
+@STAGES.register("joint", "learns the joint that gandance guides away from", OURS)
 @dataclass(frozen=True)
 class JointStage(Stage):
     """Learn a joint h(z) beside the frozen generator and write it to ``joint.safetensors`` in the run's folder.

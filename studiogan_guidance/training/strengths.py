@@ -17,7 +17,7 @@ from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import LabelPlan, LatentView, Networks
-from studiogan_guidance.latents.joint import GANDANCE
+from studiogan_guidance.latents.joint import OURS
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import guide
@@ -35,7 +35,7 @@ RATE = 0.05  # of Adam at the first step; it falls linearly to 0
 MEMORY = 7  # earlier batches whose features are in the moments
 
 
-@STAGES.register("strengths", "learns how strongly gandance guides each class and w row", GANDANCE)
+@STAGES.register("strengths", "learns how strongly gandance guides each class and w row", OURS)
 @dataclass(frozen=True)
 class StrengthStage(Stage):
     """Learn what multiplies scale - 1 for each class and w row, by the Frechet distance on validation data.

@@ -1,0 +1,89 @@
+"""What is registered, as ``list`` prints it: samplers by family, joints, views, training stages, configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from studiogan_guidance import samplers
+from studiogan_guidance.config import packaged
+from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.latents import VIEWS
+from studiogan_guidance.latents.joint import JOINTS
+from studiogan_guidance.registry import FAMILIES, Entry, Registry
+from studiogan_guidance.samplers import SAMPLERS
+from studiogan_guidance.training import STAGES
+
+KINDS: dict[str, Registry[Any]] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": STAGES}
+NAME_WIDTH = 24
+
+
+def as_data() -> dict[str, Any]:
+    """Everything as plain data, by kind; samplers in the order of their families."""
+    rows = {kind: [_row(kind, entry) for entry in registry] for kind, registry in KINDS.items()}
+    return {**rows, "configs": list(packaged())}
+
+
+def _row(kind: str, entry: Entry[Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": entry.name, "description": entry.description, "paper": entry.paper}
+    if kind == "samplers":
+        row |= {"family": entry.family, "needs": list(entry.needs), "neutral": entry.neutral}
+        row["options"] = samplers.options(samplers.create(entry.name))
+    if kind == "stages":
+        row["options"] = {field.name: field.default for field in dataclasses.fields(entry.target)}
+    return row
+
+
+def as_text() -> str:
+    """Everything as text for a terminal."""
+    lines = []
+    family = None
+    for kind, registry in KINDS.items():
+        lines.append(f"{kind}:")
+        for entry in registry:
+            if kind == "samplers" and entry.family != family:
+                family = entry.family
+                lines.append(f"  [{FAMILIES[family]}]")
+            lines += _lines(_row(kind, entry))
+    return "\n".join([*lines, f"configurations: {', '.join(packaged())}"])
+
+
+def _lines(row: Mapping[str, Any]) -> list[str]:
+    lines = [f"  {row['name']:<{NAME_WIDTH}} {row['description']} [{row['paper']}]"]
+    facts = []
+    if row.get("needs"):
+        facts.append(f"needs: {', '.join(row['needs'])}")
+    if row.get("neutral") is not None:
+        facts.append(f"plain sampling at: {_pairs(row['neutral']) or 'its defaults'}")
+    if facts:
+        lines.append("; ".join(facts))
+    if row.get("options"):
+        lines += textwrap.wrap(f"options: {_pairs(row['options'])}", 120 - NAME_WIDTH, break_on_hyphens=False)
+    return lines[:1] + [f"  {'':<{NAME_WIDTH}} {line}" for line in lines[1:]]
+
+
+def _pairs(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())
+
+
+def documentation(name: str) -> str:
+    """What a sampler, joint, view or stage says about itself.
+
+    Raises:
+        UserError: nothing has that name; the nearest name is in the message.
+    """
+    known: list[str] = []
+    for registry in KINDS.values():
+        names = [entry.name for entry in registry]
+        if name in names or registry.is_alias(name):
+            entry = registry[name]
+            return f"{entry.name}: {entry.description} [{entry.paper}]\n\n{entry.documentation}"
+        known += names
+    raise UserError(f"nothing is called '{name}': {nearest(name, known)}")
+
+
+def broken() -> tuple[str, ...]:
+    """A line for each package whose samplers cannot be imported."""
+    return SAMPLERS.broken()

@@ -1,0 +1,195 @@
+"""Flags of the command line: those that commands have in common, and what their texts are parsed into."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from studiogan_guidance.config import METRICS, RunConfig
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.options import Spec, convert, dotted, parse_pairs
+
+FIELDS = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+Decorator = Callable[[Any], Any]
+Callback = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+def list_of(member: type, what: str) -> Callback:
+    """Callback of an option that takes words or numbers separated by commas; ``what`` it takes stands in the error."""
+    kind = types.GenericAlias(tuple, (member, ...))
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
+        if not value:
+            return ()
+        try:
+            return tuple(convert("", value, kind))
+        except UserError:
+            raise UserError(f"{param.opts[-1]} takes {what} separated by commas, found '{value}'") from None
+
+    return callback
+
+
+def specs(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    """Callback of ``--with NAME[:KEY=VALUE,...]``: mappings as YAML would have them, with the dots left in."""
+    mappings = []
+    for item in items:
+        try:
+            spec = Spec.parse(item)
+        except UserError:
+            example = "a sampler such as plain or gandance:scale=1.1,joint=class_mean"
+            raise UserError(f"{param.opts[-1]} takes {example}, found '{item}'") from None
+        mappings.append({"name": spec.name, **dotted(spec.options)})
+    return tuple(mappings)
+
+
+def key_values(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, str]:
+    """Callback of ``-o KEY=VALUE``."""
+    return parse_pairs(items, "-o", "key=value")
+
+
+def grid(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, list[str]]:
+    """Callback of ``--grid KEY=VALUE,VALUE``."""
+    example = "an option and its values such as scale=1,1.2"
+    values = {key: text.split(",") for key, text in parse_pairs(items, "--grid", example, once=True).items()}
+    for key, words in values.items():
+        if not all(words):
+            raise UserError(f"--grid takes {example}, each option once, found '{key}={','.join(words)}'")
+    return values
+
+
+def ranges(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Callback of ``--over KEY=LOW:HIGH``."""
+    bounds: dict[str, tuple[float, float]] = {}
+    for key, text in parse_pairs(items, "--over", "an option and its range such as scale=0.8:2", once=True).items():
+        try:
+            low, high = convert(key, text, tuple[float, ...])
+        except ValueError:
+            raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={text}'") from None
+        bounds[key] = (low, high)
+    return bounds
+
+
+class Argument(click.Option):
+    """An option that is an argument of the function behind the command, and has its default there."""
+
+    def __init__(self, *flags: Any, module: str, **more: Any) -> None:
+        super().__init__(*flags, **more)
+        self.module = module
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        function = getattr(importlib.import_module(f"studiogan_guidance.{self.module}"), str(ctx.command.name))
+        default = inspect.signature(function).parameters[str(self.name)].default
+        return record[0], record[1] if default is None else f"{record[1]} [{_shown(default)}]"
+
+
+def _shown(default: Any) -> str:
+    """A default as it would stand on the command line."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, Mapping):
+        return " ".join(f"{key}={low:g}:{high:g}" for key, (low, high) in default.items())
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def setting(flag: str, metavar: str | None, text: str, default: str | None = None, **more: Any) -> Decorator:
+    """A flag that is a key of RunConfig. Its help ends with the default there, or with what stands in for None."""
+    key = flag.partition("/")[0].strip("-").replace("-", "_")
+    return click.option(
+        flag, key, metavar=metavar, default=None, help=f"{text} [{default or _shown(FIELDS[key])}]", **more
+    )
+
+
+def option_pairs(of: str) -> Decorator:
+    """``-o KEY=VALUE`` of a sampler or a stage."""
+    text = f"Option of {of}; repeatable."
+    return click.option("-o", "--option", "options", multiple=True, callback=key_values, metavar="KEY=VALUE", help=text)
+
+
+WORDS = list_of(str, "words")
+NUMBERS = list_of(float, "numbers")
+LABELS = list_of(int, "whole numbers")
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+STUDIOGAN = setting("--studiogan", "DIR", "Checkout of PyTorch-StudioGAN.", "looked for, see doctor")
+NUM = click.option(
+    "--num",
+    "--num-images",  # torchrun takes --num for one of its own
+    "num",
+    type=int,
+    metavar="N",
+    help="Number of images. [as many as real ones; sample: one sheet]",
+)
+
+BASIC = (
+    click.option("-c", "--config", metavar="FILE", help="Our YAML, or a YAML of the host as it is. [the built-in GAN]"),
+    click.option("--ckpt", metavar="DIR", help="Folder with the host's model=G*-weights-step*.pth."),
+    setting("--which", "WORDS", "Best or current, ema or raw weights.", "best and ema first", callback=WORDS),
+    click.option("--data", metavar="DIR", help="Real images: train/<class>/*, valid/<class>/*."),
+    STUDIOGAN,
+    setting("--out", "DIR", "Folder for results."),
+    setting("--device", "NAME", "auto, cpu, cuda or cuda:N."),
+    setting("--seed", "K", "Seed of the first image; image i has seed K + i.", type=int),
+    NUM,
+    setting("--batch-size", "B", "Images per forward pass.", type=int),
+    AS_JSON,
+)
+SHARED = (
+    *BASIC,
+    setting("--classes", "3,5", "Class labels, used in turn.", "random labels", callback=LABELS),
+    setting("--labels", "HOW", "Draw labels uniform, or as often as in the data."),
+    setting("--noise-mode", "MODE", "StyleGAN2's layer noise: random or const."),
+    setting("--restat", "N", "Redo batch-norm statistics on N x 64 samples; 0: do not.", type=int),
+    setting("--held-out", "DIR", "Real images whose valid split calibrates the discriminator.", "--data"),
+)
+CHOSEN = (
+    setting("--sampler", "NAME", "Overrides the sampler of the YAML; see 'list'."),
+    option_pairs("the sampler"),
+)
+BENCH = (
+    setting("--reference", "SPLIT", "Real split: train, valid or test.", "train; built-in: test"),
+    setting(
+        "--backbone", "SPEC", "host:NAME, torchscript:PATH, dinov2:PATH or builtin.", "Inception; built-in: builtin"
+    ),
+    setting("--resizer", "NAME", "The host's resizer: legacy, clean or friendly."),
+    setting("--resize-on", "WHERE", "cpu (the host's numbers, bit for bit) or device."),
+    setting("--pre-resizer", "NAME", "How real images get the configured size."),
+    setting("--channels-last/--no-channels-last", None, "Memory format of the feature network."),
+    setting("--compile/--no-compile", None, "Run the feature network through torch.compile."),
+)
+MEASURED = (
+    setting("--metrics", "WORDS", f"What to measure, of {','.join(METRICS)}.", callback=WORDS),
+    *BENCH,
+)
+COMPARED = (setting("--compare-plain/--no-compare-plain", None, "Also measure plain sampling."),)
+
+
+def shared(*groups: tuple[Decorator, ...]) -> Decorator:
+    """Add the options that commands have in common."""
+
+    def add(function: Any) -> Any:
+        for group in reversed(groups):
+            for option in reversed(group):
+                function = option(function)
+        return function
+
+    return add
+
+
+def argument(command: str, *flags: str, **more: Any) -> Decorator:
+    """A flag that is an argument of the function of the same name in ``evaluation``."""
+    return click.option(*flags, cls=Argument, module=f"evaluation.{command}", default=None, **more)
+
+
+def take(given: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Take ``keys`` out of ``given``; those that stand on the command line are returned."""
+    values = {key: given.pop(key) for key in keys}
+    return {key: value for key, value in values.items() if value not in (None, (), {})}
