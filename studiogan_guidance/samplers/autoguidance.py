@@ -75,10 +75,14 @@ class Autoguidance(BasedSampler):
 
     def files(self, view: LatentView) -> dict[str, str]:
         files = super().files(view)
-        return files if self._is_identity else files | {"reference_sha256": self.earlier(self.under(view.bare))[1]}
+        if self._is_identity:
+            return files
+        _, digest = self.earlier(self.under(view.bare))
+        return files | {"reference_sha256": digest}
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        return Sampled(view.decode(self.guided(view, inputs.z, inputs.labels), inputs.z, inputs.noise))
+        code = self.guided(view, inputs.z, inputs.labels)
+        return Sampled(view.decode(code, inputs.z, inputs.noise))
 
     def guided(self, view: LatentView, z: Tensor, labels: Tensor) -> Tensor:
         """Guided codes on the view of the base, of the shape of its codes."""
@@ -91,35 +95,56 @@ class Autoguidance(BasedSampler):
         if self._is_identity:
             return view
 
-        def class_means() -> Tensor:
-            return guide(view.class_means(), self.earlier(view)[0].class_means(), self.scale)
+        def encode(z: Tensor, labels: Tensor) -> Tensor:
+            return self.guided(view, z, labels)
 
-        return view.altered(encode=lambda z, labels: self.guided(view, z, labels), class_means=class_means)
+        def class_means() -> Tensor:
+            reference, _ = self.earlier(view)
+            return guide(view.class_means(), reference.class_means(), self.scale)
+
+        return view.altered(encode=encode, class_means=class_means)
 
     def earlier(self, view: LatentView) -> tuple[LatentView, str]:
         """The view of the base on the reference, and the hash of its weights; ``view`` is that of the base."""
-        return view.once(f"reference {self.reference} of {self.base}", lambda: self._opened(view))
+        return view.once(f"reference {self.reference} of {self.base}", lambda: self._open(view))
 
-    def _opened(self, view: LatentView) -> tuple[LatentView, str]:
-        networks, what = view.networks, f"autoguidance.reference {self.reference}"
+    def _open(self, view: LatentView) -> tuple[LatentView, str]:
+        networks = view.networks
         if self.reference is None:
             raise UserError(
                 "autoguidance needs a reference: give -o reference=PATH of an earlier checkpoint of the run"
             )
         if networks.companions is None:
-            raise UserError(f"{what}: {networks.source} comes without a way to open other checkpoints of its run")
+            raise UserError(
+                f"autoguidance.reference {self.reference}: {networks.source} comes without a way to open other "
+                "checkpoints of its run"
+            )
+
+        # A view of the snapshot, whose passes count as passes of this sampler.
         module = networks.companions.snapshot(self.reference)
         digest = weights_digest(module)
-        other = dataclasses.replace(networks, generator=module, digest=digest if view.on_disk else "")
-        bare = type(view.bare)(other)
-        bare.ledger = view.ledger  # its passes are those of this sampler
+        snapshot = dataclasses.replace(networks, generator=module, digest=digest if view.on_disk else "")
+        bare = type(view.bare)(snapshot)
+        bare.ledger = view.ledger
         reference = self.under(bare)
+
+        self._check_fit(view, reference)
+        return reference, digest
+
+    def _check_fit(self, view: LatentView, reference: LatentView) -> None:
+        """Raise UserError unless both views have codes of one shape, but not the same codes."""
         with view.frozen(), reference.frozen(), torch.no_grad():
             inputs = view.draw(range(rng.PILOTS, rng.PILOTS + 4), 0, LabelPlan(), "const")
-            codes = [each.encode(inputs.z, inputs.labels) for each in (view, reference)]
-        if codes[0].shape != codes[1].shape:
-            raise UserError(f"{what} has codes of another size than {networks.source}: use a snapshot of the same run")
-        if torch.equal(*codes):
-            why = "it is the same checkpoint, or codes are label vectors, in which nothing is learned"
-            raise UserError(f"{what} gives the very codes of {networks.source} ({why}): use gandance")
-        return reference, digest
+            code = view.encode(inputs.z, inputs.labels)
+            reference_code = reference.encode(inputs.z, inputs.labels)
+        source = view.networks.source
+        if code.shape != reference_code.shape:
+            raise UserError(
+                f"autoguidance.reference {self.reference} has codes of another size than {source}: use a snapshot of "
+                "the same run"
+            )
+        if torch.equal(code, reference_code):
+            raise UserError(
+                f"autoguidance.reference {self.reference} gives the very codes of {source} (it is the same checkpoint, "
+                "or codes are label vectors, in which nothing is learned): use gandance"
+            )

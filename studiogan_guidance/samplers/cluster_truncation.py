@@ -13,7 +13,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, options
-from studiogan_guidance.samplers.conditional_truncation import Pulled
+from studiogan_guidance.samplers.conditional_truncation import TruncationTowards
 
 VERSION = 1  # raise it when centres of the same draws change
 BATCH_SIZE = 500  # of mapping calls
@@ -27,9 +27,32 @@ def centres_of(points: Tensor, count: int) -> Tensor:
     return torch.from_numpy(fit.cluster_centers_)
 
 
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
+def nearest_centre(points: Tensor, centres: Tensor) -> Tensor:
     """The number of the centre [K, D] that is nearest to each point [B, D] by L2, int64 [B]."""
     return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """The rows of w that differ from each other: most generators have equal rows, which need not be clustered twice.
+
+    Attributes:
+        picks: one row of each group of equal rows, int64 [groups].
+        groups: the group of each row, int64 [rows].
+        weights: roots of the sizes of the groups, [groups, 1]: with them, distances are those over all rows.
+    """
+
+    picks: Tensor
+    groups: Tensor
+    weights: Tensor
+
+    def weighted(self, code: Tensor) -> Tensor:
+        """Codes [B, rows, w_dim] as points [B, groups * w_dim]."""
+        return (code[:, self.picks] * self.weights).flatten(1)
+
+    def codes(self, points: Tensor) -> Tensor:
+        """The codes [B, rows, w_dim] of points."""
+        return (points.view(len(points), len(self.picks), -1) / self.weights)[:, self.groups]
 
 
 @SAMPLERS.register(
@@ -41,8 +64,8 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
     neutral={"psi": 1.0},
 )
 @dataclass(frozen=True)
-class ClusterTruncation(Pulled):
-    """Cluster draws of w by k-means, and pull each w towards the nearest centre: fidelity, with the modes kept.
+class ClusterTruncation(TruncationTowards):
+    """Cluster draws of w by k-means, and move each w towards the nearest centre: fidelity, with the modes kept.
 
     w' = q + psi * (w - q), q the centre nearest to w by L2 over all rows. One cluster is truncation towards the mean of
     all draws; one cluster a class with ``per_class`` is ``conditional_truncation``. The paper measures nearness by
@@ -53,13 +76,13 @@ class ClusterTruncation(Pulled):
 
     Args:
         psi: finite number; 1 is plain (neutral), 0 is the centre itself, more than 1 spreads.
-        cutoff: number of leading w rows to pull; None pulls all.
+        cutoff: number of leading w rows to move; None moves all.
         clusters: number of centres, from 1 up; with ``per_class`` of each class.
         draws: number of w that are clustered, of uniform classes; with ``per_class`` shared by the classes.
         per_class: cluster the draws of each class by themselves, and pull towards centres of the image's class.
         base: see ``BasedSampler``; draws are its codes.
 
-    Notes of each image: ``distance``, |w - q| / sqrt(rows) before the pull.
+    Notes of each image: ``distance``, |w - q| / sqrt(rows) before it is moved.
 
     Raises:
         UserError: a generator without w, values out of range, fewer draws than centres.
@@ -83,65 +106,70 @@ class ClusterTruncation(Pulled):
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        if self._share(view) < self.clusters:
+        share = self._share(view)
+        if share < self.clusters:
             raise UserError(
-                f"cluster_truncation.draws is {self.draws}, which is {self._share(view)} for {self.clusters} centres: "
+                f"cluster_truncation.draws is {self.draws}, which is {share} for {self.clusters} centres: "
                 "give more draws"
             )
 
     def _share(self, view: LatentView) -> int:
+        """Number of draws that are clustered together."""
         return math.ceil(self.draws / view.num_classes) if self.per_class else self.draws
 
     def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        kept, spread, weights = self._rows(view)
-        tables = view.once(
-            f"centres {self.clusters} {self.draws} {self.per_class}", lambda: self._tables(view)
-        )  # [groups, clusters, kept * w_dim]
+        rows = self._rows(view)
+        points = rows.weighted(code)
         groups = labels.tolist() if self.per_class else [0] * len(labels)
-        points = (code[:, kept] * weights).flatten(1)
-        picks = [tables[group][nearest(point[None], tables[group])] for group, point in zip(groups, points)]
-        found = torch.cat(picks)
-        distance = torch.linalg.vector_norm(points - found, dim=1) / len(spread) ** 0.5
-        return (found.view(len(code), len(kept), -1) / weights)[:, spread], {"distance": distance.float().cpu()}
 
-    def _rows(self, view: LatentView) -> tuple[Tensor, Tensor, Tensor]:
-        """Which rows of w differ, [kept], to which of them each row is equal, [rows], and roots of how many [kept, 1].
+        # The nearest centre of each point, in the table of its group [clusters, width].
+        tables = view.once(f"centres {self.clusters} {self.draws} {self.per_class}", lambda: self._tables(view))
+        centres = []
+        for group, point in zip(groups, points):
+            number = nearest_centre(point[None], tables[group])
+            centres.append(tables[group][number])
+        nearest = torch.cat(centres)
 
-        Most generators have equal rows, which need not be clustered again and again.
-        """
+        distance = torch.linalg.vector_norm(points - nearest, dim=1) / len(rows.groups) ** 0.5
+        return rows.codes(nearest), {"distance": distance.float().cpu()}
 
-        def looked_at() -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, view: LatentView) -> DistinctRows:
+        """The rows of w that differ, as one pilot draw shows."""
+
+        def compared() -> DistinctRows:
             with view.frozen(), torch.no_grad():
                 inputs = view.draw([rng.PILOTS], 0, LabelPlan(), "const")
                 code = view.encode(inputs.z, inputs.labels)[0]
-            _, spread, counts = torch.unique_consecutive(code, dim=0, return_inverse=True, return_counts=True)
-            return counts.cumsum(0) - 1, spread, counts.to(code).sqrt()[:, None]
+            _, groups, sizes = torch.unique_consecutive(code, dim=0, return_inverse=True, return_counts=True)
+            return DistinctRows(sizes.cumsum(0) - 1, groups, sizes.to(code).sqrt()[:, None])
 
-        return view.once("rows of w that differ", looked_at)
+        return view.once("rows of w that differ", compared)
 
     def _tables(self, view: LatentView) -> Tensor:
+        """Centres of each class, or of all classes together, [groups, clusters, width]."""
         key = {
             "version": VERSION,
-            "base": str(options(self)["base"]),
+            "base": options(self)["base"],
             **self.files(view),
-            "prior": view.networks.z_prior,
             "share": self._share(view),
+            "clusters": self.clusters,
+            "per_class": self.per_class,
         }
 
         def compute(groups: range) -> Tensor:
             return torch.stack([centres_of(self._points(view, group), self.clusters) for group in groups])
 
         count = view.num_classes if self.per_class else 1
-        key |= {"clusters": self.clusters, "per_class": self.per_class}
         return torch.from_numpy(pool.values(view, "cluster centres", key, count, compute)).to(view.device)
 
     def _points(self, view: LatentView, label: int) -> Tensor:
-        """Codes that are clustered, their different rows side by side, [draws, kept * w_dim], on the CPU."""
-        kept, _, weights = self._rows(view)
+        """Points that are clustered, of the class ``label`` or of all, [draws, width], on the CPU."""
+        rows = self._rows(view)
         plan = LabelPlan((label,)) if self.per_class else LabelPlan()
+        share = self._share(view)
         points = []
-        for start in range(0, self._share(view), BATCH_SIZE):
-            seeds = range(rng.PILOTS + start, rng.PILOTS + min(start + BATCH_SIZE, self._share(view)))
+        for start in range(0, share, BATCH_SIZE):
+            seeds = range(rng.PILOTS + start, rng.PILOTS + min(start + BATCH_SIZE, share))
             inputs = view.draw(seeds, 0, plan, "const")
-            points.append((view.encode(inputs.z, inputs.labels)[:, kept] * weights).flatten(1).cpu())
+            points.append(rows.weighted(view.encode(inputs.z, inputs.labels)).cpu())
         return torch.cat(points)

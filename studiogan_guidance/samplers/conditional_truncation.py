@@ -15,12 +15,12 @@ from studiogan_guidance.samplers.truncation import Truncation
 
 
 @dataclass(frozen=True)
-class Pulled(BasedSampler):
-    """A sampler that pulls each w of its base towards a centre of its own: centre + psi * (w - centre).
+class TruncationTowards(BasedSampler):
+    """A sampler that moves each w of its base towards some centre: centre + psi * (w - centre).
 
     Args:
         psi: finite number; 1 is plain (neutral), 0 is the centre itself, more than 1 spreads.
-        cutoff: number of leading w rows to pull; None pulls all.
+        cutoff: number of leading w rows to move; None moves all.
     """
 
     psi: float = 0.7
@@ -35,12 +35,13 @@ class Pulled(BasedSampler):
         return self.psi == 1
 
     @property
-    def _pull(self) -> Truncation:
+    def _truncation(self) -> Truncation:
         return Truncation(psi=self.psi, center="class", cutoff=self.cutoff)
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        name, backbone = SAMPLERS.name_of(self), view.networks.backbone
+        name = SAMPLERS.name_of(self)
+        backbone = view.networks.backbone
         if view.rows is None and not self._is_identity:
             raise UserError(f"{name} needs a generator with w, {backbone} has none: use truncation with threshold")
         if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
@@ -49,12 +50,12 @@ class Pulled(BasedSampler):
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         code = view.encode(inputs.z, inputs.labels)
         centres, notes = self.centres(view, inputs.labels, code)
-        code = self._pull.truncated_code(code, centres)
+        code = self._truncation.truncated_code(code, centres)
         return Sampled(view.decode(code, inputs.z, inputs.noise), notes)
 
     @abstractmethod
     def centres(self, view: LatentView, labels: Tensor, code: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What each w moves towards, of the shape of ``code`` [B, rows, w_dim], and notes about each image."""
+        """The centre for each w, of the shape of ``code`` [B, rows, w_dim], and notes about each image, [B]."""
 
 
 @SAMPLERS.register(
@@ -66,8 +67,8 @@ class Pulled(BasedSampler):
     neutral={"psi": 1.0},
 )
 @dataclass(frozen=True)
-class ConditionalTruncation(Pulled):
-    """Pull w towards the mean of its class, so that little psi gives the typical image of the class, not of the data.
+class ConditionalTruncation(TruncationTowards):
+    """Move w towards the mean of its class, so that little psi gives the typical image of the class, not of the data.
 
     w' = m_c + psi * (w - m_c), with m_c = E_z f(z, c) over 10,000 draws. On a guided base, w and m_c are the guided
     ones: guide, then truncate. It is ``truncation`` with ``center=class``, but works on any base and may be one.
@@ -95,4 +96,4 @@ class ConditionalTruncation(Pulled):
         return of_class(view.class_means(), labels), {}
 
     def built_into(self, view: LatentView) -> LatentView:
-        return self._pull.built_into(self.under(view))
+        return self._truncation.built_into(self.under(view))

@@ -89,13 +89,14 @@ class GANdance(Sampler):
         check_finite("gandance.scale", self.scale)
         for share in self.profile or ():
             check_finite("gandance.profile", share)
-        self._truncation  # noqa: B018  checks its values
+        self.truncation()  # which checks psi and threshold
+        if self.subset < 1:
+            raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
+
         JOINTS[self.joint]
         for name in ("joint_ckpt", "strengths"):
             if getattr(self, name) and self.joint != "learned":
                 raise UserError(f"gandance.{name} belongs to the learned joint, but joint is {self.joint}: use learned")
-        if self.subset < 1:
-            raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
 
     def away_from(self, network: LearnedJoint) -> GANdance:
         """The same sampler with a learned joint in memory in place of a file, as while it is trained."""
@@ -105,96 +106,112 @@ class GANdance(Sampler):
 
     @property
     def neutral(self) -> bool:
-        return self.scale == 1 and self._truncation.neutral
+        return self.scale == 1 and self.truncation().neutral
 
-    @property
-    def _truncation(self) -> Truncation:
+    def truncation(self) -> Truncation:
+        """What ``psi`` and ``threshold`` do, as a sampler."""
         return Truncation(psi=1.0 if self.psi is None else self.psi, threshold=self.threshold)
 
     def check(self, view: LatentView) -> None:
-        self._truncation.check(view)
+        self.truncation().check(view)
         if self.joint == "learned" and self.scale != 1:
             self._learned(view)
-        low, high = self.layers or (0, 1)
+
+        # Layers and profile are about rows of w.
+        rows = view.rows or 0
         for name in ("layers", "profile"):
             if getattr(self, name) is not None and view.rows is None:
                 backbone = view.networks.backbone
                 raise UserError(f"gandance.{name} needs a generator with w rows, but {backbone} has none: leave it out")
-        if self.layers and not 0 <= low < high <= (view.rows or 0):
-            raise UserError(f"gandance.layers is {low}-{high}, but this generator has rows 0-{view.rows}")
-        if self.profile is not None and not 1 <= len(self.profile) <= (view.rows or 0):
-            found = len(self.profile)
-            raise UserError(f"gandance.profile has {found} groups, but this generator has {view.rows} w rows")
+        if self.layers is not None:
+            low, high = self.layers
+            if not 0 <= low < high <= rows:
+                raise UserError(f"gandance.layers is {low}-{high}, but this generator has rows 0-{rows}")
+        if self.profile is not None and not 1 <= len(self.profile) <= rows:
+            groups = len(self.profile)
+            raise UserError(f"gandance.profile has {groups} groups, but this generator has {rows} w rows")
 
     def files(self, view: LatentView) -> dict[str, str]:
-        uses = self.joint == "learned" and self.scale != 1
-        return {"joint_sha256": self._learned(view).digest()} if uses else {}
+        if self.joint != "learned" or self.scale == 1:
+            return {}
+        return {"joint_sha256": self._learned(view).digest()}
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
-        z = self._truncation.truncated_z(view, inputs.z)
-        inputs = dataclasses.replace(inputs, z=z)
-        return view.decode(self.guided(view, inputs, view.encode(z, inputs.labels)), z, inputs.noise)
+        z = self.truncation().truncated_z(view, inputs.z)
+        code = view.encode(z, inputs.labels)
+        code = self.guided(view, dataclasses.replace(inputs, z=z), code)
+        return view.decode(code, z, inputs.noise)
 
     def built_into(self, view: LatentView) -> LatentView:
+        truncation = self.truncation()
         if self.joint == "class_subset":
             raise UserError(
                 "gandance with joint=class_subset draws anew for each call and cannot be a base: use another"
             )
 
         def encode(z: Tensor, labels: Tensor) -> Tensor:
-            z = self._truncation.truncated_z(view, z)
-            return self.guided(view, Inputs(labels, z, labels, None, []), view.encode(z, labels))
+            z = truncation.truncated_z(view, z)
+            inputs = Inputs(seeds=labels, z=z, labels=labels, noise=None, generators=[])
+            return self.guided(view, inputs, view.encode(z, labels))
 
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-            return view.decode(code, self._truncation.truncated_z(view, z), noise)
+            return view.decode(code, truncation.truncated_z(view, z), noise)
 
         def class_means() -> Tensor:
-            labels = torch.arange(view.num_classes, device=view.device)
-            return self._guided_means(view, Inputs(labels, labels, labels, None, []))
+            return self._guided_means(view, torch.arange(view.num_classes, device=view.device))
 
         return view.altered(encode=encode, decode=decode, class_means=class_means)
 
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The guided codes, of the shape of ``code`` (for samplers that build on guidance)."""
-        if self.scale == 1 and self._truncation.psi == 1:
-            return code
-        guided = (
-            code
-            if self.scale == 1
-            else self._away(view, inputs, code, JOINTS[self.joint].target(view, inputs, code, self._joint_options))
-        )
-        if self._truncation.psi == 1:
-            return guided
-        return self._truncation.truncated_code(guided, self._guided_means(view, inputs))
+        # Guide away from the joint.
+        guided = code
+        if self.scale != 1:
+            options = JointOptions(self.subset, self.joint_ckpt, self._network)
+            joint = JOINTS[self.joint].target(view, inputs, code, options)
+            guided = self._away(view, inputs.labels, code, joint)
 
-    def _guided_means(self, view: LatentView, inputs: Inputs) -> Tensor:
+        # Truncate towards the guided mean of the class.
+        truncation = self.truncation()
+        if truncation.psi == 1:
+            return guided
+        return truncation.truncated_code(guided, self._guided_means(view, inputs.labels))
+
+    def _guided_means(self, view: LatentView, labels: Tensor) -> Tensor:
         """The mean code of each image's class, guided away from the mean of all; of the shape of codes."""
         means = view.class_means()
-        own = of_class(means, inputs.labels)
-        mean = view.global_mean() if self.joint == "global_mean" else means.mean(0)
-        return own if self.scale == 1 else self._away(view, inputs, own, mean)
-
-    @property
-    def _joint_options(self) -> JointOptions:
-        return JointOptions(self.subset, self.joint_ckpt, self._network)
+        class_mean = of_class(means, labels)
+        if self.scale == 1:
+            return class_mean
+        joint = view.global_mean() if self.joint == "global_mean" else means.mean(0)
+        return self._away(view, labels, class_mean, joint)
 
     def _learned(self, view: LatentView) -> LearnedJoint:
         return learned.of_view(view, self.joint_ckpt) if self._network is None else self._network
 
-    def _away(self, view: LatentView, inputs: Inputs, code: Tensor, joint: Tensor) -> Tensor:
+    def _away(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
         """``code`` guided away from ``joint``, in the rows and with the strengths that the options say."""
-        scale: float | Tensor = self.scale
-        if self.profile is not None:
-            rows = view.rows or 1
-            picks = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
-            scale = 1 + (scale - 1) * torch.tensor(picks, dtype=code.dtype, device=code.device)[:, None]
-        if self.strengths:
-            scale = 1 + (scale - 1) * self._learned(view).strength(inputs.labels, code)
-        guided = guide(code, joint, scale)
+        guided = guide(code, joint, self._scale(view, labels, code))
+
+        # Keep the norm of the plain code.
         if self.keep_norm:
-            norm = torch.linalg.vector_norm
-            guided = guided * (norm(code, dim=-1, keepdim=True) / norm(guided, dim=-1, keepdim=True).clamp_min(1e-12))
-        if self.layers:
+            norm = torch.linalg.vector_norm(code, dim=-1, keepdim=True)
+            guided_norm = torch.linalg.vector_norm(guided, dim=-1, keepdim=True).clamp_min(1e-12)
+            guided = guided * (norm / guided_norm)
+
+        # Keep the rows outside of ``layers``.
+        if self.layers is not None:
             low, high = self.layers
             guided = torch.cat([code[:, :low], guided[:, low:high], code[:, high:]], 1)
         return guided
+
+    def _scale(self, view: LatentView, labels: Tensor, code: Tensor) -> float | Tensor:
+        """The scale of each image and row that ``profile`` and ``strengths`` make of ``scale``."""
+        scale: float | Tensor = self.scale
+        if self.profile is not None:
+            rows = view.rows or 1
+            shares = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
+            scale = 1 + (scale - 1) * torch.tensor(shares, dtype=code.dtype, device=code.device)[:, None]
+        if self.strengths:
+            scale = 1 + (scale - 1) * self._learned(view).strength(labels, code)
+        return scale

@@ -18,8 +18,8 @@ from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, ch
 
 METRICS = ("l2", "cosine")
 ROWS = 1024  # rows of the table of distances that are held at a time, and of a mapping call
-BLOCK = 64  # consecutive seeds that share a pool, and hubs of a pool that are kept
-KEPT = 256  # pools whose hubs are kept
+BLOCK = 64  # consecutive seeds that share a pool, and number of hubs of a pool that are stored
+STORED = 256  # pools whose hubs are stored
 Hubs = tuple[Tensor, float]  # z [H, z_dim], share of the pool
 
 
@@ -29,14 +29,17 @@ def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
     Liang et al. 2022, arXiv:2206.06014. A part of the N x N table of distances is held at a time.
     """
     points = F.normalize(points) if metric == "cosine" else points
-    half, counts = points.square().sum(1) / 2, torch.zeros(len(points), dtype=torch.int64)
+    half_norms = points.square().sum(1) / 2
+    counts = torch.zeros(len(points), dtype=torch.int64)
     for start in range(0, len(points), ROWS):
-        some = points[start : start + ROWS]
-        distance = half - some @ points.T  # (|x - y|^2 - |x|^2) / 2 for each y
-        own = torch.arange(len(some))
-        distance[own, start + own] = torch.inf
-        listed = distance.topk(k, largest=False).indices.flatten().cpu()
-        counts += torch.bincount(listed, minlength=len(points))
+        # (|x - y|^2 - |x|^2) / 2 of some x and all y; no point is its own neighbour.
+        part = points[start : start + ROWS]
+        distances = half_norms - part @ points.T
+        numbers = torch.arange(len(part))
+        distances[numbers, start + numbers] = torch.inf
+
+        neighbours = distances.topk(k, largest=False).indices.flatten().cpu()
+        counts += torch.bincount(neighbours, minlength=len(points))
     return counts
 
 
@@ -103,33 +106,41 @@ class Hubness(BasedSampler):
         chain.check(view, self.space)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        found = [self.hubs(view, seed // BLOCK, c) for seed, c in zip(inputs.seeds.tolist(), inputs.labels.tolist())]
-        picks = [hubs[seed % BLOCK % len(hubs)] for seed, (hubs, _) in zip(inputs.seeds.tolist(), found)]
-        z = torch.cat([torch.stack(picks).to(inputs.z), inputs.z[:, view.networks.z_dim :]], 1)
+        hubs: list[Tensor] = []
+        shares: list[float] = []
+        for seed, label in zip(inputs.seeds.tolist(), inputs.labels.tolist()):
+            pool_hubs, share = self.hubs(view, seed // BLOCK, label)
+            hubs.append(pool_hubs[seed % BLOCK % len(pool_hubs)])
+            shares.append(share)
+
+        _, info = view.split(inputs.z)
+        z = torch.cat([torch.stack(hubs).to(inputs.z), info], 1)
         images = view.images(dataclasses.replace(inputs, z=z))
-        return Sampled(images, {"hubs": torch.tensor([share for _, share in found])})
+        return Sampled(images, {"hubs": torch.tensor(shares)})
 
     def hubs(self, view: LatentView, number: int, label: int) -> Hubs:
         """Up to 64 hubs of a pool (in w: of the pool as the class maps it), and which share of it are hubs."""
-        kept: OrderedDict[tuple[int, int], Hubs] = view.once(f"hubs of {self}", OrderedDict)
+        stored: OrderedDict[tuple[int, int], Hubs] = view.once(f"hubs of {self}", OrderedDict)
         key = (number, label if self.space == "w" else 0)
-        if key not in kept:
-            kept[key] = self._made(view, number, label)
-            while len(kept) > KEPT:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
+        if key not in stored:
+            stored[key] = self._search(view, number, label)
+        stored.move_to_end(key)
+        if len(stored) > STORED:
+            stored.popitem(last=False)
+        return stored[key]
 
-    def _made(self, view: LatentView, number: int, label: int) -> Hubs:
+    def _search(self, view: LatentView, number: int, label: int) -> Hubs:
+        """The hubs of a pool, as ``hubs`` stores them."""
         assert self.threshold is not None
-        gens = rng.generators([rng.POOLS + number % 2**30]) * self.pool  # one generator, used again and again
-        z, info = view.prior(gens), view.info(gens)
+
+        # The pool: draws of one generator, and the fixed random order of its members.
+        gens = rng.generators([rng.POOLS + number % 2**30]) * self.pool
+        z = view.prior(gens)
+        info = view.info(gens)
         order = torch.randperm(self.pool, generator=gens[0])
-        points = z.to(view.device)
-        if self.space == "w":
-            whole = torch.cat([z, info], 1).to(view.device)
-            labels = torch.full((self.pool,), label, device=view.device)
-            points = torch.cat([view.encode(*some).mean(1) for some in zip(whole.split(ROWS), labels.split(ROWS))])
+
+        # Members in more than ``threshold`` lists of neighbours.
+        points = z.to(view.device) if self.space == "z" else self._mean_codes(view, torch.cat([z, info], 1), label)
         counts = hub_counts(points, self.k, self.metric)
         hubs = order[counts[order] > self.threshold]
         if not len(hubs):
@@ -139,3 +150,11 @@ class Hubness(BasedSampler):
             )
         view.ledger.cost.update(proposed=self.pool, accepted=len(hubs))
         return z[hubs[:BLOCK]], len(hubs) / self.pool
+
+    def _mean_codes(self, view: LatentView, z: Tensor, label: int) -> Tensor:
+        """The mean over layers of w of noise [N, Z] for a class, [N, w_dim]."""
+        codes = []
+        for part in z.to(view.device).split(ROWS):
+            labels = torch.full((len(part),), label, device=view.device)
+            codes.append(view.encode(part, labels).mean(1))
+        return torch.cat(codes)

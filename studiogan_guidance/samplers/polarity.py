@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_finite, options
 
 VERSION = 1  # raise it when volumes of the same draws change
-LEAST = 1e-12  # a singular value: less counts as much
+SMALLEST = 1e-12  # singular value: smaller ones count as this
 
 
 def log_volume(jacobian: Tensor, k: int) -> Tensor:
     """S = sum_{j <= k} log sigma_j of the largest k singular values of each Jacobian [B, rows, columns]; [B]."""
     sigma: Tensor = torch.linalg.svdvals(jacobian.double())
-    return sigma[:, :k].clamp_min(LEAST).log().sum(1)
+    return sigma[:, :k].clamp_min(SMALLEST).log().sum(1)
 
 
 def polarity_weights(volumes: Tensor, rho: float) -> Tensor:
@@ -103,32 +104,47 @@ class Polarity(BasedSampler):
             raise UserError(f"polarity.k is {self.k}, but these Jacobians have rank {rank} at most: lower k")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        labels, mode = inputs.labels.tolist(), inputs.noise_mode
+        labels = inputs.labels.tolist()
+        mode = inputs.noise_mode
+        chances = rng.unit(inputs.generators).double()
+
+        # Draw a member of the pool of each image's class.
         members = []
         effective = torch.zeros(len(labels))
-        for i, (label, chance) in enumerate(zip(labels, rng.unit(inputs.generators).double())):
-            edges, effective[i] = self.edges(view, label, mode)
-            members.append(int(torch.searchsorted(edges, chance * edges[-1], right=True).clamp(max=len(edges) - 1)))
-        chosen = self._drawn(view, labels, members, mode)
-        return Sampled(view.images(chosen), {"effective": effective})
+        for row, label in enumerate(labels):
+            edges, effective[row] = self.edges(view, label, mode)
+            member = torch.searchsorted(edges, chances[row] * edges[-1], right=True)
+            members.append(int(member.clamp(max=len(edges) - 1)))
+
+        images = view.images(self._members(view, labels, members, mode))
+        return Sampled(images, {"effective": effective})
 
     def edges(self, view: LatentView, label: int, mode: str) -> tuple[Tensor, float]:
         """Sums of the weights of the pool of a class up to each member, float64 [N], and its effective share."""
 
-        def made() -> tuple[Tensor, float]:
+        def summed() -> tuple[Tensor, float]:
             weights = polarity_weights(self.volumes(view, label, mode), self.rho)
             return weights.cumsum(0), float(1 / (len(weights) * weights.square().sum()))
 
-        return view.once(f"edges {label} {mode} of {self}", made)
+        return view.once(f"edges {label} {mode} of {self}", summed)
 
     def volumes(self, view: LatentView, label: int, mode: str) -> Tensor:
-        """S of each member of the pool of a class, float64 [N]; kept on disk."""
+        """S of each member of the pool of a class, float64 [N]; cached on disk."""
         size = self._size(view)
-        key = {"version": VERSION, "base": str(options(self)["base"]), **self.files(view), "noise": mode, "of": size}
-        key |= {"class": label, "k": self.k, "projections": self.projections}
+        key = {
+            "version": VERSION,
+            "base": options(self)["base"],
+            **self.files(view),
+            "noise": mode,
+            "of": size,
+            "class": label,
+            "k": self.k,
+            "projections": self.projections,
+        }
 
         def compute(draws: range) -> Tensor:
-            return log_volume(self.jacobian(view, self._drawn(view, [label] * len(draws), draws, mode)), self.k)
+            inputs = self._members(view, [label] * len(draws), draws, mode)
+            return log_volume(self.jacobian(view, inputs), self.k)
 
         return torch.from_numpy(pool.values(view, "log volumes", key, size, compute))
 
@@ -136,22 +152,28 @@ class Polarity(BasedSampler):
         """d(P G(z)) / dz of each image, [B, directions, z_dim], by one backward pass a direction."""
         prior, info = view.split(inputs.z)
         with torch.enable_grad():
+            # P G(z), one row of numbers for each direction.
             z = prior.detach().requires_grad_()
-            whole = torch.cat([z, info], 1)
-            images = view.decode(view.encode(whole, inputs.labels), whole, inputs.noise).flatten(1)
-            width = images.shape[1]
-            basis = view.once(
-                f"projection {width} {self.projections}", lambda: projection(width, self.projections).to(view.device)
-            )
-            along = (images @ basis).unbind(1)
-            rows = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in along]
+            images = view.images(dataclasses.replace(inputs, z=torch.cat([z, info], 1))).flatten(1)
+            projected = (images @ self._projection(view, images.shape[1])).unbind(1)
+
+            rows = []
+            for values in projected:
+                (slope,) = torch.autograd.grad(values.sum(), z, retain_graph=True)
+                rows.append(slope)
         view.ledger.cost["backward"] += len(z) * len(rows)
         return torch.stack(rows, 1)
 
+    def _projection(self, view: LatentView, width: int) -> Tensor:
+        """P, as ``projection``, on the device of the view."""
+        key = f"projection {width} {self.projections}"
+        return view.once(key, lambda: projection(width, self.projections).to(view.device))
+
     def _size(self, view: LatentView) -> int:
+        """Number of members of the pool of a class."""
         return math.ceil(self.pool / view.num_classes)
 
-    def _drawn(self, view: LatentView, labels: Sequence[int], members: Sequence[int], mode: str) -> Inputs:
+    def _members(self, view: LatentView, labels: Sequence[int], members: Sequence[int], mode: str) -> Inputs:
         """Members of the pools of classes, each by a seed of its own, with its own layer noise."""
         size = self._size(view)
         seeds = [rng.POOLS + (label * size + member) % 2**30 for label, member in zip(labels, members)]

@@ -7,7 +7,7 @@ evaluation with standing statistics (Brock et al. 2019, arXiv:1809.11096, append
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from studiogan_guidance.samplers.base import Sampler
 SEED = rng.STATISTICS
 BATCH_SIZE = 64  # the same everywhere, so that a checkpoint's statistics do not depend on who asks for them
 Statistics = Mapping[nn.Module, tuple[Tensor | None, Tensor | None]]
+ATTRIBUTES = ("training", "track_running_stats", "momentum")
 
 
 def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
@@ -34,34 +35,48 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
     norms = [module for module in view.generator.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         raise UserError(f"restat needs batch norms, but {view.networks.backbone} has none: set restat to 0")
-    kept = [(norm, dict(norm.__dict__), dict(norm._buffers)) for norm in norms]
-    in_training = view.altered()  # what is computed once under these norms serves no other images
-    in_training.on_disk = False
-    in_training.networks = dataclasses.replace(view.networks, batch_statistics=True)
-    try:
-        for norm in norms:
-            norm._buffers.update({key: value.clone() for key, value in norm._buffers.items() if value is not None})
-            norm.training, norm.track_running_stats, norm.momentum = True, True, None  # None: the mean of all batches
-            norm.reset_running_stats()
+
+    # What is computed once under these norms is right for no other images.
+    training_view = view.altered()
+    training_view.on_disk = False
+    training_view.networks = dataclasses.replace(view.networks, batch_statistics=True)
+
+    seeds = range(SEED, SEED + batches * BATCH_SIZE)
+    with _averaging(norms):
         setup = view.ledger.setup["synthesis"]
-        for batch in sampler.stream(in_training, range(SEED, SEED + batches * BATCH_SIZE), BATCH_SIZE, LabelPlan()):
+        for batch in sampler.stream(training_view, seeds, BATCH_SIZE, LabelPlan()):
             if batch.cost["synthesis"] != len(batch.images) or view.ledger.setup["synthesis"] != setup:
                 raise UserError(f"restat needs a sampler with one pass of the generator an image, unlike {sampler}")
         return {norm: (norm._buffers["running_mean"], norm._buffers["running_var"]) for norm in norms}
+
+
+@contextmanager
+def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Batch norms average the statistics of all batches inside the with-block, and are then as before."""
+    before = [(norm, dict(norm.__dict__), dict(norm._buffers)) for norm in norms]
+    try:
+        for norm in norms:
+            copies = {key: value.clone() for key, value in norm._buffers.items() if value is not None}
+            norm._buffers.update(copies)
+            norm.training = True
+            norm.track_running_stats = True
+            norm.momentum = None  # the mean of all batches
+            norm.reset_running_stats()
+        yield
     finally:
-        for norm, attributes, buffers in kept:
-            norm.__dict__.update({key: attributes[key] for key in ("training", "track_running_stats", "momentum")})
+        for norm, attributes, buffers in before:
+            norm.__dict__.update({key: attributes[key] for key in ATTRIBUTES})
             norm._buffers.update(buffers)
 
 
 @contextmanager
 def applied(statistics: Statistics) -> Iterator[None]:
     """The batch norms use ``statistics`` inside the with-block; an empty mapping changes nothing."""
-    kept = {norm: dict(norm._buffers) for norm in statistics}
+    before = {norm: dict(norm._buffers) for norm in statistics}
     try:
         for norm, (mean, var) in statistics.items():
             norm._buffers.update(running_mean=mean, running_var=var)
         yield
     finally:
-        for norm, buffers in kept.items():
+        for norm, buffers in before.items():
             norm._buffers.update(buffers)

@@ -21,7 +21,7 @@ CENTERS = ("clusters", "axes")
 TRIES = 10_000  # latents for one image before giving up
 QUANTILE_DRAWS = 10_000  # prior draws behind tau
 VERSION = 1  # raise it when features of the same fakes change
-LEAST = 20  # images a cell that a classifier is fitted on
+FEWEST = 20  # images for each cell that a classifier is fitted on
 
 
 def axes_logits(z: Tensor, axes: Tensor) -> Tensor:
@@ -57,17 +57,27 @@ def cells_of(z: Tensor, features: Tensor, count: int) -> Cells:
     from sklearn.cluster import KMeans
     from sklearn.linear_model import LogisticRegression
 
+    # Cluster all features; every fifth image is held out from the fit.
     cells = KMeans(count, n_init=4, random_state=0).fit_predict(features.numpy())
-    test = np.arange(len(z)) % 5 == 4
-    if len(np.unique(cells[~test])) < 2:
+    latents = z.double().numpy()
+    held_out = np.arange(len(z)) % 5 == 4
+    if len(np.unique(cells[~held_out])) < 2:
         raise UserError("simplicial finds no clusters, as the discriminator has the same features for all images")
-    fit = LogisticRegression(max_iter=1000).fit(z[~test].double().numpy(), cells[~test])
-    slopes, constants = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
-    if len(fit.classes_) == 2:  # scikit-learn keeps the difference of their logits
-        slopes, constants = torch.cat([-slopes, slopes]) / 2, torch.cat([-constants, constants]) / 2
-    weights, offsets = slopes.new_zeros(z.shape[1], count), slopes.new_full((count,), -math.inf)
-    weights[:, fit.classes_], offsets[fit.classes_] = slopes.T, constants  # a cell may be all in the held-out fifth
-    return Cells(weights, offsets, float(fit.score(z[test].double().numpy(), cells[test])))
+    fit = LogisticRegression(max_iter=1000).fit(latents[~held_out], cells[~held_out])
+
+    # Of two classes scikit-learn has the difference of the logits only.
+    slopes = torch.from_numpy(fit.coef_)
+    constants = torch.from_numpy(fit.intercept_)
+    if len(fit.classes_) == 2:
+        slopes = torch.cat([-slopes, slopes]) / 2
+        constants = torch.cat([-constants, constants]) / 2
+
+    # A cell whose images are all held out has probability 0.
+    weights = slopes.new_zeros(z.shape[1], count)
+    offsets = slopes.new_full((count,), -math.inf)
+    weights[:, fit.classes_] = slopes.T
+    offsets[fit.classes_] = constants
+    return Cells(weights, offsets, float(fit.score(latents[held_out], cells[held_out])))
 
 
 @SAMPLERS.register(
@@ -134,39 +144,48 @@ class Simplicial(BasedSampler):
     def _is_identity(self) -> bool:
         return self.accept == 1 and self.threshold is None
 
+    @property
+    def _uses_discriminator(self) -> bool:
+        return self.centers == "clusters" and not self._is_identity
+
     def files(self, view: LatentView) -> dict[str, str]:
-        judged = self.centers == "clusters" and not self._is_identity
-        return {**super().files(view), **({"discriminator_sha256": critic.digest_of(view)} if judged else {})}
+        files = super().files(view)
+        return files | {"discriminator_sha256": critic.digest_of(view)} if self._uses_discriminator else files
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        if self._is_identity:
-            return
-        if self.centers == "clusters":
+        width = view.networks.z_dim
+        if self._uses_discriminator:
             critic.of_view(view)
-        elif self.cells > view.networks.z_dim:
-            raise UserError(f"simplicial.cells is {self.cells}, but z has {view.networks.z_dim} axes: use fewer")
+        elif not self._is_identity and self.cells > width:
+            raise UserError(f"simplicial.cells is {self.cells}, but z has {width} axes: use fewer")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        width, labels = view.networks.z_dim, inputs.labels.tolist()
+        prior, info = view.split(inputs.z)
+        labels = inputs.labels.tolist()
         tau = torch.tensor([self.tau(view, label) for label in labels], dtype=torch.float64)
-        z, tries = inputs.z[:, :width].to("cpu", copy=True), torch.ones(len(labels))
-        found = self.certainty(view, z, labels)
-        while todo := (found <= tau).nonzero().flatten().tolist():
+
+        # Redraw latents until each is certain of its cell: max p > tau.
+        z = prior.to("cpu", copy=True)
+        certainty = self.certainty(view, z, labels)
+        tries = torch.ones(len(labels))
+        while rejected := (certainty <= tau).nonzero().flatten().tolist():
             if tries.max() >= TRIES:
+                row = rejected[0]
                 raise UserError(
-                    f"simplicial kept none of {TRIES} latents of class {labels[todo[0]]} at tau {tau[todo[0]]:.3g}: "
+                    f"simplicial kept none of {TRIES} latents of class {labels[row]} at tau {tau[row]:.3g}: "
                     "raise accept or lower threshold"
                 )
-            z[todo] = view.prior([inputs.generators[row] for row in todo])
-            found[todo] = self.certainty(view, z[todo], [labels[row] for row in todo])
-            tries[todo] += 1
+            z[rejected] = view.prior([inputs.generators[row] for row in rejected])
+            certainty[rejected] = self.certainty(view, z[rejected], [labels[row] for row in rejected])
+            tries[rejected] += 1
         view.ledger.cost.update(proposed=int(tries.sum()), accepted=len(tries))
-        notes = {"confidence": found.float(), "tries": tries}
+
+        images = view.images(dataclasses.replace(inputs, z=torch.cat([z.to(inputs.z), info], 1)))
+        notes = {"confidence": certainty.float(), "tries": tries}
         if self.centers == "clusters":
-            notes["cell_accuracy"] = torch.tensor([self.fitted(view, label).accuracy for label in labels])
-        whole = torch.cat([z.to(inputs.z), inputs.z[:, width:]], 1)
-        return Sampled(view.images(dataclasses.replace(inputs, z=whole)), notes)
+            notes["cell_accuracy"] = torch.tensor([self.cells_of_class(view, label).accuracy for label in labels])
+        return Sampled(images, notes)
 
     def certainty(self, view: LatentView, z: Tensor, labels: list[int]) -> Tensor:
         """max_j p_j of latents [B, z_dim] on the CPU, for their classes, float64 [B]."""
@@ -174,9 +193,10 @@ class Simplicial(BasedSampler):
         if self.centers == "axes":
             order = torch.randperm(view.networks.z_dim, generator=torch.Generator().manual_seed(0))
             return confidence(axes_logits(z, order[: self.cells]))
-        fits = {label: self.fitted(view, label) for label in set(labels)}
-        weights = torch.stack([fits[label].weights for label in labels])
-        offsets = torch.stack([fits[label].offsets for label in labels])
+
+        cells = [self.cells_of_class(view, label) for label in labels]
+        weights = torch.stack([fit.weights for fit in cells])
+        offsets = torch.stack([fit.offsets for fit in cells])
         return confidence((z[:, None] @ weights)[:, 0] + offsets)
 
     def tau(self, view: LatentView, label: int) -> float:
@@ -185,35 +205,36 @@ class Simplicial(BasedSampler):
             return self.threshold
         label = label if self.centers == "clusters" else 0
 
-        def made() -> float:
-            z = view.prior(rng.generators([rng.PILOTS]) * QUANTILE_DRAWS)  # one generator, used again and again
-            found = torch.cat([self.certainty(view, some, [label] * len(some)) for some in z.split(1000)])
-            return float(found.quantile(1 - self.accept))
+        def quantile() -> float:
+            z = view.prior(rng.generators([rng.PILOTS]) * QUANTILE_DRAWS)  # all from one generator
+            certainties = [self.certainty(view, part, [label] * len(part)) for part in z.split(1000)]
+            return float(torch.cat(certainties).quantile(1 - self.accept))
 
-        return view.once(f"tau {label} of {self}", made)
+        return view.once(f"tau {label} of {self}", quantile)
 
-    def fitted(self, view: LatentView, label: int) -> Cells:
-        """The cells of a class; the features of its images are kept on disk."""
-        size = max(LEAST * self.cells, math.ceil(self.draws / view.num_classes))
+    def cells_of_class(self, view: LatentView, label: int) -> Cells:
+        """The cells of a class; the features of its images are cached on disk."""
+        size = max(FEWEST * self.cells, math.ceil(self.draws / view.num_classes))
+        return view.once(f"cells {label} {self.cells} of {size}", lambda: self._fit(view, label, size))
 
-        def made() -> Cells:
-            key = {
-                "version": VERSION,
-                "class": label,
-                "of": size,
-                "base": str(options(self)["base"]),
-                **self.files(view),
-            }
-            judge = critic.of_view(view)
+    def _fit(self, view: LatentView, label: int, size: int) -> Cells:
+        discriminator = critic.of_view(view)
+        key = {
+            "version": VERSION,
+            "class": label,
+            "of": size,
+            "base": options(self)["base"],
+            **self.files(view),
+        }
 
-            def compute(draws: range) -> Tensor:
-                inputs = pool.inputs(view, label, size, draws)
-                images = view.images(inputs)
-                view.ledger.cost["discriminator"] += len(images)
-                return judge.judge(images, inputs.labels)[0].float()
+        def compute(draws: range) -> Tensor:
+            inputs = pool.inputs(view, label, size, draws)
+            images = view.images(inputs)
+            view.ledger.cost["discriminator"] += len(images)
+            features, _ = discriminator.judge(images, inputs.labels)
+            return features.float()
 
-            features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
-            z = pool.inputs(view, label, size, range(size), "const").z[:, : view.networks.z_dim].cpu()
-            return cells_of(z, features, self.cells)
-
-        return view.once(f"cells {label} {self.cells} of {size}", made)
+        features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
+        inputs = pool.inputs(view, label, size, range(size), "const")
+        prior, _ = view.split(inputs.z)
+        return cells_of(prior.cpu(), features, self.cells)

@@ -81,23 +81,20 @@ class Truncation(Sampler):
         return self.psi == 1 and self.threshold is None
 
     def check(self, view: LatentView) -> None:
-        backbone = view.networks.backbone
+        networks = view.networks
         if view.rows is None and (self.psi != 1 or self.cutoff is not None):
-            raise UserError(f"truncation.psi and cutoff need a generator with w, {backbone} has none: use threshold")
+            raise UserError(
+                f"truncation.psi and cutoff need a generator with w, {networks.backbone} has none: use threshold"
+            )
         if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
             raise UserError(f"truncation.cutoff is {self.cutoff}, but this generator has w rows 0-{view.rows}")
-        if self.threshold is not None and view.networks.z_prior != "gaussian":
-            raise UserError(f"truncation.threshold needs a gaussian prior, this {backbone} has {view.networks.z_prior}")
+        if self.threshold is not None and networks.z_prior != "gaussian":
+            raise UserError(
+                f"truncation.threshold needs a gaussian prior, this {networks.backbone} has {networks.z_prior}"
+            )
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
-        z = self.truncated_z(view, inputs.z)
-        code = view.encode(z, inputs.labels)
-        if self.psi != 1:
-            code = self.truncated_code(code, self._mean(view, inputs.labels))
-        return view.decode(code, z, inputs.noise)
-
-    def _mean(self, view: LatentView, labels: Tensor) -> Tensor:
-        return view.global_mean() if self.center == "global" else of_class(view.class_means(), labels)
+        return self.built_into(view).images(inputs)
 
     def truncated_z(self, view: LatentView, z: Tensor) -> Tensor:
         """Prior noise with its Gaussian part truncated to the threshold, [B, Z]."""
@@ -108,20 +105,26 @@ class Truncation(Sampler):
 
     def truncated_code(self, code: Tensor, mean: Tensor) -> Tensor:
         """``mean + psi * (code - mean)`` in the leading ``cutoff`` rows, [B, rows, w_dim]."""
-        pulled = mean.lerp(code, self.psi)
-        return pulled if self.cutoff is None else torch.cat([pulled[:, : self.cutoff], code[:, self.cutoff :]], 1)
+        truncated = mean.lerp(code, self.psi)
+        if self.cutoff is None:
+            return truncated
+        return torch.cat([truncated[:, : self.cutoff], code[:, self.cutoff :]], 1)
 
     def built_into(self, view: LatentView) -> LatentView:
+        def towards_mean(code: Tensor, labels: Tensor) -> Tensor:
+            if self.psi == 1:
+                return code
+            mean = view.global_mean() if self.center == "global" else of_class(view.class_means(), labels)
+            return self.truncated_code(code, mean)
+
         def encode(z: Tensor, labels: Tensor) -> Tensor:
-            code = view.encode(self.truncated_z(view, z), labels)
-            return code if self.psi == 1 else self.truncated_code(code, self._mean(view, labels))
+            return towards_mean(view.encode(self.truncated_z(view, z), labels), labels)
 
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
             return view.decode(code, self.truncated_z(view, z), noise)
 
         def class_means() -> Tensor:
-            means, labels = view.class_means(), torch.arange(view.num_classes, device=view.device)
-            return means if self.psi == 1 else self.truncated_code(means, self._mean(view, labels))
+            return towards_mean(view.class_means(), torch.arange(view.num_classes, device=view.device))
 
         return view.altered(encode=encode, decode=decode, class_means=class_means)
 
@@ -134,6 +137,8 @@ class Truncation(Sampler):
             return self.truncated_z(view, view.prior(gens))
 
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-            return view.decode(code if self.psi == 1 else self.truncated_code(code, view.global_mean()), z, noise)
+            if self.psi != 1:
+                code = self.truncated_code(code, view.global_mean())
+            return view.decode(code, z, noise)
 
         return view.altered(decode=decode, prior=prior)

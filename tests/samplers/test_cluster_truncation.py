@@ -7,7 +7,7 @@ from conftest import ToyGAN, toy_networks
 from studiogan_guidance import rng, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
-from studiogan_guidance.samplers.cluster_truncation import centres_of, nearest
+from studiogan_guidance.samplers.cluster_truncation import centres_of, nearest_centre
 
 
 def images(view: LatentView, name: str, **options: object) -> torch.Tensor:
@@ -22,7 +22,7 @@ def mean_of_draws(view: LatentView, draws: int, classes: tuple[int, ...] = ()) -
 def test_the_nearest_centre_is_that_of_a_slow_search() -> None:
     g = torch.Generator().manual_seed(0)
     points, centres = torch.randn(50, 7, generator=g), torch.randn(9, 7, generator=g)
-    for point, found in zip(points, nearest(points, centres)):
+    for point, found in zip(points, nearest_centre(points, centres)):
         distances = [float(((point - centre) ** 2).sum()) for centre in centres]
         assert distances[int(found)] == min(distances)
 
@@ -31,7 +31,7 @@ def test_k_means_finds_well_separated_modes_in_any_order() -> None:
     modes = torch.tensor([[0.0, 0], [9, 0], [0, 9]])
     points = modes.repeat(100, 1) + 0.1 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
     found = centres_of(points, 3)
-    torch.testing.assert_close(found[nearest(modes, found)], modes, atol=0.05, rtol=0)
+    torch.testing.assert_close(found[nearest_centre(modes, found)], modes, atol=0.05, rtol=0)
 
 
 def test_one_cluster_is_truncation_towards_the_mean_of_the_draws(toy_view: LatentView) -> None:

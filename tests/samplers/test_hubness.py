@@ -102,11 +102,11 @@ def test_infogan_numbers_stay() -> None:
 def test_only_some_pools_are_kept_and_lost_ones_come_back_the_same() -> None:
     view, sampler = view_of(3), samplers.create("hubness", {"pool": 12, "k": 2, "threshold": 1})
     first = sampler.hubs(view, 0, 0)[0]
-    for number in range(hubness.KEPT + 9):
+    for number in range(hubness.STORED + 9):
         sampler.hubs(view, number, 1)  # z is the same for all classes
     made = view.ledger.cost["proposed"]
-    assert made == 12 * (hubness.KEPT + 9)
-    sampler.hubs(view, hubness.KEPT + 8, 0)
+    assert made == 12 * (hubness.STORED + 9)
+    sampler.hubs(view, hubness.STORED + 8, 0)
     assert view.ledger.cost["proposed"] == made
     assert torch.equal(sampler.hubs(view, 0, 0)[0], first)
     assert view.ledger.cost["proposed"] == made + 12

@@ -125,7 +125,7 @@ def test_each_class_has_cells_of_its_own_and_classes_that_do_not_occur_cost_noth
     again = view_for(toy_view.networks)
     next(sampler.stream(again, range(4), 4, LabelPlan((2, 3))))
     assert again.ledger.setup["synthesis"] == 40  # those of class 2 were on disk
-    weights = [sampler.fitted(again, label).weights for label in (2, 3)]
+    weights = [sampler.cells_of_class(again, label).weights for label in (2, 3)]
     assert not torch.allclose(*weights, atol=0.1)
 
 
