@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.features.preparation import Preparation, _line, _sha256, tuned
+from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.features.preparation import Preparation, tuned, weights_sha256
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels
 DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by the width of a token
-DINOV2_SIZE, DINOV2_PATCH = 224, 14
+DINOV2_SIZE = 224  # side of the input
+DINOV2_PATCH = 14  # side of a patch
 
 
 class DinoV2:
@@ -23,6 +25,16 @@ class DinoV2:
 
     Images are resized to 224 by Pillow's bicubic filter on float channels, as dgm-eval's ``clean_resize`` does
     (Stein et al. 2023, arXiv:2306.04675); position embeddings are interpolated as facebook's own code does.
+
+    Args:
+        path: facebook's or timm's weights, as .pth or .safetensors.
+        device: where it runs.
+        resize_on: cpu, or device (faster on a GPU; changes values by rounding).
+        channels_last: memory format of the network.
+        compile: run it through torch.compile.
+
+    Raises:
+        UserError: timm is missing; the file is missing, damaged or of another network.
     """
 
     classifies = False
@@ -36,10 +48,11 @@ class DinoV2:
         compile: bool = False,
     ) -> None:
         name, net = dinov2(path)
-        mean, std = (torch.tensor(values) for values in IMAGENET)
+        mean, std = map(torch.tensor, IMAGENET)
+        self.device = device
         self._prepare = Preparation(DINOV2_SIZE, "bicubic", mean, std, device, resize_on, channels_last)
-        self._net, self.device = tuned(net.to(device), channels_last, compile), device
-        self.protocol = {"backbone": f"dinov2:{name}", "backbone_sha256": _sha256(path), "resizer": "clean"}
+        self._net = tuned(net.to(device), channels_last, compile)
+        self.protocol = {"backbone": f"dinov2:{name}", "backbone_sha256": weights_sha256(path), "resizer": "clean"}
         if resize_on != "cpu":
             self.protocol["resize_on"] = resize_on
 
@@ -68,17 +81,18 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
         from timm.models.vision_transformer import checkpoint_filter_fn
     except ImportError as error:
         raise UserError("--backbone dinov2 needs the package timm, which is missing: pip install timm") from error
+
+    # Recognise the network by the shapes of its weights.
     state = _tensors(path)
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    width, *patch = shapes.get("patch_embed.proj.weight", ())[:1] + shapes.get("patch_embed.proj.weight", ())[2:] or (
-        0,
-    )
-    if width not in DINOV2 or patch != [DINOV2_PATCH] * 2 or "pos_embed" not in state:
+    width = _width(state)
+    if width is None:
         raise UserError(
             f"--backbone {path} holds no DINOv2 ViT in facebook's or timm's format: give dinov2_vit*14_pretrain.pth"
         )
     registers = bool({"register_tokens", "reg_token"} & set(state))
     name = f"vit_{DINOV2[width]}_patch14{'_reg4' if registers else ''}_dinov2"
+
+    # Load them into timm's network.
     state.setdefault("mask_token", torch.zeros(1, width))  # by which timm knows facebook's names; it is dropped
     try:
         state["pos_embed"] = _positions(state["pos_embed"], DINOV2_SIZE // DINOV2_PATCH, registers)
@@ -86,26 +100,41 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
             net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
         net.load_state_dict(checkpoint_filter_fn(state, net))  # type: ignore[arg-type]
     except (RuntimeError, KeyError, IndexError) as error:
-        raise UserError(f"--backbone {path} does not fit {name} ({_line(error)}): give the file as it came") from error
+        raise UserError(
+            f"--backbone {path} does not fit {name} ({one_line(error)}): give the file as it came"
+        ) from error
     return name, net.eval().requires_grad_(False)
+
+
+def _width(state: Mapping[str, Tensor]) -> int | None:
+    """The width of a token of a DINOv2 ViT; None for weights of another network."""
+    patches = state.get("patch_embed.proj.weight")
+    if patches is None or "pos_embed" not in state or patches.shape[2:] != (DINOV2_PATCH, DINOV2_PATCH):
+        return None
+    return patches.shape[0] if patches.shape[0] in DINOV2 else None
 
 
 def _positions(embedding: Tensor, side: int, registers: bool) -> Tensor:
     """Position embeddings [1, (1 +) n * n, D] for ``side * side`` patches, by the rule that facebook evaluates with."""
-    prefix = int(math.isqrt(embedding.shape[1]) ** 2 != embedding.shape[1])  # the class token's, but for timm's reg4
-    first, patches = embedding[:, :prefix], embedding[:, prefix:]
-    found = math.isqrt(patches.shape[1])
-    if found == side:
+    # Part the class token's from those of the patches; timm's reg4 has none of the class token.
+    prefix = int(math.isqrt(embedding.shape[1]) ** 2 != embedding.shape[1])
+    first = embedding[:, :prefix]
+    patches = embedding[:, prefix:]
+    from_side = math.isqrt(patches.shape[1])
+    if from_side == side:
         return embedding
-    grid = patches.reshape(1, found, found, -1).permute(0, 3, 1, 2)
+
+    # Interpolate the grid.
+    grid = patches.reshape(1, from_side, from_side, -1).permute(0, 3, 1, 2)
     if registers:
         grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
     else:
-        grid = F.interpolate(grid, scale_factor=(side + 0.1) / found, mode="bicubic")
+        grid = F.interpolate(grid, scale_factor=(side + 0.1) / from_side, mode="bicubic")
     return torch.cat([first, grid.permute(0, 2, 3, 1).reshape(1, side * side, -1)], 1)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    """The weights in a file, by name."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -115,7 +144,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the readers raise anything
-        raise UserError(f"cannot read the weights {path} ({_line(error)}): download them again") from error
+        raise UserError(f"cannot read the weights {path} ({one_line(error)}): download them again") from error
+
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds more than a dictionary of tensors: give dinov2_vit*14_pretrain.pth as it came")
     return state

@@ -1,8 +1,7 @@
-"""From images to the input of a feature network, and networks in other memory formats."""
+"""From images to the input of a feature network; networks in another memory format, or compiled; their digests."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.resize import resize, resize_on_device
 from studiogan_guidance.features.stats import to_uint8
+from studiogan_guidance.files import file_digest
 
 
 class Preparation:
@@ -21,8 +21,8 @@ class Preparation:
     Args:
         size: side of the network's input.
         name: the filter, as in ``resize``.
-        mean: of each channel.
-        std: of each channel.
+        mean: of each channel, [3].
+        std: standard deviation of each channel, [3].
         device: the network's.
         resize_on: cpu (the host's numbers, bit for bit) or device.
         channels_last: memory format of the result.
@@ -38,18 +38,25 @@ class Preparation:
         resize_on: str = "cpu",
         channels_last: bool = False,
     ) -> None:
-        self.size, self.name, self.device, self.resize_on = size, name, device, resize_on
-        self.mean, self.std = (values.view(1, 3, 1, 1).to(device) for values in (mean, std))
+        self.size = size
+        self.name = name
+        self.device = device
+        self.resize_on = resize_on
+        self.mean = mean.view(1, 3, 1, 1).to(device)
+        self.std = std.view(1, 3, 1, 1).to(device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] on any device -> [B, 3, size, size] on the network's."""
+        # Quantise and resize.
         if self.resize_on == "device":
             pixels = resize_on_device(to_uint8(images.to(self.device)), self.size, self.name)
         else:
             pixels = resize(to_uint8(images), self.size, self.name)
             if self.device.type == "cuda":
                 pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+
+        # Normalise in place.
         return pixels.div_(255.0).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
     def soft(self, images: Tensor) -> Tensor:
@@ -60,47 +67,52 @@ class Preparation:
 
 
 def tuned(network: nn.Module, channels_last: bool, compile: bool) -> Callable[[Tensor], Any]:
-    """``network`` in another memory format, compiled, or as it is; values change by rounding only."""
+    """``network`` with the channels last in memory, or compiled, or as it is; values change by rounding only."""
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     return Compiled(network) if compile else network
 
 
 class Compiled:
-    """A network through torch.compile; batches smaller than the largest so far are filled up, not compiled for anew.
+    """A network through torch.compile.
+
+    A batch smaller than the largest so far is filled up with copies of its last image: another size would be compiled
+    anew.
 
     Raises:
         UserError: it cannot be compiled here.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._net, self._size = torch.compile(network, dynamic=False), 0
+        self._net = torch.compile(network, dynamic=False)
+        self._size = 0
 
     def __call__(self, prepared: Tensor) -> Any:
-        count, self._size = len(prepared), max(self._size, len(prepared))
+        # Fill up the batch.
+        count = len(prepared)
+        self._size = max(self._size, count)
         if count < self._size:
-            prepared = torch.cat([prepared, prepared[-1:].expand(self._size - count, *prepared.shape[1:])])
+            copies = prepared[-1:].expand(self._size - count, *prepared.shape[1:])
+            prepared = torch.cat([prepared, copies])
+
+        # Run the network.
         try:
-            found = self._net(prepared)
+            outputs = self._net(prepared)
         except torch.OutOfMemoryError:
             self._size = 0
             raise
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise UserError(f"torch.compile failed ({_line(error)}): leave out --compile") from error
-        return tuple(value[:count] for value in found) if isinstance(found, tuple) else found[:count]
+            raise UserError(f"torch.compile failed ({one_line(error)}): leave out --compile") from error
+
+        # Leave out the copies.
+        if isinstance(outputs, tuple):
+            return tuple(output[:count] for output in outputs)
+        return outputs[:count]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def weights_sha256(path: Path) -> str:
+    """The start of the SHA-256 of a network's file, as protocols hold it; UserError if the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return file_digest(path)[:16]
     except OSError as error:
         raise UserError(f"cannot read --backbone {path}: {error.strerror or error}; give an existing file") from error
-    return digest.hexdigest()[:16]
-
-
-def _line(error: BaseException, which: int = 0) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[which] if lines else type(error).__name__)[:160]

@@ -24,10 +24,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-FRIENDLY = {
-    "InceptionV3_torch": "lanczos",
-    "Swin-T_torch": "bicubic",
-}  # what each network was trained with; else bilinear
+FRIENDLY = {"InceptionV3_torch": "lanczos", "Swin-T_torch": "bicubic"}  # as they were trained; the others bilinear
 
 
 def filter_of(resizer: str, network: str) -> str:
@@ -49,31 +46,34 @@ def resize(images: Tensor, size: int, name: str) -> Tensor:
     pixels = images.cpu().float()
     if name == "legacy":
         return _legacy(pixels, size)
+
+    # Resize one channel of one image at a time, as Pillow's filters on floats take no more.
     resized = torch.empty(*images.shape[:2], size, size)
     source, target = pixels.numpy(), resized.numpy()
 
-    def one(i: int) -> None:
+    def resize_image(i: int) -> None:
         for channel, out in zip(source[i], target[i]):
             out[:] = Image.fromarray(channel).resize((size, size), FILTERS[name])
 
-    for _ in _threads().map(one, range(len(images))):
-        pass
+    for _ in _threads().map(resize_image, range(len(images))):
+        pass  # an error of a thread is raised here
     return resized
 
 
 def resize_on_device(images: Tensor, size: int, name: str) -> Tensor:
-    """``resize`` where ``images`` are, as two matrix products; it differs from Pillow by rounding (1e-4 of 255)."""
+    """``resize`` on the device of ``images``, as two matrix products; differs from Pillow by rounding (1e-4 of 255)."""
     pixels = images.float()
     if name == "legacy":
         return _legacy(pixels, size)
-    rows, columns = (weights(name, side, size, images.device) for side in images.shape[2:])
+    rows = weights(name, images.shape[2], size, images.device)
+    columns = weights(name, images.shape[3], size, images.device)
     with true_float32():
         return (rows @ pixels) @ columns.T
 
 
 @functools.cache
 def weights(name: str, size: int, target: int, device: torch.device) -> Tensor:
-    """What each of ``target`` pixels takes of each of ``size`` along one axis, float32 [target, size]: Pillow's own."""
+    """Share of each of ``size`` pixels along one axis in each of ``target``, float32 [target, size]: Pillow's own."""
     unit = Image.fromarray(np.eye(size, dtype=np.float32))  # row i becomes the share of pixel i in every target
     return torch.from_numpy(np.array(unit.resize((target, size), FILTERS[name]))).T.contiguous().to(device)
 

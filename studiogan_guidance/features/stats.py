@@ -66,6 +66,41 @@ def to_uint8(images: Tensor) -> Tensor:
     return (255 * ((images + 1) / 2) + 0.5).clamp(0, 255).to(torch.uint8)
 
 
+class Moments:
+    """Mean and covariance of features that come in batches, summed in float64 on their device.
+
+    The sums are taken about the first batch's mean, so large means cost no precision.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._origin = self._total = self._scatter = torch.zeros(0)
+
+    def add(self, features: Tensor) -> None:
+        """Take in the features [B, D] of a batch."""
+        block = features.double()
+        if self.count == 0:
+            self._origin = block.mean(0)
+            self._total = torch.zeros_like(self._origin)
+            self._scatter = self._origin.new_zeros(len(self._origin), len(self._origin))
+
+        shifted = block - self._origin
+        self._total += shifted.sum(0)
+        self._scatter.addmm_(shifted.T, shifted)
+        self.count += len(block)
+
+    def mean(self) -> Array:
+        """The mean so far, float64 [D]."""
+        mean: Array = (self._origin + self._total / self.count).cpu().numpy()
+        return mean
+
+    def cov(self) -> Array:
+        """The unbiased covariance so far, float64 [D, D]; of 2 images or more."""
+        shift = self._total / self.count
+        cov: Array = self._scatter.addr(shift, shift, alpha=-self.count).div_(self.count - 1).cpu().numpy()
+        return cov
+
+
 def accumulate(
     batches: Iterable[tuple[Tensor, Tensor]],
     backbone: Backbone,
@@ -73,13 +108,10 @@ def accumulate(
     probabilities: bool = True,
     ahead: int | None = None,
 ) -> FeatureStats:
-    """Push (images, labels) batches through ``backbone``; the moments are summed in float64 on its device.
-
-    Sums of squares are taken about the first batch's mean, so large means cost no precision. Batches that do not fit
-    into the memory of the GPU are halved.
+    """Push (images, labels) batches through ``backbone``; batches that do not fit into a GPU's memory are halved.
 
     Args:
-        batches: images [B, 3, H, W] in [-1, 1] and labels [B]; a generator is closed at the end, come what may.
+        batches: images [B, 3, H, W] in [-1, 1] and labels [B]; a generator is closed at the end, whatever happens.
         backbone: the feature network.
         features: keep the features of every image.
         probabilities: keep its class probabilities.
@@ -89,55 +121,56 @@ def accumulate(
     Raises:
         UserError: probabilities of a network without classes; one image is too much for the memory.
     """
-    device, halving = backbone.device, Halving()
+    device = backbone.device
+    halving = Halving()
     if ahead is None:
         ahead = 2 if device.type == "cuda" else 0
-    count, kept_features, kept_probabilities, kept_labels = 0, [], [], []
-    origin = total = scatter = torch.zeros(0)
+    moments = Moments()
+    all_features, all_probabilities, all_labels = [], [], []
+
+    # Run the network; what is to be kept goes to the CPU.
     with torch.no_grad(), closing(_ahead(_prepared(batches, backbone), ahead, device)) as items:
         for prepared, labels in items:
-            kept_labels.append(labels)
+            all_labels.append(labels)
             for feats, logits in halving(backbone, prepared):
-                block = feats.double()
-                if count == 0:
-                    origin = block.mean(0)
-                    total, scatter = torch.zeros_like(origin), origin.new_zeros(len(origin), len(origin))
-                shifted = block - origin
-                total += shifted.sum(0)
-                scatter.addmm_(shifted.T, shifted)
-                count += len(block)
+                moments.add(feats)
                 if features:
-                    kept_features.append(_to_host(feats))
+                    all_features.append(_to_host(feats))
                 if probabilities:
-                    if logits is None:
-                        raise UserError(
-                            f"{backbone.protocol.get('backbone')} has no class logits: leave 'is' out of --metrics"
-                        )
-                    kept_probabilities.append(_to_host(logits.float().softmax(1)))
-    if count < 2:
-        raise ValueError(f"metrics need at least 2 images, found {count}")
+                    all_probabilities.append(_to_host(_softmax(logits, backbone)))
+
+    # Join the parts.
+    if moments.count < 2:
+        raise ValueError(f"metrics need at least 2 images, found {moments.count}")
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the copies of _to_host
-    mean = total / count
     return FeatureStats(
-        count=count,
-        mean=(origin + mean).cpu().numpy(),
-        cov=scatter.addr_(mean, mean, alpha=-count).div_(count - 1).cpu().numpy(),
-        features=torch.cat(kept_features).numpy() if features else None,
-        probabilities=torch.cat(kept_probabilities).numpy() if probabilities else None,
-        labels=torch.cat(kept_labels).cpu().numpy(),
+        count=moments.count,
+        mean=moments.mean(),
+        cov=moments.cov(),
+        features=torch.cat(all_features).numpy() if features else None,
+        probabilities=torch.cat(all_probabilities).numpy() if probabilities else None,
+        labels=torch.cat(all_labels).cpu().numpy(),
     )
 
 
+def _softmax(logits: Tensor | None, backbone: Backbone) -> Tensor:
+    if logits is None:
+        raise UserError(f"{backbone.protocol.get('backbone')} has no class logits: leave 'is' out of --metrics")
+    return logits.float().softmax(1)
+
+
 def _to_host(values: Tensor) -> Tensor:
-    """A float32 copy on the CPU, which a GPU fills in later; a copy, since views would keep whole activations alive."""
+    """A float32 copy on the CPU, which a GPU fills in later; a copy, since a view would keep a whole activation."""
     return values.to("cpu", torch.float32, non_blocking=True, copy=True)
 
 
 def _prepared(
     batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    halving, iterator = Halving(), iter(batches)
+    """Batches after ``backbone.prepare``, with their labels; in parts where memory ran out."""
+    halving = Halving()
+    iterator = iter(batches)
     try:
         for images, labels in iterator:
             start = 0
@@ -150,16 +183,17 @@ def _prepared(
 
 
 def _ahead(items: Generator[T, None, None], count: int, device: torch.device) -> Generator[T, None, None]:
-    """``items``, the next ``count`` of them under way in a thread, which has ended when this iterator is closed."""
+    """Prefetch: a thread computes the next ``count`` of ``items``; it is joined when this iterator is closed."""
     with closing(items):  # after the thread, if there is one
         if count == 0:
             yield from items
             return
+
         end = object()
 
         def step() -> Any:
             with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                return next(items, end)  # both settings are each thread's own
+                return next(items, end)  # gradient mode and device belong to a thread
 
         with ThreadPoolExecutor(1, "ahead") as thread:
             waiting = deque(thread.submit(step) for _ in range(count))
@@ -176,25 +210,40 @@ def merge(parts: Sequence[FeatureStats], batch_size: int) -> FeatureStats:
     """The statistics of all images from those of processes that took every ``len(parts)``-th batch, in turn.
 
     Moments agree with those of one process to rounding; arrays are put back into the order of the images.
+
+    Args:
+        parts: of each process, by rank.
+        batch_size: images of a batch.
     """
+    # Pool means, and scatters about the mean of all.
     count = sum(part.count for part in parts)
-    mean = sum(part.count * part.mean for part in parts) / count
-    scatter = sum(
-        (part.count - 1) * part.cov + part.count * np.outer(part.mean - mean, part.mean - mean) for part in parts
-    )
+    mean = np.asarray(sum(part.count * part.mean for part in parts) / count)
+    scatter: Any = 0
+    for part in parts:
+        shift = part.mean - mean
+        scatter = scatter + ((part.count - 1) * part.cov + part.count * np.outer(shift, shift))
 
-    def together(arrays: Sequence[Array | None]) -> Array | None:
-        whole = [array for array in arrays if array is not None]
-        if not whole:
-            return None
-        batches = [[array[i : i + batch_size] for i in range(0, len(array), batch_size)] for array in whole]
-        return np.concatenate([batch for turn in zip_longest(*batches) for batch in turn if batch is not None])
-
+    # Put features, probabilities and labels back into order.
     return FeatureStats(
         count=count,
-        mean=np.asarray(mean),
+        mean=mean,
         cov=np.asarray(scatter / (count - 1)),
-        features=together([part.features for part in parts]),
-        probabilities=together([part.probabilities for part in parts]),
-        labels=np.asarray(together([part.labels for part in parts])),
+        features=_in_turn([part.features for part in parts], batch_size),
+        probabilities=_in_turn([part.probabilities for part in parts], batch_size),
+        labels=np.asarray(_in_turn([part.labels for part in parts], batch_size)),
     )
+
+
+def _in_turn(arrays: Sequence[Array | None], batch_size: int) -> Array | None:
+    """Arrays of batches that were dealt out to processes, as one array; None if they were not kept."""
+    dealt = []
+    for array in arrays:
+        if array is not None:
+            dealt.append([array[start : start + batch_size] for start in range(0, len(array), batch_size)])
+    if not dealt:
+        return None
+
+    batches: list[Array] = []
+    for turn in zip_longest(*dealt):
+        batches += [batch for batch in turn if batch is not None]
+    return np.concatenate(batches)

@@ -9,18 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.features.preparation import _line, _sha256
+from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.features.preparation import weights_sha256
 from studiogan_guidance.features.stats import to_uint8
 
 
 class TorchScript:
-    """A TorchScript file as a Backbone; it resizes and normalises by itself."""
+    """A TorchScript file as a Backbone; it resizes and normalises by itself.
+
+    Args:
+        path: a module that takes uint8 images [B, 3, H, W] and returns features [B, D], or them and class logits
+            [B, K]; a flag ``return_features`` of its forward is set to true.
+        device: where it runs.
+
+    Raises:
+        UserError: the file is no such module; when it is called, that it fails, or returns something else.
+    """
 
     classifies = False
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.device, self._path, digest = device, path, _sha256(path)
+        self.device = device
+        self._path = path
+        digest = weights_sha256(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated; files of it will live on
@@ -28,7 +39,7 @@ class TorchScript:
                 arguments = [argument.name for argument in self._net.forward.schema.arguments]
         except (RuntimeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"--backbone {path} is not a TorchScript module ({_line(error)}): save one there"
+                f"--backbone {path} is not a TorchScript module ({one_line(error)}): save one there"
             ) from error
         self._options = {"return_features": True} if "return_features" in arguments else {}
         self.protocol = {"backbone": f"torchscript:{path.name}", "backbone_sha256": digest, "resizer": "own"}
@@ -38,27 +49,36 @@ class TorchScript:
         return to_uint8(images.to(self.device))
 
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        # Run it; its interpreter raises errors of its own for whatever went wrong inside.
         try:
-            found = self._net(prepared, **self._options)
+            output = self._net(prepared, **self._options)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, torch.jit.Error) as error:  # what its interpreter makes of all others
+        except (RuntimeError, torch.jit.Error) as error:
             if "out of memory" in str(error):
-                raise torch.OutOfMemoryError(str(error).strip().splitlines()[-1]) from error
+                raise torch.OutOfMemoryError(_last_line(error)) from error
             raise UserError(
-                f"{self._path} failed on uint8 images {list(prepared.shape)} ({_line(error, -1)}): it must take them"
+                f"{self._path} failed on uint8 images {list(prepared.shape)} ({_last_line(error)}): it must take them"
             ) from error
-        features, logits = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+
+        # Check what it returned.
+        features, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
         for value in (features, features if logits is None else logits):
             if not (isinstance(value, Tensor) and value.dim() == 2 and len(value) == len(prepared)):
                 raise UserError(
-                    f"{self._path} returned {_shape(found)} for {len(prepared)} images: it must return features "
+                    f"{self._path} returned {_shape(output)} for {len(prepared)} images: it must return features "
                     "[B, D], or features and class logits [B, K]"
                 )
         return features, logits
 
 
-def _shape(found: Any) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor {list(found.shape)}"
-    return f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
+def _last_line(error: BaseException) -> str:
+    """The reason of an error of TorchScript's interpreter, which a traceback of the script stands before."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:160] if lines else type(error).__name__
+
+
+def _shape(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor {list(output.shape)}"
+    return f"{len(output)} values" if isinstance(output, tuple) else type(output).__name__
