@@ -1,14 +1,32 @@
 """Guided sampling for pretrained conditional GANs, inside and outside of PyTorch-StudioGAN.
 
-Importing this package imports neither torch nor the host; the names below are looked up when they are first used.
+Importing this package imports neither torch nor the host: names and modules are looked up when they are first used, so
+that ``studiogan_guidance.evaluation.fid`` works after ``import studiogan_guidance``.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 __version__ = "0.1.0"
+
+
+def submodules(package: str) -> Callable[[str], Any]:
+    """A ``__getattr__`` for the module ``package`` that imports its sub-modules when they are first used."""
+
+    def look_up(name: str) -> Any:
+        path = f"{package}.{name}"
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name != path:
+                raise  # the sub-module is there, and lacks something else
+            raise AttributeError(f"module '{package}' has no attribute '{name}'") from None
+
+    return look_up
+
 
 _HOMES = {
     "LabelPlan": "studiogan_guidance.latents",
@@ -33,8 +51,6 @@ __all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return submodules(__name__)(name)

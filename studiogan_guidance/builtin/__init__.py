@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from importlib.resources import as_file, files
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance import submodules
 from studiogan_guidance.builtin import data, network
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Companions, Networks
@@ -70,3 +71,7 @@ def snapshot(generator: network.Generator, path: str) -> network.Generator:
             f"cannot read the built-in's weights in {path}: {' '.join(str(error).split())[:160]}"
         ) from error
     return other.eval().requires_grad_(False)
+
+
+if not TYPE_CHECKING:  # where types are checked, a name that is missing is an error
+    __getattr__ = submodules(__name__)

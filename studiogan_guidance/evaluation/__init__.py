@@ -1,1 +1,10 @@
 """Features, statistics, metrics, and the run that joins them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studiogan_guidance import submodules
+
+if not TYPE_CHECKING:  # where types are checked, a name that is missing is an error
+    __getattr__ = submodules(__name__)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from studiogan_guidance import submodules
+
 
 def register() -> None:
     """Teach the host, whose ``src`` folder must be importable, the keys ``sampler``, ``stages`` and ``restat``.
@@ -19,3 +23,7 @@ def unregister() -> None:
     from studiogan_guidance.plugin import hooks
 
     hooks.unregister()
+
+
+if not TYPE_CHECKING:  # where types are checked, a name that is missing is an error
+    __getattr__ = submodules(__name__)

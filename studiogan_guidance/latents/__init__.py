@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from studiogan_guidance import submodules
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.biggan import EmbeddingView
@@ -42,3 +45,7 @@ def view_for(networks: Networks) -> LatentView:
             f"use a checkpoint with cBN or cAdaIN; supported backbones: {', '.join(names)}"
         )
     return VIEWS[networks.backbone].target(networks)
+
+
+if not TYPE_CHECKING:  # where types are checked, a name that is missing is an error
+    __getattr__ = submodules(__name__)

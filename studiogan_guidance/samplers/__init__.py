@@ -1,5 +1,10 @@
 """Samplers by name. Other packages add theirs through the entry-point group ``studiogan_guidance.samplers``."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studiogan_guidance import submodules
 from studiogan_guidance.samplers import (  # noqa: F401  each registers itself
     autoguidance,
     cluster_truncation,
@@ -56,3 +61,6 @@ __all__ = [
     "create",
     "options",
 ]
+
+if not TYPE_CHECKING:  # where types are checked, a name that is missing is an error
+    __getattr__ = submodules(__name__)
