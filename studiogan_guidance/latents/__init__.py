@@ -16,7 +16,7 @@ from studiogan_guidance.registry import Registry
 __all__ = ["VIEWS", "Inputs", "LabelPlan", "LatentView", "LearnedJoint", "Networks", "view_for"]
 
 VIEWS: Registry[type[LatentView]] = Registry("backbone")
-for _name, _view, _what, _paper in (
+for _name, _view, _description, _paper in (
     ("stylegan2", StyleGANView, "w of StyleGAN2", "Karras et al. 2020, arXiv:1912.04958"),
     ("stylegan3", StyleGANView, "w of StyleGAN3", "Karras et al. 2021, arXiv:2106.12423"),
     ("big_resnet", EmbeddingView, "shared class embedding of BigGAN", "Brock et al. 2019, arXiv:1809.11096"),
@@ -31,7 +31,7 @@ for _name, _view, _what, _paper in (
     ("deep_conv", LabelView, "label vector of cBN DCGANs", "Radford et al. 2016, arXiv:1511.06434"),
     ("builtin", WView, "w of the built-in GAN", "this package"),
 ):
-    VIEWS.register(_name, _what, _paper)(_view)
+    VIEWS.register(_name, _description, _paper)(_view)
 
 
 def view_for(networks: Networks) -> LatentView:

@@ -1,4 +1,4 @@
-"""What a sampler sees of a generator: a code that bears the condition, and a way from the code to the image.
+"""What a sampler sees of a generator: a code that holds the condition, and a way from the code to the image.
 
 A view makes one architecture family look like ``encode(z, labels) -> code`` and ``decode(code, z, noise) -> images``.
 Samplers know views; only views know architectures.
@@ -207,19 +207,20 @@ class LatentView(ABC):
             noise_mode: "random" for per-image layer noise, "const" for the generator's own constant noise.
         """
         gens = rng.generators(seeds)
-        z = self.prior(gens)
-        labels = torch.stack([plan.draw(first + i, self.num_classes, g) for i, g in enumerate(gens)])
-        z = torch.cat([z, self.info(gens)], 1)
+        prior = self.prior(gens)
+        labels = torch.stack([plan.draw(first + i, self.num_classes, gen) for i, gen in enumerate(gens)])
+        z = torch.cat([prior, self.info(gens)], 1)
+
         sizes = self.noise_sizes() if noise_mode == "random" else []
-        noise = [rng.randn(gens, 1, size, size).to(self.device) for size in sizes] or None
-        return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise, gens)
+        noise = [rng.randn(gens, 1, size, size).to(self.device) for size in sizes]
+        return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise or None, gens)
 
     def redraw(self, inputs: Inputs) -> Inputs:
         """Fresh noise for the same labels: each image's generator gives z, InfoGAN numbers and layer noise anew."""
         gens = inputs.generators
         z = torch.cat([self.prior(gens), self.info(gens)], 1)
-        noise = [rng.randn(gens, *layer.shape[1:]).to(layer.device) for layer in inputs.noise or []] or None
-        return dataclasses.replace(inputs, z=z.to(inputs.z.device), noise=noise)
+        noise = [rng.randn(gens, *layer.shape[1:]).to(layer.device) for layer in inputs.noise or []]
+        return dataclasses.replace(inputs, z=z.to(inputs.z.device), noise=noise or None)
 
     def prior(self, gens: Sequence[Generator]) -> Tensor:
         """Prior noise on the CPU, [B, z_dim]: standard normal, or uniform in [-1, 1)."""
@@ -229,21 +230,22 @@ class LatentView(ABC):
     def info(self, gens: Sequence[Generator]) -> Tensor:
         """InfoGAN's numbers on the CPU: one-hot vectors, then uniform numbers in [-1, 1); [B, 0] for other GANs."""
         net = self.networks
-        picks = rng.randint(gens, max(net.info_discrete_dim, 1), net.info_discrete)
-        one_hot = F.one_hot(picks, max(net.info_discrete_dim, 1)).flatten(1).float()
+        width = max(net.info_discrete_dim, 1)
+        choices = rng.randint(gens, width, net.info_discrete)
+        one_hot = F.one_hot(choices, width).flatten(1).float()
         return torch.cat([one_hot, rng.uniform(gens, net.info_continuous)], 1)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode everywhere, so spectral norms and batch norms stand still; left as it was found."""
-        training = {module: module.training for module in self.generator.modules()}
-        for module in training:
+        """Evaluation mode inside the with-block, so that spectral and batch norms do not move; then as before."""
+        modes = {module: module.training for module in self.generator.modules()}
+        for module in modes:
             if not (self.networks.batch_statistics and isinstance(module, _BatchNorm)):
                 module.training = False
         try:
             yield
         finally:
-            for module, mode in training.items():
+            for module, mode in modes.items():
                 module.training = mode
 
     def once(self, key: str, build: Callable[[], V]) -> V:

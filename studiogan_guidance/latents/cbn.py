@@ -27,11 +27,13 @@ class LabelView(LatentView):
         return F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+        self.ledger.cost["synthesis"] += len(code)
+
+        # The label vector stands at the end of the condition y of every norm.
         def put_code(module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             x, y = args
             return x, torch.cat([y[:, : -self.num_classes], code], 1)
 
-        self.ledger.cost["synthesis"] += len(code)
         handles = [norm.register_forward_pre_hook(put_code) for norm in self._norms]
         try:
             placeholder = torch.zeros(len(code), dtype=torch.int64, device=code.device)

@@ -34,7 +34,8 @@ class JointOptions:
     network: nn.Module | None = None
 
 
-GANDANCE = "Zhang et al., GANdance, ECCV 2024"
+GANDANCE = "our reading of Zhang et al., GANdance, ECCV 2024"
+OURS = "this package, an alternative to Zhang et al., GANdance, ECCV 2024"
 OURS = f"this package, after {GANDANCE}"
 Estimator = Callable[[LatentView, Inputs, Tensor, JointOptions], Tensor]
 JOINTS: Registry[Estimator] = Registry("joint", "studiogan_guidance.joints")
@@ -50,8 +51,8 @@ def class_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOpt
 @JOINTS.register("class_subset", "mean of f(z, c) over K classes drawn for each image (K mapping passes)", OURS)
 def class_subset(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """(1/K) sum_k f(z, c_k), the c_k drawn without repetition from the image's own generator; K is at most C."""
-    picks = [torch.randperm(view.num_classes, generator=g)[: options.subset] for g in inputs.generators]
-    return view.mean_over_classes(inputs.z, torch.stack(picks).to(code.device))
+    subsets = [torch.randperm(view.num_classes, generator=gen)[: options.subset] for gen in inputs.generators]
+    return view.mean_over_classes(inputs.z, torch.stack(subsets).to(code.device))
 
 
 @JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", OURS)
@@ -63,8 +64,8 @@ def global_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOp
 @JOINTS.register("class_shift", "code minus the offset of its class mean from the mean of all (free)", OURS)
 def class_shift(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """f(z, c) - (m_c - m), with the class means m_c and their mean m."""
-    means, labels = view.class_means(), inputs.labels
-    return code - (of_class(means, labels) - means.mean(0))
+    means = view.class_means()
+    return code - (of_class(means, inputs.labels) - means.mean(0))
 
 
 @JOINTS.register("mean_embedding", "f(z, mean one-hot label) (one mapping pass)", OURS)

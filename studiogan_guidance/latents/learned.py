@@ -1,7 +1,7 @@
-"""The learned joint: a small network beside a frozen generator, and the file that it is kept in.
+"""The learned joint: a small network for a frozen generator, and the file that holds it.
 
 The paper (GANdance, ECCV 2024) reports that a joint learned to follow the whole data set guides better than arithmetic
-does, and publishes neither network nor objective. What is here is our own design, made to be compared.
+does, and publishes neither network nor objective. Network and objectives here are our own design.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import replacing
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions
@@ -41,9 +42,13 @@ class LearnedJoint(nn.Module):
     """h = base + unit * R(z): a training-free estimator of the joint, and a residual that starts at zero.
 
     R is an MLP of the noise, or, with ``depth`` 0, one vector (a null embedding). It sees no label, so it cannot learn
-    to hand back the conditional code. ``unit`` is the spread of the class means: R is of order 1 on every family.
-    ``class_strength`` [C] plus ``row_strength`` [rows], less 1, multiplies scale - 1 where a sampler asks for learned
-    strengths (a sum, since a product of two that both came near zero would stay there).
+    the conditional code. ``unit`` is the spread of the class means, so that R is of order 1 on every family.
+
+    Where a sampler asks for learned strengths, its scale s becomes, for each class and row of w,
+
+        1 + (s - 1) * (class_strength + row_strength - 1).
+
+    The two are added, not multiplied, because a product of two factors near zero has no gradient.
 
     Args:
         z_width: numbers of noise an image, InfoGAN's included.
@@ -75,13 +80,7 @@ class LearnedJoint(nn.Module):
             "hidden": hidden,
             "depth": depth,
         }
-        layers: list[nn.Module] = []
-        for i in range(depth):
-            layers += [nn.Linear(hidden if i else z_width, hidden), nn.LeakyReLU(0.2)]
-        last = nn.Linear(hidden, width)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.residual: nn.Module = nn.Sequential(*layers, last) if depth else Constant(width)
+        self.residual = _mlp(z_width, width, hidden, depth) if depth else Constant(width)
         self.register_buffer("unit", torch.ones(()))
         self.class_strength = nn.Parameter(torch.ones(num_classes))
         self.row_strength = nn.Parameter(torch.ones(rows))
@@ -100,23 +99,40 @@ class LearnedJoint(nn.Module):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def strength(self, labels: Tensor, code: Tensor) -> Tensor:
-        """What multiplies scale - 1 for each image (and row): class_strength + row_strength - 1; fits ``code``."""
-        own = self.class_strength[labels] if labels.dim() == 1 else labels @ self.class_strength
-        return own[:, None, None] + (self.row_strength - 1)[:, None] if code.dim() == 3 else own[:, None]
+        """class_strength + row_strength - 1 of each image (and row): [B, 1], or [B, rows, 1] if codes have rows."""
+        strength = self.class_strength[labels] if labels.dim() == 1 else labels @ self.class_strength
+        if code.dim() == 2:
+            return strength[:, None]
+        return strength[:, None, None] + (self.row_strength - 1)[:, None]
+
+
+def _mlp(width_in: int, width_out: int, hidden: int, depth: int) -> nn.Sequential:
+    """``depth`` hidden layers, and a last layer that is zero at the start."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(hidden if i else width_in, hidden), nn.LeakyReLU(0.2)]
+    last = nn.Linear(hidden, width_out)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
 
 
 def create(view: LatentView, base: str | None = None, hidden: int = 256, depth: int = 2) -> LearnedJoint:
     """A fresh joint for a view, equal to the estimator ``base`` (None: class_shift for w, class_mean for others)."""
     base = base or ("class_mean" if view.rows is None else "class_shift")
-    joint, means = _empty(view, base, hidden, depth), view.class_means()
-    joint.get_buffer("unit").copy_((means - means.mean(0)).square().mean().sqrt().clamp_min(1e-6))
+    joint = _untrained(view, base, hidden, depth)
+    means = view.class_means()
+    spread = (means - means.mean(0)).square().mean().sqrt()
+    joint.get_buffer("unit").copy_(spread.clamp_min(1e-6))
     return joint.to(view.device)
 
 
-def _empty(view: LatentView, base: str, hidden: int, depth: int) -> LearnedJoint:
+def _untrained(view: LatentView, base: str, hidden: int, depth: int) -> LearnedJoint:
+    """A joint of the widths of a view."""
     net = view.networks
     z_width = net.z_dim + net.info_discrete * net.info_discrete_dim + net.info_continuous
-    return LearnedJoint(z_width, view.global_mean().shape[-1], net.num_classes, view.rows or 1, base, hidden, depth)
+    width = view.global_mean().shape[-1]
+    return LearnedJoint(z_width, width, net.num_classes, view.rows or 1, base, hidden, depth)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -128,9 +144,10 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def save(path: Path, joint: LearnedJoint, view: LatentView, facts: Mapping[str, object]) -> None:
-    """Write a joint and what it belongs to, as one JSON text in the metadata; ``facts``, plain data, go under training.
+    """Write a joint, with the generator that it belongs to and ``facts`` about its training, plain data, as metadata.
 
-    The same joint makes the same file, byte for byte (several keys of metadata would come in any order).
+    The metadata are one JSON text, because several keys would be written in any order: the same joint makes the same
+    file, byte for byte.
     """
     metadata = {
         "format": FORMAT,
@@ -141,8 +158,8 @@ def save(path: Path, joint: LearnedJoint, view: LatentView, facts: Mapping[str, 
         "training": facts,
     }
     state = {key: value.detach().cpu().contiguous() for key, value in joint.state_dict().items()}
-    with replacing(path) as beside:
-        save_file(state, beside, {KEY: json.dumps(metadata)})
+    with replacing(path) as temporary:
+        save_file(state, temporary, {KEY: json.dumps(metadata)})
 
 
 def load(path: Path, view: LatentView) -> LearnedJoint:
@@ -152,36 +169,43 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
         UserError: a missing or damaged file, or one that was learned on another generator; the first thing that
             differs is named.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no learned joint {path}: make it with 'studiogan-guidance train --stage joint', or give joint_ckpt"
-        ) from error
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the learned joint {path}: {' '.join(str(error).split())[:120]}") from error
+    metadata, state = _read(path)
     if "generator_sha256" not in metadata:
         raise UserError(f"{path} is no learned joint: give the {FILE} that 'train --stage joint' wrote")
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}: train it again")
-    expected = _empty(view, metadata["base"], metadata["hidden"], metadata["depth"])
-    own = {"backbone": view.networks.backbone, **expected.shape, "generator_sha256": fingerprint(view.generator)}
-    for key, value in own.items():
+
+    # Refuse the joint of another generator.
+    joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"])
+    generator = {"backbone": view.networks.backbone, **joint.shape, "generator_sha256": fingerprint(view.generator)}
+    for key, value in generator.items():
         if metadata.get(key) != value:
             raise UserError(
                 f"the joint {path} was learned on another generator: its {key} is {str(metadata.get(key))[:12]}, here "
                 f"it is {str(value)[:12]}: give the joint of this checkpoint, or train one"
             )
-    expected.load_state_dict(state)
-    return expected.to(view.device).eval().requires_grad_(False)
+
+    joint.load_state_dict(state)
+    return joint.to(view.device).eval().requires_grad_(False)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata ({} in a file without ours) and tensors of a file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no learned joint {path}: make it with 'studiogan-guidance train --stage joint', or give joint_ckpt"
+        ) from error
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the learned joint {path}: {one_line(error, 120)}") from error
 
 
 def training_facts(path: Path) -> dict[str, object]:
-    """How the joint in a file was trained: what ``save`` was told."""
-    with safe_open(path, "pt") as file:
-        metadata = json.loads(file.metadata()[KEY])
+    """The ``facts`` about its training that a joint was saved with."""
+    metadata, _ = _read(path)
     facts: dict[str, object] = metadata["training"]
     return facts
 

@@ -30,7 +30,8 @@ class WView(LatentView):
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)
         generator: Any = self.generator
-        self.mapping, self.synthesis = generator.mapping, generator.synthesis
+        self.mapping = generator.mapping
+        self.synthesis = generator.synthesis
         self.rows: int = generator.synthesis.num_ws
 
     def _map(self, z: Tensor, weights: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ class WView(LatentView):
 
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
         self.ledger.cost["mapping"] += len(z)
-        return self._map(z, F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels)
+        weights = F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels
+        return self._map(z, weights)
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
         self.ledger.cost["synthesis"] += len(code)
@@ -58,10 +60,11 @@ class WView(LatentView):
         Images are taken in chunks, so that one mapping call sees at most ``MAX_ROWS`` rows (or K, if that is more).
         """
         k = labels.shape[1]
+        size = max(1, MAX_ROWS // k)
         means = []
-        for some_z, some in zip(z.split(max(1, MAX_ROWS // k)), labels.split(max(1, MAX_ROWS // k))):
-            ws = self.encode(some_z.repeat_interleave(k, 0), some.reshape(-1))[:, 0]
-            means.append(ws.view(len(some_z), k, -1).mean(1))
+        for z_part, labels_part in zip(z.split(size), labels.split(size)):
+            ws = self.encode(z_part.repeat_interleave(k, 0), labels_part.reshape(-1))[:, 0]
+            means.append(ws.view(len(z_part), k, -1).mean(1))
         return torch.cat(means)[:, None].expand(-1, self.rows, -1)
 
     def global_mean(self) -> Tensor:
@@ -112,7 +115,8 @@ class StyleGANView(WView):
 
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)
-        if self.mapping.z_dim != self.networks.z_dim + self.info([rng.generators([0])[0]]).shape[1]:
+        info_width = self.info(rng.generators([0])).shape[1]
+        if self.mapping.z_dim != networks.z_dim + info_width:
             raise UserError(
                 f"this {networks.backbone} generator takes {self.mapping.z_dim} latent numbers but its configuration "
                 "has InfoGAN numbers on top: the host cannot run such a generator either; set MODEL.info_type to N/A"
@@ -123,7 +127,8 @@ class StyleGANView(WView):
         return ws
 
     def _noisy_layers(self) -> list[Any]:
-        if self.networks.backbone == "stylegan3":  # accepts a noise mode and ignores it
+        """Layers with noise inputs; StyleGAN3 has none, though it accepts a noise mode."""
+        if self.networks.backbone == "stylegan3":
             return []
         return [layer for layer in self.synthesis.modules() if "noise_const" in layer._buffers]
 
@@ -139,7 +144,8 @@ class StyleGANView(WView):
     def _synthesise(self, ws: Tensor, noise: list[Tensor] | None) -> Tensor:
         layers = self._noisy_layers() if noise else []
         constants = [layer._buffers["noise_const"] for layer in layers]
-        try:  # the layer multiplies its constant by its strength, so a batch-shaped constant is per-image noise
+        try:
+            # A layer multiplies its constant by its strength, so a batch-shaped constant is per-image noise.
             for layer, batch in zip(layers, noise or []):
                 layer._buffers["noise_const"] = batch
             images: Tensor = self.synthesis(ws, noise_mode="const", update_emas=False)
