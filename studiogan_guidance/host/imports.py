@@ -6,13 +6,14 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.modules import module
 
-__all__ = ["inside", "module"]
+__all__ = ["inside", "module", "root"]
 
 _KEPT: dict[str, dict[str, ModuleType]] = {}  # the modules of each checkout, between visits
 _INSIDE: list[str] = []
@@ -46,6 +47,11 @@ def inside(checkout: Checkout, quiet: bool = True) -> Iterator[None]:
         sys.path.remove(src)
         _KEPT[src] = _take_out(tops)
         sys.modules.update(strangers)
+
+
+def root() -> Path:
+    """The folder of the checkout whose modules are importable."""
+    return Path(module("config").__file__).parents[1]
 
 
 def _take_out(tops: set[str]) -> dict[str, ModuleType]:

@@ -18,7 +18,8 @@ import os
 import pickle
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -27,11 +28,11 @@ import torch
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
-from studiogan_guidance.host.compat import swapped
-from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.imports import inside, module, root
 from studiogan_guidance.host.locate import COMMIT, Checkout, commit_of
-from studiogan_guidance.plugin import seam
-from studiogan_guidance.plugin.worker import GuidedWorker
+from studiogan_guidance.host.modules import swapped
+from studiogan_guidance.plugin import keys, seam
+from studiogan_guidance.plugin.worker import guided
 
 EXPECTED = {"y_sampler", "truncation_factor", "batch_size", "is_train", "generator", "RUN", "MODEL", "LOSS", "device"}
 multiprocessing: Any = torch.multiprocessing
@@ -49,32 +50,9 @@ def register() -> None:
         return
     with ExitStack() as stack:
         stack.enter_context(compat.active())
-        try:
-            config, sample, loader = module("config"), module("utils.sample"), module("loader")
-            features, misc = module("metrics.features"), module("utils.misc")
-            found = set(inspect.signature(sample.generate_images).parameters)
-        except (UserError, AttributeError) as error:
-            raise UserError(f"register() must be called where the host's src folder is importable: {error}") from error
-        if not found >= EXPECTED:
-            root = Path(sample.__file__).parents[2]
-            commit, missing = commit_of(root) or "an unknown commit", ", ".join(sorted(EXPECTED - found))
-            raise UserError(
-                f"the host in {root} is at {commit} and its generate_images lacks {missing}: "
-                f"git -C {root} checkout {COMMIT}"
-            )
+        _check_host()
         stack.enter_context(compat.active(compat.RUN_SHIMS))
-        host, stack_name = config.Configurations, "generate_images_and_stack_features"
-        for owner, name, value in (
-            (host, "_overwrite_cfgs", seam.overwrite_cfgs(host._overwrite_cfgs)),
-            (host, "check_compatability", seam.check_compatability(host.check_compatability)),
-            (sample, "generate_images", seam.generate_images(sample.generate_images)),
-            (features, stack_name, seam.in_blocks(getattr(features, stack_name), "num_generate")),
-            (misc, "save_images_png", seam.in_blocks(misc.save_images_png, "num_images")),
-            (misc.GeneratorController, "prepare_generator", seam.prepare(misc.GeneratorController.prepare_generator)),
-            (loader, "WORKER", type("WORKER", (GuidedWorker, loader.WORKER), {})),
-            (multiprocessing, "spawn", _spawn(multiprocessing.spawn)),
-            (sys, "excepthook", _one_line(sys.excepthook)),
-        ):
+        for owner, name, value in _replacements():
             stack.enter_context(swapped(owner, name, value))
         _registered = stack.pop_all()
         atexit.register(unregister)
@@ -89,7 +67,45 @@ def unregister() -> None:
         atexit.unregister(unregister)
 
 
-# ---------------------------------------------------------------------------- processes and errors
+def _check_host() -> None:
+    """Raise UserError unless a host that we know is importable."""
+    try:
+        for name in ("config", "loader", "metrics.features", "utils.misc"):
+            module(name)
+        parameters = set(inspect.signature(module("utils.sample").generate_images).parameters)
+    except (UserError, AttributeError) as error:
+        raise UserError(f"register() must be called where the host's src folder is importable: {error}") from error
+    if not parameters >= EXPECTED:
+        commit = commit_of(root()) or "an unknown commit"
+        missing = ", ".join(sorted(EXPECTED - parameters))
+        raise UserError(
+            f"the host in {root()} is at {commit} and its generate_images lacks {missing}: "
+            f"git -C {root()} checkout {COMMIT}"
+        )
+
+
+def _replacements() -> list[tuple[Any, str, Any]]:
+    """Owner, name and new value of everything in the host, and in this process, that ``register`` swaps."""
+    configurations = module("config").Configurations
+    sample, features, misc, loader = (
+        module(name) for name in ("utils.sample", "metrics.features", "utils.misc", "loader")
+    )
+    controller = misc.GeneratorController
+    features_of_images = features.generate_images_and_stack_features
+    return [
+        (configurations, "_overwrite_cfgs", keys.overwrite_cfgs(configurations._overwrite_cfgs)),
+        (configurations, "check_compatability", keys.check_compatability(configurations.check_compatability)),
+        (sample, "generate_images", seam.generate_images(sample.generate_images)),
+        (features, "generate_images_and_stack_features", seam.in_blocks(features_of_images, "num_generate")),
+        (misc, "save_images_png", seam.in_blocks(misc.save_images_png, "num_images")),
+        (controller, "prepare_generator", seam.prepare(controller.prepare_generator)),
+        (loader, "WORKER", guided(loader.WORKER)),
+        (multiprocessing, "spawn", _spawn(multiprocessing.spawn)),
+        (sys, "excepthook", _one_line(sys.excepthook)),
+    ]
+
+
+# ---------------------------------------------------------------------------- processes
 
 
 def _spawn(original: Any) -> Any:
@@ -97,24 +113,34 @@ def _spawn(original: Any) -> Any:
         """The host's -DDP, with hooks and shims in the children, and a local meeting point if none is named."""
         nodes = getattr(getattr(args[0], "RUN", args[0]), "total_nodes", 1)
         if nodes == 1 and "MASTER_ADDR" not in os.environ:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
-        src = str(Path(module("config").__file__).parent)
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+
+        # A child finds the function by name, since ``fn`` may be of a ``__main__`` that it does not have.
+        src = str(root() / "src")
         home = Path(sys.argv[0]).stem if fn.__module__ == "__main__" else fn.__module__
         context = original(_child, (src, home, fn.__name__, pickle.dumps(args)), nprocs, join, daemon, **more)
         if not join:
-            once = context.join
-
-            def join_all(*args: Any, **kwargs: Any) -> bool:  # the host joins once and kills whoever is not the first
-                while not once(*args, **kwargs):
-                    pass
-                return True
-
-            context.join = join_all
+            context.join = _join_all(context.join)
         return context
 
     return spawn
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _join_all(join: Any) -> Any:
+    """A ``join`` that waits for all processes: the host calls it once, and kills whichever was not the first to end."""
+
+    def join_all(*args: Any, **kwargs: Any) -> bool:
+        while not join(*args, **kwargs):
+            pass
+        return True
+
+    return join_all
 
 
 def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
@@ -125,8 +151,12 @@ def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
             stack.callback(unregister)
         if sys.platform == "linux":  # what loads data inherits the shims (main.py asked for spawn, for this process)
             multiprocessing.set_start_method("fork", force=True)
-        function, args = getattr(module(home), name), pickle.loads(arguments)
+        function = getattr(module(home), name)
+        args = pickle.loads(arguments)
         function(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)
+
+
+# ---------------------------------------------------------------------------- errors
 
 
 def _mistake(error: BaseException) -> str | None:
@@ -134,7 +164,8 @@ def _mistake(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, multiprocessing.ProcessRaisedException):
-        _, mark, message = str(error).strip().rpartition("\n")[2].partition(f"{UserError.__name__}: ")
+        last = str(error).strip().rpartition("\n")[2]
+        _, mark, message = last.partition(f"{UserError.__name__}: ")
         return message if mark else None
     if type(error).__module__.startswith("wandb") and type(error).__name__ == "UsageError":
         return f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)"
@@ -143,7 +174,8 @@ def _mistake(error: BaseException) -> str | None:
 
 def _one_line(original: Any) -> Any:
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if (message := _mistake(error)) is None:
+        message = _mistake(error)
+        if message is None:
             original(kind, error, trace)
             return
         print(f"Error: {message}", file=sys.stderr)
@@ -152,24 +184,36 @@ def _one_line(original: Any) -> Any:
     return excepthook
 
 
+# ---------------------------------------------------------------------------- programs
+
+
 def execute(path: Path, arguments: tuple[str, ...]) -> None:
     """Run a program of the host, which has been entered, as ``python path arguments`` would.
 
     Unlike with runpy, ``__main__`` stays this process's own program, which the processes that the host starts import.
     The host's log files are closed at the end.
     """
-    log, loggers = module("utils.log"), []
-    make = log.make_logger
-
-    def make_logger(*args: Any, **kwargs: Any) -> Any:
-        loggers.append(make(*args, **kwargs))
-        return loggers[-1]
-
     main = ModuleType("__main__")
     main.__file__ = str(path)
+    with swapped(sys, "argv", [str(path), *arguments]), _closed_loggers():
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), main.__dict__)
+
+
+@contextmanager
+def _closed_loggers() -> Iterator[None]:
+    """The loggers that the host makes inside the with-block lose their files at its end."""
+    log = module("utils.log")
+    make = log.make_logger
+    loggers: list[Any] = []
+
+    def make_logger(*args: Any, **kwargs: Any) -> Any:
+        logger = make(*args, **kwargs)
+        loggers.append(logger)
+        return logger
+
     try:
-        with swapped(sys, "argv", [str(path), *arguments]), swapped(log, "make_logger", make_logger):
-            exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), main.__dict__)
+        with swapped(log, "make_logger", make_logger):
+            yield
     finally:
         for logger in loggers:
             logger.propagate = True
@@ -190,7 +234,8 @@ def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
         try:
             execute(checkout.path / "src" / f"{script}.py", arguments)
         except Exception as error:
-            if (message := _mistake(error)) is None:
+            message = _mistake(error)
+            if message is None:
                 raise
             raise UserError(message) from error
         finally:

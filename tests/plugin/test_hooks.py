@@ -29,9 +29,9 @@ def host(checkout: Checkout) -> Iterator[None]:
     """The host with hooks registered, as a user's own script would."""
     with inside(checkout):
         host_package.register()
-        seam.now.__init__()  # type: ignore[misc]
         try:
-            yield
+            with seam.active(seam.RunState()):
+                yield
         finally:
             host_package.unregister()
 
@@ -253,8 +253,8 @@ def test_truncation_factor_keeps_its_meaning_for_w(host: None, checkout: Checkou
     found = generate(made, spec({"name": "plain"}, truncation_factor=0.6, truncation_cutoff=2))
     ours = stream(made, "truncation", {"psi": 0.6, "cutoff": 2}, range(5, 11))
     assert torch.equal(found[0], ours.images)
-    seam.now.__init__()  # type: ignore[misc]
-    guided = generate(made, spec({"name": "gandance", "scale": 1.5}, truncation_factor=0.6))
+    with seam.active(seam.RunState()):
+        guided = generate(made, spec({"name": "gandance", "scale": 1.5}, truncation_factor=0.6))
     view, sampler = view_for(made), samplers.create("gandance", {"scale": 1.5})
     with view.frozen(), torch.no_grad():  # truncation and guidance are both affine: pulling the guided code is the same
         inputs = view.draw(range(5, 11), 0, LabelPlan())
@@ -267,9 +267,9 @@ def test_truncation_factor_keeps_its_meaning_for_z(host: None, checkout: Checkou
     made = networks("big_resnet", checkout)
     found = generate(made, spec({"name": "plain"}, truncation_factor=0.5))
     assert torch.equal(found[0], stream(made, "truncation", {"threshold": 0.5}, range(5, 11)).images)
-    seam.now.__init__()  # type: ignore[misc]
     uniform = networks("resnet", checkout)  # the host ignores the factor for a uniform prior
-    found = generate(uniform, spec({"name": "plain"}, truncation_factor=0.5))
+    with seam.active(seam.RunState()):
+        found = generate(uniform, spec({"name": "plain"}, truncation_factor=0.5))
     assert torch.equal(found[0], stream(uniform, "plain", {}, range(5, 11)).images)
 
 
@@ -320,9 +320,9 @@ def test_processes_take_consecutive_blocks_of_images(
     blocks = []
     for rank in range(3):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        seam.now.__init__()  # type: ignore[misc]
-        blocks += seam.in_blocks(as_the_host_does, "num_generate")(num_generate=20, batch_size=4)
-        assert seam.now.position == 20
+        with seam.active(seam.RunState()):
+            blocks += seam.in_blocks(as_the_host_does, "num_generate")(num_generate=20, batch_size=4)
+            assert seam.current().position == 20
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 25)).images
     assert_same_images(torch.cat(blocks)[:20], ours)
 

@@ -29,6 +29,7 @@ from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.source import HostSource
 from studiogan_guidance.latents import LabelPlan, Networks, learned, view_for
 from studiogan_guidance.plugin import hooks, seam
+from studiogan_guidance.plugin.worker import GuidedWorker
 from studiogan_guidance.training import train
 
 pytestmark = pytest.mark.studiogan
@@ -297,10 +298,25 @@ def runs(
         folder = tmp_path_factory.mktemp(name)
         (folder / "m").mkdir()
         yaml = write_yaml(folder / "m" / "tiny.yaml", "big_resnet", text)
-        host(checkout, *TRAIN, *SAVE, "-metrics", "is", "-cfg", yaml, "-data", data, "-save", folder)
+        with pytest.MonkeyPatch.context() as patch:
+            workers = record_workers(patch)
+            host(checkout, *TRAIN, *SAVE, "-metrics", "is", "-cfg", yaml, "-data", data, "-save", folder)
         made[name] = folder, yaml
-        assert seam.now.folder == str(checkpoints(folder))
+        assert [worker.run_state.folder for worker in workers] == [str(checkpoints(folder))]
     return made
+
+
+def record_workers(patch: pytest.MonkeyPatch) -> list[Any]:
+    """The workers that the host makes from now on."""
+    workers: list[Any] = []
+    init = GuidedWorker.__init__
+
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> None:
+        workers.append(self)
+        init(self, *args, **kwargs)
+
+    patch.setattr(GuidedWorker, "__init__", recorded)
+    return workers
 
 
 def checkpoints(folder: Path) -> Path:
@@ -427,7 +443,7 @@ def test_what_the_stage_cannot_do_is_said_before_the_training(
 
 
 def test_processes_without_a_folder_of_their_own_find_the_file(
-    runs: dict[str, tuple[Path, Path]], checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, tuple[Path, Path]], checkout: Checkout
 ) -> None:
     """In a new -DDP run the host knows its folder in the first process only; the worker tells the others."""
     folder, yaml = runs["stage"]
@@ -437,12 +453,11 @@ def test_processes_without_a_folder_of_their_own_find_the_file(
     asked = SimpleNamespace(ckpt_dir=None, batch_statistics=False, truncation_factor=-1, truncation_cutoff=None,
                             sampler=spec, restat=0, seed=3)  # fmt: skip
     model = SimpleNamespace(**{**nets_facts(nets), "info_type": "N/A"})
-    monkeypatch.setattr(seam, "now", seam.Now(folder=str(ckpt)))
-    session = seam.Session(nets.generator, asked, model, nets.num_classes, "cpu")
+    state = seam.RunState(folder=str(ckpt))
+    session = seam.Session(state, nets.generator, asked, model, nets.num_classes, "cpu")
     assert session.images(2, LabelPlan())[0].shape == (2, 3, 32, 32)
-    monkeypatch.setattr(seam, "now", seam.Now())
     with pytest.raises(UserError, match="no learned joint"):
-        seam.Session(nets.generator, asked, model, nets.num_classes, "cpu")
+        seam.Session(seam.RunState(), nets.generator, asked, model, nets.num_classes, "cpu")
 
 
 def nets_facts(nets: Networks) -> dict[str, Any]:

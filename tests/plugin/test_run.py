@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,10 +166,34 @@ def test_two_processes_measure_what_one_does(measured: dict[str, Any], tmp_path:
     assert row["environment"]["device"] == "cpu, 2 processes"
 
 
+def test_rows_of_a_run_and_of_our_own_evaluation_are_compared_together(
+    measured: dict[str, Any], tmp_path: Path, data: Path, ckpt: Path
+) -> None:
+    """The data set was copied in between: it is the same one, though its files have other times."""
+    copy = Path(shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile))
+    for path in copy.rglob("*.png"):
+        os.utime(path, (1, 1))
+    common = ["--data", copy, "--ckpt", ckpt, "--reference", "valid", "--seed", "11", "--batch-size", "8"]
+    plain, ours = ok("eval", "-c", yaml(tmp_path, 1.2), *common, "--metrics", "is,prdc", "--out", tmp_path)["rows"]
+    row = measured["row"]
+    assert row["protocol"] == ours["protocol"] == plain["protocol"]
+    for key in ("sha256", "model_sha256"):
+        assert row["generator"][key] == ours["generator"][key]
+        assert len(row["generator"][key]) in (16, 64)
+
+    run_folder = tmp_path / "of-the-run"
+    run_folder.mkdir()
+    (run_folder / "results.jsonl").write_text(json.dumps(row) + "\n")
+    compared = ok("compare", "--out", tmp_path / "compared", tmp_path / "results.jsonl", run_folder)
+    assert [record["label"] for record in compared["rows"]] == ["plain", "gandance", "gandance scale=1.5"]
+    scores = [record["metrics"]["is"]["mean"] for record in compared["rows"]]
+    assert scores == [one["metrics"]["is"] for one in (plain, ours, row)]
+
+
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, data: Path) -> Iterator[Any]:
-    """The host's worker after a short training with the sampler on, still inside of the host."""
-    folder, made = tmp_path_factory.mktemp("worker"), []
+def workers(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, data: Path) -> Iterator[list[Any]]:
+    """Two workers in one process, each after a short training with a sampler on, still inside of the host."""
+    made: list[Any] = []
     with inside(checkout):
         host_package.register()
         loader = module("loader")
@@ -177,12 +204,78 @@ def worker(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout, data: P
                 made.append(self)
 
         try:
-            with swapped(loader, "WORKER", Kept):
-                arguments = (*TRAIN, "-cfg", yaml(folder, 1.5), "-data", data, "-save", folder)
-                hooks.execute(checkout.path / "src" / "main.py", tuple(map(str, arguments)))
-            yield made[0]
+            for scale, seed in ((1.5, 3), (2.0, 90)):
+                folder = tmp_path_factory.mktemp("worker")
+                arguments = (*TRAIN, "-cfg", yaml(folder, scale), "-data", data, "-save", folder, "--seed", seed)
+                with swapped(loader, "WORKER", Kept):
+                    hooks.execute(checkout.path / "src" / "main.py", tuple(map(str, arguments)))
+            yield made
         finally:
             host_package.unregister()
+
+
+@pytest.fixture(scope="module")
+def worker(workers: list[Any]) -> Any:
+    """The first of the two."""
+    return workers[0]
+
+
+def test_two_workers_in_one_process_do_not_see_each_other(workers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second looks at its images in the middle of the first one's analysis, and nothing changes."""
+    canvases: list[torch.Tensor] = []
+    session = seam.Session.images
+    monkeypatch.setattr(module("utils.misc"), "plot_img_canvas", lambda images, **_: canvases.append(images))
+    monkeypatch.setattr(module("wandb"), "log", lambda *_, **__: None)
+    for one in workers:
+        one.visualize_fake_images(num_cols=4, current_step=1)
+    alone = canvases[:]
+    canvases.clear()
+    assert not torch.equal(*alone)
+
+    pending = [workers[1]]
+    used: list[tuple[int, int, float]] = []
+
+    def images(self: Any, count: int, plan: Any) -> Any:
+        if pending:
+            pending.pop().visualize_fake_images(num_cols=4, current_step=1)
+        used.append((self.seed, self.state.position, self.sampler.scale))
+        return session(self, count, plan)
+
+    monkeypatch.setattr(seam.Session, "images", images)
+    workers[0].visualize_fake_images(num_cols=4, current_step=1)
+    second, first = canvases
+    assert torch.equal(first, alone[0])
+    assert torch.equal(second, alone[1])
+    assert used == [(90, 0, 2.0), (3, 0, 1.5)]
+    assert workers[0].run_state.folder != workers[1].run_state.folder
+    assert all(one.run_state.companions.discriminator() is one.Dis for one in workers)
+
+
+@pytest.mark.parametrize("analysis", ["visualize_fake_images", "run_linear_interpolation", "evaluate"])
+def test_an_analysis_that_fails_leaves_the_state_as_it_was(
+    worker: Any, monkeypatch: pytest.MonkeyPatch, analysis: str
+) -> None:
+    def fails(self: Any, *args: Any) -> Any:
+        used = self._next_seeds(4)
+        assert seam.current() is worker.run_state
+        assert used == range(3 + worker.run_state.first, 7 + worker.run_state.first)
+        raise ZeroDivisionError
+
+    arguments: dict[str, Any] = {
+        "visualize_fake_images": {"num_cols": 4, "current_step": 1},
+        "run_linear_interpolation": {"num_rows": 2, "num_cols": 4, "fix_z": True, "fix_y": False, "num_saves": 1},
+        "evaluate": {"step": 1, "metrics": ["is"]},
+    }[analysis]
+    monkeypatch.setattr(seam.Session, "images", fails)
+    monkeypatch.setattr(seam.Session, "decode", fails)
+    monkeypatch.setattr(worker, "eval_model", SimpleNamespace(eval=lambda: None))
+    monkeypatch.setattr(worker, "_evaluations", 2)
+    before = dataclasses.replace(worker.run_state)
+    with pytest.raises(ZeroDivisionError):
+        getattr(worker, analysis)(**arguments)
+    assert worker.run_state == before
+    assert (before.session, before.position, before.direct, before.first) == (None, 0, False, 0)
+    assert seam.current() is not worker.run_state
 
 
 @pytest.mark.parametrize(("fix_z", "fix_y"), [(True, False), (False, True)])
