@@ -20,6 +20,7 @@ def digits(split: str) -> tuple[Tensor, Tensor]:
     """Images float32 [N, 3, 32, 32] in [-1, 1] and labels int64 [N] of one split (``train``, ``valid`` or ``test``)."""
     with files(__package__).joinpath("digits.npz").open("rb") as file:
         archive = np.load(file)  # pickles stay forbidden
-        images, labels = archive["images"][SPLITS[split]], archive["labels"][SPLITS[split]]
+        images = archive["images"][SPLITS[split]]
+        labels = archive["labels"][SPLITS[split]]
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None].repeat(3, axis=1)
     return torch.from_numpy(padded).float() / 127.5 - 1, torch.from_numpy(labels).long()

