@@ -1,4 +1,4 @@
-"""Find the guidance scale (and whatever else is a number) on validation data, in few evaluations.
+"""Find the guidance scale, and other options that are numbers, on validation data, in few evaluations.
 
 All candidates are measured on the same seeds and labels (common random numbers), so differences between them are far
 less noisy than the values. Each line search looks at a few equal steps, then at the golden section of the wider gap
@@ -12,7 +12,8 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,16 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.source import open_source
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
+from studiogan_guidance.options import dotted, nested
+from studiogan_guidance.samplers import SAMPLERS
 
 OBJECTIVES = {"fid": "fid", "fid_infinity": "fid_infinity", "kid": "kid", "class_fid": "per_class"}  # and their metric
 GOLDEN = 0.381966  # 2 - golden ratio
 STEPS = 4  # of the first look along a line
-SHARES = 0.0, 2.0  # range of the profile's
+SHARES = (0.0, 2.0)  # range of the profile's
 FINEST = 0.005  # of a range: finer differences are not looked for
+UNPORTABLE = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")  # keys that tuned.yaml lacks
+PATHS = ("host_config", "ckpt", "data", "held_out", "studiogan")
 Options = dict[str, Any]
 Score = tuple[float, float]  # how far recall falls short, then the objective: both to be small
 
@@ -62,6 +67,9 @@ def tune(
 ) -> dict[str, Any]:
     """Choose options of ``cfg.sampler`` on the validation split; the choice is a configuration that ``eval`` takes.
 
+    The search starts from the options of ``cfg`` with the neutral ones of the sampler, which is plain sampling; but
+    where the options to search have no effect there (the step of a chain of no steps), from the options of ``cfg``.
+
     Args:
         cfg: the run; the split is that of validation unless ``cfg.reference`` names another.
         over: range of each option, searched one line after the other; with several, the first once more at the end.
@@ -80,57 +88,122 @@ def tune(
         in processes above rank 0, nothing.
 
     Raises:
-        UserError: an unknown objective, an empty range, a budget too small, options without a meaning here.
+        UserError: an unknown objective, an empty range, a budget too small, options without a meaning here, a sampler
+            that is plain sampling with no options.
     """
+    lines = _lines(over, groups)
+    _check_request(cfg, over, objective, groups)
+    _check_budget(budget, repeats, len(lines))
+    plain, start = _starts(cfg, lines)
+
+    # Measure what the objective needs, on the validation split.
+    source = open_source(cfg)
+    recall = ("prdc",) if min_recall is not None else ()
+    metrics = tuple(dict.fromkeys([*cfg.metrics, OBJECTIVES[objective], *recall]))
+    cfg = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=metrics)
+    folder = results.writable(Path(cfg.out))
+    with distributed.group() as group:
+        wanted = [(cfg.sampler, options) for options in (plain, start, *_ends(lines, start))]
+        evaluation = Evaluation(cfg, group, wanted, source)
+        search = Search(evaluation, folder, objective, min_recall)
+        if search.score(plain)[1] == math.inf:
+            raise UserError(f"{objective} cannot be measured here: raise --num")
+
+        # Search one line after the other; what a line leaves of its share goes to the next ones.
+        candidates = [start] if _is_idle(cfg.sampler, lines, plain) else [plain, start]
+        best = min(candidates, key=search.score)
+        for i, line in enumerate(lines):
+            left = budget - 2 * repeats - search.evaluations
+            best = search.along(line, best, left // (len(lines) - i))
+
+        # Compare with plain sampling on fresh seeds.
+        seeds = [cfg.seed + (i + 1) * evaluation.num for i in range(repeats)]
+        result = _outcome(search, best, plain, seeds)
+        if group.rank:
+            return {}
+    return _written(folder, cfg, result)
+
+
+def _check_request(cfg: RunConfig, over: Mapping[str, tuple[float, float]], objective: str, groups: int) -> None:
+    """Raise UserError for an unknown objective, a range that is none, an option that is no number, useless groups."""
     if objective not in OBJECTIVES:
         raise UserError(f"the objective is '{objective}': {nearest(objective, OBJECTIVES)}")
+
+    kinds = typing.get_type_hints(SAMPLERS[cfg.sampler].target)
     for name, (low, high) in over.items():
         if not (math.isfinite(low) and low < high < math.inf):
             raise UserError(f"--over {name}={low:g}:{high:g} is no range: give a lower and a higher number")
+        if name in kinds and not _takes_fractions(kinds[name]):
+            raise UserError(f"--over {name} is no option to search: only numbers with a fraction are, such as scale")
+
     if groups < 0 or (groups and "scale" not in over):
         raise UserError(f"--per-layer {groups} shares out the scale among groups of w rows: add --over scale=0.8:2")
     if groups and cfg.options.get("profile"):
         raise UserError("--per-layer searches a profile, and one is given: drop one of the two")
-    lines = _lines(over, groups)
-    least = 2 * repeats + 1 + STEPS * len(lines)
-    if not over or repeats < 2 or budget < least:
+
+
+def _takes_fractions(kind: Any) -> bool:
+    """Whether an option's type is float, or float or None."""
+    return float in (kind, *typing.get_args(kind)) and typing.get_origin(kind) is not tuple
+
+
+def _check_budget(budget: int, repeats: int, lines: int) -> None:
+    """Raise UserError unless each of ``lines`` line searches can take its first look."""
+    least = 2 * repeats + 1 + STEPS * lines
+    if not lines or repeats < 2 or budget < least:
         raise UserError(
-            f"a budget of {budget} with {repeats} repeats is too small for {len(lines)} line searches: give at least 2 "
-            f"repeats and --budget {max(least, 5 + STEPS * len(lines))}"
+            f"a budget of {budget} with {repeats} repeats is too small for {lines} line searches: give at least 2 "
+            f"repeats and --budget {max(least, 5 + STEPS * lines)}"
         )
-    needed = (OBJECTIVES[objective], *(("prdc",) if min_recall is not None else ()))
-    metrics = tuple(dict.fromkeys((*cfg.metrics, *needed)))
-    source = open_source(cfg)
-    cfg = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=metrics)
-    folder = results.writable(Path(cfg.out))
-    known = samplers.options(samplers.create(cfg.sampler))
-    neutral: Options = {key: known[key] for key in ("psi", "threshold") if key in known}
-    start: Options = {**cfg.options, **({"scale": 1.0} if "scale" in known else {})}
-    plain = {**start, **neutral}
-    for name in over:
-        if name in known and not isinstance(known[name], float) and name not in neutral:
-            raise UserError(f"--over {name} is no option to search: only numbers with a fraction are, such as scale")
-    with distributed.group() as group:
-        ends = [line.put(start, x) for line in lines for x in (line.low, line.high)]
-        evaluation = Evaluation(cfg, group, [(cfg.sampler, options) for options in (plain, start, *ends)], source)
-        if not evaluation.chosen[0][1].neutral:
-            raise UserError(
-                f"'{cfg.sampler}' is not plain sampling at {tables.format_options(plain)}: tune cannot start there"
-            )
-        search = Search(evaluation, folder, objective, min_recall)
-        best = min((plain, start), key=search.score)
-        if search.score(plain)[1] == math.inf:
-            raise UserError(f"{objective} cannot be measured here: raise --num")
-        for i, line in enumerate(lines):
-            best = search.along(line, best, (budget - 2 * repeats - search.evaluations) // (len(lines) - i))
-        return _finish(search, cfg, best, plain, [cfg.seed + (r + 1) * evaluation.num for r in range(repeats)], folder)
+
+
+def _starts(cfg: RunConfig, lines: Iterable[Line]) -> tuple[Options, Options]:
+    """The options of plain sampling, and those from which the search starts."""
+    entry = SAMPLERS[cfg.sampler]
+    if entry.neutral is None:
+        raise UserError(
+            f"'{entry.name}' is plain sampling with no options, and tune compares with that: use sweep or compare"
+        )
+    values = samplers.options(samplers.create(entry.name, cfg.options))
+    given: Options = {key: values[key] for key in nested(cfg.options)}
+    start: Options = {**given, **entry.neutral}
+
+    # Plain sampling: without options such as a base or psi, which have an effect of their own.
+    plain = {key: value for key, value in start.items() if _is_plain(entry.name, {**entry.neutral, key: value})}
+    if not _is_plain(entry.name, plain):
+        raise UserError(
+            f"'{entry.name}' is not plain sampling at {tables.format_options(plain)}: tune cannot start there"
+        )
+
+    if _is_idle(entry.name, lines, start):
+        start = given
+    if _is_idle(entry.name, lines, start):
+        raise UserError(f"the options of --over have no effect on '{entry.name}': switch it on by -o")
+    return plain, start
+
+
+def _ends(lines: Iterable[Line], options: Options) -> list[Options]:
+    """``options`` with the lowest and the highest value of each line."""
+    return [line.put(options, x) for line in lines for x in (line.low, line.high)]
+
+
+def _is_idle(sampler: str, lines: Iterable[Line], options: Options) -> bool:
+    """Whether the sampler is plain sampling all along every line through ``options``."""
+    return all(_is_plain(sampler, end) for end in _ends(lines, options))
+
+
+def _is_plain(sampler: str, options: Options) -> bool:
+    return samplers.create(sampler, options).neutral
 
 
 class Search:
-    """Scores of options, each measured once; ``seen`` keeps the rows of the search in their order."""
+    """Scores of options, each measured once; ``seen`` holds the rows of the search in their order."""
 
     def __init__(self, evaluation: Evaluation, folder: Path, objective: str, min_recall: float | None) -> None:
-        self.evaluation, self.folder, self.objective, self.min_recall = evaluation, folder, objective, min_recall
+        self.evaluation = evaluation
+        self.folder = folder
+        self.objective = objective
+        self.min_recall = min_recall
         self.seen: dict[str, dict[str, Any]] = {}
 
     @property
@@ -153,114 +226,136 @@ class Search:
         """What is to be made small, at the seeds of the search or from ``seed`` on."""
         metrics = self.row(options, self.evaluation.cfg.seed if seed is None else seed)["metrics"]
         value = metrics.get(self.objective)
-        value = math.inf if value is None or math.isnan(value) else value
-        return 0.0 if self.min_recall is None else max(0.0, self.min_recall - metrics["recall"]), value
+        if value is None or math.isnan(value):
+            value = math.inf
+        shortfall = 0.0 if self.min_recall is None else max(0.0, self.min_recall - metrics["recall"])
+        return shortfall, value
 
     def along(self, line: Line, best: Options, share: int) -> Options:
         """The best options found along a line through ``best``, which is among them, with ``share`` evaluations."""
-        spent_at_the_end = self.evaluations + share
-        scores: dict[float, tuple[Score, Options]] = {}
+        last = self.evaluations + share
         start, width = line.get(best), line.high - line.low
         digits = 3 - math.floor(math.log10(width))
+        candidates: dict[float, Options] = {}
+        scores: dict[float, Score] = {}
 
         def look(x: float) -> None:
-            options = best if x == start else line.put(best, x)
-            scores[x] = self.score(options), options
+            candidates[x] = best if x == start else line.put(best, x)
+            scores[x] = self.score(candidates[x])
 
+        # The point of ``best``, if it is on the line, and a few equal steps.
         if start is not None and line.low <= start <= line.high:
             look(start)
         inner = [round(line.low + width * i / (STEPS - 1), digits) for i in range(1, STEPS - 1)]
         for x in (line.low, *inner, line.high):
-            if x not in scores and self.evaluations < spent_at_the_end:
+            if x not in scores and self.evaluations < last:
                 look(x)
-        while self.evaluations < spent_at_the_end:
-            xs = sorted(scores)
-            middle = min(range(len(xs)), key=lambda i: scores[xs[i]][0])
-            gaps = [xs[j] - xs[middle] for j in (middle - 1, middle + 1) if 0 <= j < len(xs)]
-            x = round(xs[middle] + GOLDEN * max(gaps, key=abs), digits)
-            if x in scores or abs(x - xs[middle]) < FINEST * width:
+
+        # The golden section of the wider gap beside the best point, until the gaps are too fine.
+        while self.evaluations < last:
+            middle = min(sorted(scores), key=scores.__getitem__)
+            x = round(middle + GOLDEN * _wider_gap(sorted(scores), middle), digits)
+            if x in scores or abs(x - middle) < FINEST * width:
                 break
             look(x)
-        return min([(self.score(best), best), *scores.values()], key=lambda pair: pair[0])[1]
+
+        return min([best, *candidates.values()], key=self.score)
 
     def summary(self, options: Options, seeds: list[int]) -> dict[str, Any]:
         """The objective and recall of ``options`` over ``seeds``: values, mean and standard deviation."""
-        found: dict[str, Any] = {"options": options}
+        summary: dict[str, Any] = {"options": options}
         for name in (self.objective, "recall"):
             values = [self.row(options, seed)["metrics"].get(name) for seed in seeds]
             if all(isinstance(value, (int, float)) for value in values):
-                found[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values), "values": values}
-        return found
+                summary[name] = {"mean": statistics.mean(values), "std": statistics.stdev(values), "values": values}
+        return summary
 
     def mean(self, options: Options, seeds: list[int]) -> Score:
         """Score of the means over ``seeds``; recall falls short if it does by more than its standard error."""
-        value, short = statistics.mean(self.score(options, seed)[1] for seed in seeds), 0.0
-        if self.min_recall is not None:
-            recalls = [self.row(options, seed)["metrics"]["recall"] for seed in seeds]
-            error = statistics.stdev(recalls) / math.sqrt(len(recalls))
-            short = max(0.0, self.min_recall - statistics.mean(recalls) - error)
-        return short, value
+        value = statistics.mean(self.score(options, seed)[1] for seed in seeds)
+        if self.min_recall is None:
+            return 0.0, value
+        recalls = [self.row(options, seed)["metrics"]["recall"] for seed in seeds]
+        error = statistics.stdev(recalls) / math.sqrt(len(recalls))
+        return max(0.0, self.min_recall - statistics.mean(recalls) - error), value
+
+
+def _wider_gap(points: list[float], middle: float) -> float:
+    """The signed distance from ``middle`` to the farther one of its neighbours among sorted ``points``."""
+    i = points.index(middle)
+    neighbours = [*points[max(i - 1, 0) : i], *points[i + 1 : i + 2]]
+    return max((x - middle for x in neighbours), key=abs)
 
 
 def _lines(over: Mapping[str, tuple[float, float]], groups: int) -> list[Line]:
-    def put(name: str, options: Options, x: float) -> Options:
-        return {**options, name: x}
-
-    def get(name: str, options: Options) -> float | None:
-        value = options.get(name)
-        return 1.0 if value is None and name == "psi" else value
-
-    def put_group(part: int, options: Options, x: float) -> Options:
-        shares = list(options.get("profile") or [1.0] * groups)
-        return {**options, "profile": [*shares[:part], x, *shares[part + 1 :]]}
-
-    def get_group(part: int, options: Options) -> float | None:
-        return float((options.get("profile") or [1.0] * groups)[part])
-
-    singles = [Line(*over[name], partial(put, name), partial(get, name)) for name in over]
-    parts = [Line(*SHARES, partial(put_group, i), partial(get_group, i)) for i in range(groups)]
-    return [*singles, *(singles[:1] if len(singles) > 1 else []), *parts]
+    """A line for each option; with several, the first once more; then one for each group of rows."""
+    options = [Line(*ends, partial(_put, name), partial(_get, name)) for name, ends in over.items()]
+    again = options[:1] if len(options) > 1 else []
+    shares = [Line(*SHARES, partial(_put_share, i, groups), partial(_get_share, i, groups)) for i in range(groups)]
+    return [*options, *again, *shares]
 
 
-def _finish(
-    search: Search, cfg: RunConfig, best: Options, plain: Options, seeds: list[int], folder: Path
-) -> dict[str, Any]:
+def _put(name: str, options: Options, x: float) -> Options:
+    return nested({**options, name: x})
+
+
+def _get(name: str, options: Options) -> float | None:
+    value = dotted(options).get(name)
+    return 1.0 if value is None and name == "psi" else value  # where psi is off, it is 1
+
+
+def _put_share(group: int, groups: int, options: Options, x: float) -> Options:
+    shares = list(options.get("profile") or [1.0] * groups)
+    shares[group] = x
+    return {**options, "profile": shares}
+
+
+def _get_share(group: int, groups: int, options: Options) -> float | None:
+    return float((options.get("profile") or [1.0] * groups)[group])
+
+
+def _outcome(search: Search, best: Options, plain: Options, seeds: list[int]) -> dict[str, Any]:
+    """What the search found, and what is chosen: plain sampling unless the best candidate beats it on fresh seeds."""
     searched = [{"options": row["options"], "metrics": row["metrics"]} for row in search.seen.values()]
-    found = best
-    if best is not plain and not search.mean(best, seeds) < search.mean(plain, seeds):
-        best = plain  # what the search found did not last on fresh seeds
-    pairs = [search.score(found, seed)[1] - search.score(plain, seed)[1] for seed in seeds]
-    result = {
+    is_better = best is not plain and search.mean(best, seeds) < search.mean(plain, seeds)
+    chosen = best if is_better else plain
+    pairs = [search.score(best, seed)[1] - search.score(plain, seed)[1] for seed in seeds]
+    return {
         "objective": search.objective,
         "min_recall": search.min_recall,
-        "reference": cfg.reference,
-        "found": search.summary(found, seeds),
-        "chosen": search.summary(best, seeds),
+        "reference": search.evaluation.cfg.reference,
+        "found": search.summary(best, seeds),
+        "chosen": search.summary(chosen, seeds),
         "plain": search.summary(plain, seeds),
         "difference": {"mean": statistics.mean(pairs), "std": statistics.stdev(pairs)},
         "evaluations": search.evaluations,
         "searched": searched,
-        "config": str(folder / "tuned.yaml"),
     }
-    if search.evaluation.group.rank:
-        return {}
-    with replacing(folder / "tuned.yaml") as beside:
-        beside.write_text(yaml.safe_dump(_portable(cfg, best), sort_keys=False), encoding="utf-8")
-    with replacing(folder / "tuned.json") as beside:
-        beside.write_text(json.dumps(results.plain_data(result), indent=1) + "\n", encoding="utf-8")
+
+
+def _written(folder: Path, cfg: RunConfig, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the path of the configuration; writes tuned.yaml and tuned.json."""
+    result = {**result, "config": str(folder / "tuned.yaml")}
+    choice = yaml.safe_dump(_portable(cfg, result["chosen"]["options"]), sort_keys=False)
+    data = json.dumps(results.plain_data(result), indent=1) + "\n"
+    for name, text in (("tuned.yaml", choice), ("tuned.json", data)):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return result
 
 
 def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
-    """What ``eval`` needs to use the choice from any folder; seeds, split and number of images stay its own."""
-    usual, given = (results.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
-    left_out = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")
-    kept = {key: value for key, value in given.items() if key not in left_out and value != usual[key]}
-    for key in ("ckpt", "data", "held_out", "studiogan"):
-        if key in kept and Path(kept[key]).exists():
-            kept[key] = str(Path(kept[key]).resolve())
-    kind, _, path = str(kept.get("backbone", "")).partition(":")
+    """What ``eval`` needs to use the choice from any folder; seeds, split and number of images are left to it."""
+    defaults, values = (results.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
+    changed = {key: value for key, value in values.items() if key not in UNPORTABLE and value != defaults[key]}
+
+    # Paths that do not depend on the current folder.
+    for key in PATHS:
+        if key in changed and Path(changed[key]).exists():
+            changed[key] = str(Path(changed[key]).resolve())
+    kind, _, path = str(changed.get("backbone", "")).partition(":")
     if path and Path(path).exists():
-        kept["backbone"] = f"{kind}:{Path(path).resolve()}"
-    chosen = {key: value for key, value in best.items() if value is not None}
-    return {"sampler": {"name": cfg.sampler, **results.plain_data(chosen)}, **kept, **given["host"]}
+        changed["backbone"] = f"{kind}:{Path(path).resolve()}"
+
+    options = {key: value for key, value in best.items() if value is not None}
+    return {"sampler": {"name": cfg.sampler, **results.plain_data(options)}, **changed, **values["host"]}

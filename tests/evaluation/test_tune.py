@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor
 from studiogan_guidance import samplers
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import evaluation, results
 from studiogan_guidance.evaluation import tune as tuning
-from studiogan_guidance.evaluation.tune import Search, tune
+from studiogan_guidance.evaluation.tune import Line, Search, _lines, _starts, tune
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
+from studiogan_guidance.registry import Entry
+from studiogan_guidance.samplers import SAMPLERS, Plain
 
 SMALL = ["--num", 60, "--metrics", "fid", "--budget", 12, "--repeats", 2]
 
@@ -198,3 +202,68 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
         assert result.exit_code == 2, given
         assert message in result.stderr
         assert not list(tmp_path.rglob("results.jsonl"))
+
+
+def test_samplers_whose_defaults_are_not_plain_start_from_their_neutral_options(tmp_path: Path) -> None:
+    command = ["tune", *SMALL, "--sampler", "conditional_truncation", "--over", "psi=0.5:1.5", "--out", tmp_path]
+    result = ok(*command)
+    assert result["searched"][0]["options"]["psi"] == 1
+    assert {step["options"]["psi"] for step in result["searched"]} > {0.5, 1, 1.5}
+    assert result["plain"]["options"] == {"psi": 1}
+    (plain,) = ok("eval", "--sampler", "plain", *SMALL[:4], "--reference", "valid", "--out", tmp_path / "e")["rows"]
+    assert result["searched"][0]["metrics"]["fid"] == plain["metrics"]["fid"]
+    at = {step["options"]["psi"]: step["metrics"]["fid"] for step in result["searched"]}
+    assert at[result["found"]["options"]["psi"]] == min(at.values())
+    rows = ok("eval", "-c", result["config"], *SMALL[:4], "--reference", "valid", "--out", tmp_path / "e")["rows"]
+    assert rows[-1]["options"]["psi"] == result["chosen"]["options"]["psi"]
+
+
+def lines(**over: tuple[float, float]) -> list[Line]:
+    return _lines(over, 0)
+
+
+def test_plain_sampling_lacks_what_has_an_effect_and_keeps_the_rest(tmp_path: Path) -> None:
+    options = {"psi": "0.9", "joint": "class_shift", "scale": "1.5"}  # as a command line gives them
+    plain, start = _starts(config(tmp_path, options=options), lines(scale=(0.5, 2)))
+    assert plain == {"joint": "class_shift", "scale": 1}
+    assert start == {"joint": "class_shift", "scale": 1, "psi": 0.9}
+    options = {"base": "gandance", "base.scale": "1.5", "psi": "0.8"}
+    cfg = config(tmp_path, sampler="conditional_truncation", options=options)
+    plain, start = _starts(cfg, lines(psi=(0.5, 1)))
+    assert plain == {"psi": 1}
+    assert (start["base"]["scale"], start["psi"]) == (1.5, 1)
+
+
+@dataclass(frozen=True)
+class Chain(Plain):
+    """Its step has an effect where there are steps only."""
+
+    steps: int = 3
+    step: float = 0.1
+
+    @property
+    def neutral(self) -> bool:
+        return self.steps == 0
+
+
+@pytest.mark.parametrize("neutral", [{"steps": 0}, None])
+def test_options_without_an_effect_at_plain_sampling_are_searched_from_those_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, neutral: dict[str, Any] | None
+) -> None:
+    entry = Entry("chain", Chain, "", "", neutral=neutral)
+    monkeypatch.setattr(SAMPLERS, "_entries", {"chain": entry, "plain": SAMPLERS["plain"]})
+    cfg = config(tmp_path, sampler="chain", options={"steps": "5"})
+    if neutral is None:
+        with pytest.raises(UserError, match="'chain' is plain sampling with no options"):
+            _starts(cfg, lines(step=(0.1, 0.2)))
+        return
+    assert _starts(cfg, lines(step=(0.1, 0.2))) == ({"steps": 0}, {"steps": 5})
+    with pytest.raises(UserError, match="have no effect on 'chain'"):
+        _starts(config(tmp_path, sampler="chain", options={"steps": 0}), lines(step=(0.1, 0.2)))
+
+
+def test_the_search_follows_a_base_under_a_name_with_a_dot() -> None:
+    (line,) = lines(**{"base.scale": (1.0, 2.0)})
+    options = line.put({"steps": 5, "base": {"name": "gandance", "scale": 1.1}}, 1.5)
+    assert options == {"steps": 5, "base": {"name": "gandance", "scale": 1.5}}
+    assert line.get(options) == 1.5
