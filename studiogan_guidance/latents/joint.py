@@ -34,8 +34,7 @@ class JointOptions:
     network: nn.Module | None = None
 
 
-GANDANCE = "our reading of Zhang et al., GANdance, ECCV 2024"
-OURS = "this package, an alternative to Zhang et al., GANdance, ECCV 2024"
+GANDANCE = "Zhang et al., GANdance, ECCV 2024"
 OURS = f"this package, after {GANDANCE}"
 Estimator = Callable[[LatentView, Inputs, Tensor, JointOptions], Tensor]
 JOINTS: Registry[Estimator] = Registry("joint", "studiogan_guidance.joints")
