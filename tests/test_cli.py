@@ -183,6 +183,8 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("sample", "--num", 10, "--seed", 2**31 - 9), "choose a seed of at most 2147483638"),
+        (("sample", "--seed", 2**31 - 9), "choose a seed of at most 2147483584"),
+        (("eval", "--seed", 2**31 - 9), "1000 images from seed 2147483639 on need seeds up to"),
         (("eval", "-o", "scale=nan"), "gandance.scale must be a finite number"),
         (("eval", "-o", "scale"), "-o takes key=value"),
         (("eval", "--num", 5), "need at least 7 images, found 5 generated"),

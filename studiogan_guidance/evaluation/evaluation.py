@@ -21,6 +21,7 @@ from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, Sampler, Samples, restat
 
 
@@ -96,6 +97,7 @@ class Evaluation:
 
         # Refuse what cannot work before the pass over the real images.
         _check_counts(cfg, self.num, len(self.real), group.size)
+        check_images(cfg.seed, self.num)
         if "is" in cfg.metrics and not cfg.compile:
             self._check_logits()
 

@@ -21,6 +21,7 @@ from studiogan_guidance.evaluation.source import device_of, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import replacing
 from studiogan_guidance.latents import view_for
+from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, restat
 
 Array = NDArray[Any]
@@ -51,6 +52,7 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     plan = label_plan(cfg, view.num_classes, real)
     folder = results.writable(Path(cfg.out))
     num = cfg.num or 64
+    check_images(cfg.seed, num)
     parts: list[tuple[Array, Array, Array]] = []
     for sampler in chosen:
         with restat.applied(norm_statistics(cfg, view, sampler)):

@@ -23,7 +23,7 @@ def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0
     """F = delta - log(1 - exp(delta - epsilon)) - gamma with delta = ratio - bound, at most 0; any shape.
 
     A fake is accepted with probability sigmoid(F); for gamma = 0 and epsilon -> 0 that is exp(delta), ordinary
-    rejection. Azadi et al. 2018, arXiv:1810.06758, eq. 8.
+    rejection. Azadi et al. 2019, arXiv:1810.06758, eq. 8.
     """
     delta = (ratio - bound).clamp(max=0)
     return delta - torch.log(-torch.expm1(delta - epsilon)) - gamma
