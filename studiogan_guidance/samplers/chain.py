@@ -1,132 +1,21 @@
-"""Where chains move: a latent with a prior, and the way from it to images, the same for every family of generators."""
+"""Chains in a latent space: the law that they sample, and the base classes of the samplers that walk."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.samplers.base import check_at_least, check_choice
-from studiogan_guidance.samplers.ratio import GradientSampler
-
-SPACES = ("z", "w")
-PRIOR_DRAWS = 10_000  # behind the spread of w
-THIN = 1e-6  # directions of w with less than this share of the largest variance do not move
-
-
-@dataclass(frozen=True)
-class Latent:
-    """A latent u [B, D] for each image of a batch.
-
-    Attributes:
-        start: u of the plain images, drawn from the prior.
-        images: u -> images [B, 3, H, W], differentiable.
-        draw: generators -> fresh u from the prior, [B, D] on the device.
-        energy: u -> -log prior, up to a constant, [B].
-        inside: u -> u reflected into the support of the prior.
-        gaussian: whether the prior is standard normal; else it is uniform on [-1, 1].
-    """
-
-    start: Tensor
-    images: Callable[[Tensor], Tensor]
-    draw: Callable[[Sequence[Generator]], Tensor]
-    gaussian: bool = True
-
-    def energy(self, u: Tensor) -> Tensor:
-        """-log prior up to a constant, [B]: half the squared norm, or 0 inside the cube and infinity outside."""
-        if self.gaussian:
-            return u.square().sum(1) / 2
-        outside = (u.abs() > 1).any(1)
-        return torch.where(outside, math.inf, 0.0).to(u)
-
-    def inside(self, u: Tensor) -> Tensor:
-        """``u`` itself, or reflected at the faces of the cube [-1, 1]^D."""
-        return u if self.gaussian else 1 - ((u + 1) % 4 - 2).abs()
-
-
-def of_inputs(view: LatentView, inputs: Inputs, space: str = "z") -> Latent:
-    """The latent of a batch: the prior noise ``z`` (InfoGAN's numbers stay), or ``w`` of a class, whitened.
-
-    ``w``: w = m_c + u S, with the class mean m_c and S S^T the covariance of w within classes over 10,000 draws, so
-    that u is about standard normal (our design: w has no tractable density). It is that of the first row; all rows move
-    alike. What of w lies outside of the span of S, where w does not move, stays, and so does the layer noise.
-
-    Raises:
-        UserError: space w on a generator without w.
-    """
-    labels, noise = inputs.labels, inputs.noise
-    if space == "z":
-        z, info = view.split(inputs.z)
-
-        def images(u: Tensor) -> Tensor:
-            whole = torch.cat([u, info], 1)
-            return view.decode(view.encode(whole, labels), whole, noise)
-
-        return Latent(z, images, lambda gens: view.prior(gens).to(z), view.networks.z_prior == "gaussian")
-    check(view, space)
-    spread, inverse = view.once("spread of w", lambda: _spread(view))
-    code = view.encode(inputs.z, labels)
-    start = (code - view.class_means()[labels])[:, 0] @ inverse
-    fixed = code - (start @ spread)[:, None]
-
-    def styled(u: Tensor) -> Tensor:
-        return view.decode(fixed + (u @ spread)[:, None], inputs.z, noise)
-
-    return Latent(start, styled, lambda gens: rng.randn(gens, spread.shape[0]).to(start))
-
-
-def check(view: LatentView, space: str) -> None:
-    """Raise UserError if a generator has no such space."""
-    if space == "w" and view.rows is None:
-        raise UserError(f"space w needs a generator with w, {view.networks.backbone} has none: use space=z")
-
-
-@dataclass(frozen=True)
-class LatentChain(GradientSampler):
-    """A ``GradientSampler`` that moves a latent, from that of the plain image, in ``steps`` steps.
-
-    Args:
-        steps: from 0 (neutral) up.
-        space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
-    """
-
-    steps: int = 0
-    space: str = "z"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, steps=0)
-        check_choice(self, space=SPACES)
-
-    @property
-    def _is_identity(self) -> bool:
-        return self.steps == 0
-
-    def check(self, view: LatentView) -> None:
-        super().check(view)
-        check(view, self.space)
-
-
-def _spread(view: LatentView) -> tuple[Tensor, Tensor]:
-    """S [D, w_dim] and its pseudo-inverse [w_dim, D], from draws of w about the means of their classes."""
-    offsets = []
-    with view.frozen(), torch.no_grad():
-        means = view.class_means()[:, 0]
-        for start in range(0, PRIOR_DRAWS, 500):
-            inputs = view.draw(range(rng.PILOTS + start, rng.PILOTS + start + 500), 0, LabelPlan(), "const")
-            offsets.append(view.encode(inputs.z, inputs.labels)[:, 0] - means[inputs.labels])
-    centred = torch.cat(offsets).double()
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0)[None]).sign()  # the same signs on every machine
-    keep = values > THIN * values[-1]
-    root, axes = values[keep].sqrt(), vectors[:, keep]
-    return (root[:, None] * axes.T).to(means), (axes / root).to(means)
+from studiogan_guidance.critics.log_ratio import LogRatio
+from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.samplers import spaces
+from studiogan_guidance.samplers.base import Sampled, check_at_least, check_choice
+from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
+from studiogan_guidance.samplers.spaces import Latent
 
 
 def climb(function: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,3 +25,122 @@ def climb(function: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tens
         values = function(u)
         (slope,) = torch.autograd.grad(values.sum(), u)
     return values.detach(), slope
+
+
+@dataclass(frozen=True)
+class Target:
+    """The law p0(u) exp(d(G(u))) of the latents of a batch, p0 their prior and d the log density ratio of the images.
+
+    Attributes:
+        view: the view of the base, whose ledger counts the passes.
+        latent: of the batch.
+        ratio: of images and labels.
+        inputs: of the batch: labels, and each image's own generator.
+        scores: holds the log ratio where the chains start, [B], as soon as ``log_ratio`` was evaluated there.
+    """
+
+    view: LatentView
+    latent: Latent
+    ratio: LogRatio
+    inputs: Inputs
+    scores: list[Tensor] = field(default_factory=list)
+
+    def log_ratio(self, u: Tensor) -> Tensor:
+        """d(G(u)), [B]."""
+        d = self.ratio(self.latent.images(u), self.inputs.labels)
+        if not self.scores:
+            self.scores.append(d.detach())
+        return d
+
+    def energy(self, u: Tensor) -> Tensor:
+        """E(u) = -log p0(u) - d(G(u)), [B]; for ``climb``, as a pass backward is counted for it."""
+        self.view.ledger.cost["backward"] += len(u)
+        return self.latent.energy(u) - self.log_ratio(u)
+
+    def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """d(G(u)), [B], and its gradient by u, [B, D]."""
+        d, slope = climb(self.log_ratio, u)
+        self.view.ledger.cost["backward"] += len(u)
+        return d, slope
+
+    def noise(self) -> Tensor:
+        """Standard normal numbers for a step of each chain, [B, D]."""
+        return rng.randn(self.inputs.generators, self.latent.start.shape[1]).to(self.latent.start)
+
+    def chance(self) -> Tensor:
+        """Uniform numbers in [0, 1) for a decision of each chain, [B]."""
+        return rng.unit(self.inputs.generators).to(self.latent.start)
+
+    def count(self, proposed: int, accepted: float) -> None:
+        """Count proposals in the ledger."""
+        self.view.ledger.cost["proposed"] += proposed
+        self.view.ledger.cost["accepted"] += round(accepted)
+
+
+Walk = tuple[Tensor, dict[str, Tensor]]  # the last state u [B, D], and notes about each chain, [B]
+
+
+@dataclass(frozen=True)
+class LatentChain(GradientSampler):
+    """A ``GradientSampler`` that moves a latent, from that of the plain image, in ``steps`` steps.
+
+    Subclasses write ``walk``. Notes of each image are those of the walk and ``score`` and ``score_start``, the log
+    ratio at both ends, and ``norm``, |u| / sqrt(D), about 1 in a Gaussian prior.
+
+    Args:
+        steps: from 0 (neutral) up.
+    """
+
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, steps=0)
+
+    @property
+    def _is_identity(self) -> bool:
+        return self.steps == 0
+
+    @abstractmethod
+    def walk(self, target: Target) -> Walk:
+        """The last state and notes of chains that start at ``target.latent.start``; so does its first ``log_ratio``.
+
+        A walk that knows the log ratio of its last state gives it as the note ``score``, which saves a pass.
+        """
+
+    def latent(self, view: LatentView, inputs: Inputs) -> Latent:
+        """The latent that moves."""
+        return spaces.of_inputs(view, inputs)
+
+    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
+        ratio = self.ratio(view, inputs.noise_mode)
+        target = Target(view, self.latent(view, inputs), ratio, inputs)
+        u, notes = self.walk(target)
+
+        # Look at where the chains ended.
+        images = target.latent.images(u)
+        score = notes.pop("score") if "score" in notes else ratio(images, inputs.labels)
+        norm = torch.linalg.vector_norm(u, dim=1) / u.shape[1] ** 0.5
+        return Sampled(images, with_facts(ratio, score=score, score_start=target.scores[0], norm=norm, **notes))
+
+
+@dataclass(frozen=True)
+class SpaceChain(LatentChain):
+    """A ``LatentChain`` in z, or in w.
+
+    Args:
+        space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
+    """
+
+    space: str = "z"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, space=spaces.SPACES)
+
+    def check(self, view: LatentView) -> None:
+        super().check(view)
+        spaces.check_space(view, self.space)
+
+    def latent(self, view: LatentView, inputs: Inputs) -> Latent:
+        return spaces.of_inputs(view, inputs, self.space)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.chain import Latent, LatentChain, climb
-from studiogan_guidance.samplers.ratio import with_facts
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_finite
+from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, climb
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
@@ -39,32 +35,41 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
     ``chance``, uniform [B], is below alpha (Roberts and Tweedie 1996, Bernoulli 2(4); with DDLS: section 3.2 of
     arXiv:2003.06060).
     """
+    # Propose z' by a Langevin step.
     z, old, slope = state
     proposal = z - step / 2 * slope + step**0.5 * noise
     new, new_slope = climb(energy, proposal)
-    back = (z - proposal + step / 2 * new_slope).square().sum(1) / (2 * step)
-    forth = (noise.square().sum(1)) / 2
+
+    # Accept it with probability alpha.
+    back = (z - proposal + step / 2 * new_slope).square().sum(1) / (2 * step)  # -log q(z|z')
+    forth = (noise.square().sum(1)) / 2  # -log q(z'|z)
     moved = chance.log() < old - new - back + forth
-    pick = moved[:, None]
-    return (torch.where(pick, proposal, z), torch.where(moved, new, old), torch.where(pick, new_slope, slope)), moved
+    rows = moved[:, None]
+    state = (torch.where(rows, proposal, z), torch.where(moved, new, old), torch.where(rows, new_slope, slope))
+    return state, moved
 
 
 @SAMPLERS.register(
-    "ddls", "Langevin chain in the latent, towards what the discriminator likes", "Che et al. 2020, arXiv:2003.06060"
+    "ddls",
+    "Langevin chain in the latent, towards what the discriminator likes",
+    "Che et al. 2020, arXiv:2003.06060",
+    family="discriminator",
+    needs=("discriminator", "gradient"),
+    neutral={"steps": 0},
 )
 @dataclass(frozen=True)
-class DDLS(LatentChain):
+class DDLS(SpaceChain):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio, so images follow the data better than p_g.
 
     E(z) = -log p0(z) - d(G(z)); z <- z - step/2 grad E(z) + temperature sqrt(step) n, started at the plain z. A uniform
     prior reflects at its borders. Layer noise and InfoGAN's numbers of an image stay as they are.
 
     Paper: Che et al., "Your GAN is secretly an energy-based model", NeurIPS 2020, arXiv:2003.06060, algorithm 1.
-    Defaults are those of its CIFAR-10 experiments (as we recall them; the official code was not at hand).
+    Defaults are those of its CIFAR-10 experiments, as we recall them; we did not see the official code.
 
     Args:
-        steps: of the chain, from 0 (neutral) up.
-        step: epsilon, positive; gradients are multiplied by half of it, noise by its root.
+        steps: length of the chain, from 0 (neutral) up.
+        step: epsilon, positive: gradients are multiplied by epsilon / 2, noise by sqrt(epsilon).
         temperature: multiplies the noise, from 0 up; 1 is the sampler of the paper, less is cooler.
         mala: correct each step by Metropolis' rule, which makes the target exact at any step.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
@@ -99,37 +104,23 @@ class DDLS(LatentChain):
         if self.mala and self.temperature != 1:
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio = self.ratio(view, inputs.noise_mode)
-        place, labels, gens = chain.of_inputs(view, inputs, self.space), inputs.labels, inputs.generators
-        scores: list[Tensor] = []
-
-        def energy(u: Tensor) -> Tensor:
-            view.ledger.cost["backward"] += len(u)
-            scores[1:] = [ratio(place.images(u), labels)]
-            return place.energy(u) - scores[-1]
-
-        u, moved = self.chain(place, energy, gens)
-        images = place.images(u)
-        notes = {"acceptance": moved} if self.mala else {}
+    def walk(self, target: Target) -> Walk:
         if self.mala:
-            view.ledger.cost["proposed"] += len(u) * self.steps
-            view.ledger.cost["accepted"] += round(float(moved.sum()) * self.steps)
-        norm = torch.linalg.vector_norm(u, dim=1) / u.shape[1] ** 0.5
-        return Sampled(
-            images, with_facts(ratio, score=ratio(images, labels), score_start=scores[0], norm=norm, **notes)
-        )
+            return self._adjusted_walk(target)
 
-    def chain(self, place: Latent, energy: Energy, gens: Sequence[Generator]) -> tuple[Tensor, Tensor]:
-        """The last state u [B, D], and the share of steps in which each chain moved, [B]."""
-        u, width = place.start, place.start.shape[1]
-        accepted = torch.zeros(len(u))
-        state = (u, *climb(energy, u)) if self.mala else None
+        z = target.latent.start
         for _ in range(self.steps):
-            noise = rng.randn(gens, width).to(u)
-            if state is None:
-                u = place.inside(ula(u, energy, self.step, noise, self.temperature)[0])
-            else:
-                state, moved = mala(state, energy, self.step, noise, rng.unit(gens).to(u))
-                accepted += moved.cpu()
-        return (u if state is None else state[0]), accepted / self.steps
+            z, _ = ula(z, target.energy, self.step, target.noise(), self.temperature)
+            z = target.latent.inside(z)
+        return z, {}
+
+    def _adjusted_walk(self, target: Target) -> Walk:
+        z = target.latent.start
+        state = (z, *climb(target.energy, z))
+        accepted = torch.zeros(len(z))
+        for _ in range(self.steps):
+            state, moved = mala(state, target.energy, self.step, target.noise(), target.chance())
+            accepted += moved.cpu()
+
+        target.count(proposed=len(z) * self.steps, accepted=float(accepted.sum()))
+        return state[0], {"acceptance": accepted / self.steps}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
-from studiogan_guidance.samplers.chain import LatentChain, climb
-from studiogan_guidance.samplers.ratio import with_facts
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_choice, check_finite
+from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk
 
-DIVERGENCES = ("kl", "logd", "js")
+DRIFTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": torch.ones_like,
+    "logd": lambda d: torch.sigmoid(-d),
+    "js": torch.sigmoid,
+}
 
 
 def drift(d: Tensor, divergence: str) -> Tensor:
@@ -24,8 +25,7 @@ def drift(d: Tensor, divergence: str) -> Tensor:
 
     1 for kl, 1 / (1 + e^d) for logd, 1 / (1 + e^-d) for js (Ansari et al. 2021, arXiv:2012.00780).
     """
-    size: Tensor = {"kl": torch.ones_like, "logd": lambda d: torch.sigmoid(-d), "js": torch.sigmoid}[divergence](d)
-    return size
+    return DRIFTS[divergence](d)
 
 
 def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise: Tensor) -> Tensor:
@@ -40,9 +40,12 @@ def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise
     "dgflow",
     "a few noisy gradient steps of the latent up the discriminator's log ratio",
     "Ansari et al. 2021, arXiv:2012.00780",
+    family="discriminator",
+    needs=("discriminator", "gradient"),
+    neutral={"steps": 0},
 )
 @dataclass(frozen=True)
-class DGflow(LatentChain):
+class DGflow(SpaceChain):
     """Refine the latent along the gradient flow of a divergence between data and generator, discretised.
 
     z <- z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) xi, d the log density ratio, from the plain z. Nothing holds z
@@ -83,22 +86,16 @@ class DGflow(LatentChain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, eta=0, gamma=0)
-        check_choice(self, divergence=DIVERGENCES)
+        check_choice(self, divergence=tuple(DRIFTS))
         for name in ("eta", "gamma"):
             check_finite(f"dgflow.{name}", getattr(self, name))
         if self.steps and not self.eta:
             raise UserError(f"dgflow.eta is 0, so {self.steps} steps would not move: use steps=0 for plain sampling")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, place = self.ratio(view, inputs.noise_mode), chain.of_inputs(view, inputs, self.space)
-        z, start = place.start, None
+    def walk(self, target: Target) -> Walk:
+        z = target.latent.start
         for _ in range(self.steps):
-            d, slope = climb(lambda u: ratio(place.images(u), inputs.labels), z)
-            view.ledger.cost["backward"] += len(z)
-            start = d if start is None else start
-            noise = rng.randn(inputs.generators, z.shape[1]).to(z)
-            z = place.inside(flow(z, slope, drift(d, self.divergence), self.eta, self.gamma, noise))
-        images = place.images(z)
-        norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
-        assert start is not None  # without steps this is not called
-        return Sampled(images, with_facts(ratio, score=ratio(images, inputs.labels), score_start=start, norm=norm))
+            d, slope = target.slope(z)
+            z = flow(z, slope, drift(d, self.divergence), self.eta, self.gamma, target.noise())
+            z = target.latent.inside(z)
+        return z, {}

@@ -7,22 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import chain
-from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
-from studiogan_guidance.samplers.chain import LatentChain, climb
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_finite
+from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, climb
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
-from studiogan_guidance.samplers.ratio import with_facts
 
 
 @SAMPLERS.register(
-    "ex2mcmc", "jumps among fresh latents and Langevin steps in turn", "Samsonov et al. 2022, arXiv:2111.02702"
+    "ex2mcmc",
+    "jumps among fresh latents and Langevin steps in turn",
+    "Samsonov et al. 2022, arXiv:2111.02702",
+    family="discriminator",
+    needs=("discriminator", "gradient"),
+    neutral={"steps": 0},
 )
 @dataclass(frozen=True)
-class Ex2MCMC(LatentChain):
+class Ex2MCMC(SpaceChain):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio: by jumps between modes, and walks in them.
 
     Each step is one move of ``isir`` among the current latent and fresh ones, then ``mala_steps`` moves of ``ddls``
@@ -68,33 +69,33 @@ class Ex2MCMC(LatentChain):
         if not self.step > 0:
             raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
 
-    def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, place = self.ratio(view, inputs.noise_mode), chain.of_inputs(view, inputs, self.space)
-        gens, z = inputs.generators, place.start
-
-        def d(u: Tensor) -> Tensor:
-            return ratio(place.images(u), inputs.labels)
-
-        def energy(u: Tensor) -> Tensor:
-            view.ledger.cost["backward"] += len(u)
-            return place.energy(u) - d(u)
-
-        accepted, jumps = torch.zeros(len(z)), torch.zeros(len(z))
-        start = score = d(z)
+    def walk(self, target: Target) -> Walk:
+        z = target.latent.start
+        score = target.log_ratio(z)
+        accepted = torch.zeros(len(z))
+        jumps = torch.zeros(len(z))
         for _ in range(self.steps):
-            fresh = [place.draw(gens) for _ in range(self.particles - 1)]
-            weights = torch.stack([score, *map(d, fresh)], 1)
-            choice = isir_choice(weights, rng.unit(gens).to(z))
-            jumps += (choice > 0).cpu()
-            z = torch.stack([z, *fresh])[choice, torch.arange(len(z), device=z.device)]
-            state = (z, *climb(energy, z))
+            # Jump among the current latent and fresh ones.
+            z, jumped = self.jump(target, z, score)
+            jumps += jumped.cpu()
+
+            # Walk from there.
+            state = (z, *climb(target.energy, z))
             for _ in range(self.mala_steps):
-                state, moved = mala(state, energy, self.step, rng.randn(gens, z.shape[1]).to(z), rng.unit(gens).to(z))
+                state, moved = mala(state, target.energy, self.step, target.noise(), target.chance())
                 accepted += moved.cpu()
-            z, score = state[0], place.energy(state[0]) - state[1]
+            z, energy, _ = state
+            score = target.latent.energy(z) - energy
+
         moves = self.steps * self.mala_steps
-        view.ledger.cost["proposed"] += len(z) * (self.steps * (self.particles - 1) + moves)
-        view.ledger.cost["accepted"] += int(jumps.sum() + accepted.sum())
-        norm = torch.linalg.vector_norm(z, dim=1) / z.shape[1] ** 0.5
-        notes = {"acceptance": accepted / moves, "jumps": jumps / self.steps}
-        return Sampled(place.images(z), with_facts(ratio, score=score, score_start=start, norm=norm, **notes))
+        proposed = len(z) * (self.steps * (self.particles - 1) + moves)
+        target.count(proposed, accepted=float(jumps.sum() + accepted.sum()))
+        return z, {"score": score, "acceptance": accepted / moves, "jumps": jumps / self.steps}
+
+    def jump(self, target: Target, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents that are chosen, [B, D], and whether they are fresh, bool [B]; ``score`` [B] is d(G(z))."""
+        fresh = [target.latent.draw(target.inputs.generators) for _ in range(self.particles - 1)]
+        log_weights = torch.stack([score, *map(target.log_ratio, fresh)], 1)
+        choice = isir_choice(log_weights, target.chance())
+        rows = torch.arange(len(z), device=z.device)
+        return torch.stack([z, *fresh])[choice, rows], choice > 0

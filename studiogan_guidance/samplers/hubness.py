@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers import chain
+from studiogan_guidance.samplers import spaces
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_choice
 
 METRICS = ("l2", "cosine")
@@ -95,7 +95,7 @@ class Hubness(BasedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, k=1, pool=self.k + 1, threshold=0)
-        check_choice(self, space=chain.SPACES, metric=METRICS)
+        check_choice(self, space=spaces.SPACES, metric=METRICS)
 
     @property
     def _is_identity(self) -> bool:
@@ -103,7 +103,7 @@ class Hubness(BasedSampler):
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        chain.check(view, self.space)
+        spaces.check_space(view, self.space)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         hubs: list[Tensor] = []
