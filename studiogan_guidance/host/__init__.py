@@ -10,8 +10,8 @@ from studiogan_guidance import submodules
 def register() -> None:
     """Teach the host, whose ``src`` folder must be importable, the keys ``sampler``, ``stages`` and ``restat``.
 
-    From then on its evaluations use the sampler of the YAML, its training loop is followed by the stages, and every
-    incompatibility with today's libraries is mended. A second call does nothing; see ``hooks``.
+    Afterwards its evaluations use the sampler of the YAML, the stages follow its training loop, and it runs with
+    today's libraries. A second call does nothing; see ``plugin.hooks``.
     """
     from studiogan_guidance.plugin import hooks
 

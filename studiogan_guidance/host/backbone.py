@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.preparation import Preparation, tuned
 from studiogan_guidance.features.resize import filter_of
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents.base import weights_digest
+
+HOOKED = ("InceptionV3_torch", "ResNet50_torch", "SwAV_torch")  # their features are what enters the layer ``fc``
 
 
 class HostBackbone:
@@ -48,25 +50,14 @@ class HostBackbone:
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
-        shims = [shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key"]
-        with inside(checkout), compat.active(shims):
-            preparation = module("metrics.preparation")
-            try:
-                host = preparation.LoadEvalModel(name, resizer, 1, False, device)
-            except NotImplementedError as error:
-                raise UserError(f"the host has no backbone '{name}': try InceptionV3_tf") from error
-            except (urllib.error.URLError, OSError, RuntimeError, KeyError) as error:
-                folder = Path(torch.hub.get_dir()) / "checkpoints"
-                raise UserError(
-                    f"cannot load the weights of {name} ({' '.join(str(error).split())[:120]}): "
-                    f"download them on a machine with a network and copy them into {folder}"
-                ) from error
+        host = _load(name, checkout, device, resizer)
         host.eval()
         host.model.requires_grad_(False)
         self.protocol = backbone_protocol(name, host.model, resizer, resize_on)
-        self.device, self._seen = device, host.save_output
+        self.device = device
         self._net = tuned(host.model, channels_last, compile)
-        self._hooked = name in ("InceptionV3_torch", "ResNet50_torch", "SwAV_torch")  # features: what enters ``fc``
+        self._is_hooked = name in HOOKED
+        self._inputs = host.save_output
         self._prepare = Preparation(
             host.res, filter_of(resizer, name), host.mean, host.std, device, resize_on, channels_last
         )
@@ -76,18 +67,41 @@ class HostBackbone:
         return self._prepare(images)
 
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
-        self._seen.clear()  # of a pass that ran out of memory
-        found = self._net(prepared)
-        features, logits = (self._seen.outputs[0][0][: len(found)], found) if self._hooked else found
-        self._seen.clear()
-        return features, logits
+        """Features [B, D] and class logits [B, K] of prepared images."""
+        self._inputs.clear()  # of a pass that ran out of memory
+        outputs = self._net(prepared)
+        if not self._is_hooked:
+            self._inputs.clear()
+            features, logits = outputs
+            return features, logits
+        features = self._inputs.outputs[0][0][: len(outputs)]
+        self._inputs.clear()
+        return features, outputs
 
     def soft(self, images: Tensor) -> Tensor:
         """Features [B, D] of images in [-1, 1], with gradients."""
         return self(self._prepare.soft(images))[0]
 
 
+def _load(name: str, checkout: Checkout, device: torch.device, resizer: str) -> Any:
+    """The host's LoadEvalModel; UserError if it does not know the network or cannot load its weights."""
+    shims = [shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key"]
+    with inside(checkout), compat.active(shims):
+        try:
+            return module("metrics.preparation").LoadEvalModel(name, resizer, 1, False, device)
+        except NotImplementedError as error:
+            raise UserError(f"the host has no backbone '{name}': try InceptionV3_tf") from error
+        except (urllib.error.URLError, OSError, RuntimeError, KeyError) as error:
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise UserError(
+                f"cannot load the weights of {name} ({one_line(error, 120)}): "
+                f"download them on a machine with a network and copy them into {folder}"
+            ) from error
+
+
 def backbone_protocol(name: str, model: torch.nn.Module, resizer: str, resize_on: str = "cpu") -> dict[str, Any]:
-    """Everything about a feature network that changes a metric."""
-    where = {} if resize_on == "cpu" else {"resize_on": resize_on}
-    return {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer, **where}
+    """Everything about a feature network that changes a metric; where images are resized only if not on the CPU."""
+    protocol = {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer}
+    if resize_on != "cpu":
+        protocol["resize_on"] = resize_on
+    return protocol

@@ -15,7 +15,7 @@ from studiogan_guidance.host.modules import module
 
 __all__ = ["inside", "module", "root"]
 
-_KEPT: dict[str, dict[str, ModuleType]] = {}  # the modules of each checkout, between visits
+_LOADED: dict[str, dict[str, ModuleType]] = {}  # the modules of each checkout, between visits
 _INSIDE: list[str] = []
 
 
@@ -34,9 +34,11 @@ def inside(checkout: Checkout, quiet: bool = True) -> Iterator[None]:
     if _INSIDE and _INSIDE[-1] == src:
         yield
         return
-    tops = {entry.stem for entry in (checkout.path / "src").iterdir() if entry.suffix == ".py" or entry.is_dir()}
-    strangers = _take_out(tops)
-    sys.modules.update(_KEPT.get(src, {}))
+
+    # Modules of the same names go out of sight, those of an earlier visit come back.
+    names = {entry.stem for entry in (checkout.path / "src").iterdir() if entry.suffix == ".py" or entry.is_dir()}
+    strangers = _take_out(names)
+    sys.modules.update(_LOADED.get(src, {}))
     sys.path.insert(0, src)
     _INSIDE.append(src)
     try:
@@ -45,7 +47,7 @@ def inside(checkout: Checkout, quiet: bool = True) -> Iterator[None]:
     finally:
         _INSIDE.pop()
         sys.path.remove(src)
-        _KEPT[src] = _take_out(tops)
+        _LOADED[src] = _take_out(names)
         sys.modules.update(strangers)
 
 
@@ -54,6 +56,7 @@ def root() -> Path:
     return Path(module("config").__file__).parents[1]
 
 
-def _take_out(tops: set[str]) -> dict[str, ModuleType]:
-    names = [name for name in sys.modules if name.partition(".")[0] in tops]
-    return {name: sys.modules.pop(name) for name in names}
+def _take_out(names: set[str]) -> dict[str, ModuleType]:
+    """Remove the modules of these top-level names from ``sys.modules``, and return them."""
+    loaded = [name for name in sys.modules if name.partition(".")[0] in names]
+    return {name: sys.modules.pop(name) for name in loaded}

@@ -32,10 +32,10 @@ class Checkout:
 
 
 def locate(option: str | None = None) -> Checkout:
-    """The first checkout found: ``option``, ``$STUDIOGAN_ROOT``, the cache folder, the current folder and its parents.
+    """The first checkout of these: ``option``, ``$STUDIOGAN_ROOT``, the cache folder, the current folder, its parents.
 
     Raises:
-        UserError: a folder named on purpose (the first two) is no checkout, or none is found; all places are listed.
+        UserError: a folder named on purpose (the first two) is no checkout, or there is none; all places are listed.
     """
     tried: dict[str, list[str]] = {}
     for place, path, on_purpose in _places(option):
@@ -46,6 +46,7 @@ def locate(option: str | None = None) -> Checkout:
                 f"{place} is {path}, but no PyTorch-StudioGAN checkout is there ({LANDMARKS[0]} is missing)"
             )
         tried.setdefault(place, []).append(str(path))
+
     places = "; ".join(f"{place}: {', '.join(paths)}" for place, paths in tried.items())
     raise UserError(
         f"no PyTorch-StudioGAN checkout found: --studiogan and $STUDIOGAN_ROOT are not set; {places}; "
@@ -54,6 +55,7 @@ def locate(option: str | None = None) -> Checkout:
 
 
 def _places(option: str | None) -> Iterator[tuple[str, Path, bool]]:
+    """The name of each place, its folder, and whether the user named it."""
     if option:
         yield "--studiogan", Path(option).expanduser(), True
     if root := os.environ.get("STUDIOGAN_ROOT"):
@@ -64,11 +66,12 @@ def _places(option: str | None) -> Iterator[tuple[str, Path, bool]]:
 
 
 def _git(*args: str, cwd: Path | None = None) -> str:
+    """What git prints; CalledProcessError if it fails, UserError if it is not installed."""
     try:
-        done = subprocess.run(["git", *args], cwd=cwd, capture_output=True, text=True, check=True)
+        finished = subprocess.run(["git", *args], cwd=cwd, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
         raise UserError("git is not installed: install it, or unpack a checkout and set STUDIOGAN_ROOT") from error
-    return done.stdout.strip()
+    return finished.stdout.strip()
 
 
 def commit_of(path: Path) -> str | None:
@@ -82,23 +85,30 @@ def commit_of(path: Path) -> str | None:
 
 
 def setup(source: str | None = None) -> Checkout:
-    """Clone ``source`` (a git URL or a folder) at the pinned commit into the cache folder, whole or not at all."""
+    """Clone ``source`` (a git URL or a folder) at the pinned commit into the cache folder, whole or not at all.
+
+    Raises:
+        UserError: a cache folder that cannot be written, or git that fails.
+    """
     target = cache_dir() / NAME
     if target.exists():
         return locate(str(target))
+
+    # Clone into a temporary folder of the same file system.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=target.parent))
     except OSError as error:
         raise UserError(f"cannot write into {target.parent}: {error.strerror}; set STUDIOGAN_GUIDANCE_CACHE") from error
+    clone = temporary / NAME
     try:
-        _git("clone", "--quiet", "--no-checkout", source or SOURCE, str(beside / NAME))
-        _git("-c", "advice.detachedHead=false", "checkout", "--quiet", COMMIT, cwd=beside / NAME)
-        locate(str(beside / NAME))
-        (beside / NAME).rename(target)
+        _git("clone", "--quiet", "--no-checkout", source or SOURCE, str(clone))
+        _git("-c", "advice.detachedHead=false", "checkout", "--quiet", COMMIT, cwd=clone)
+        locate(str(clone))
+        clone.rename(target)
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split()) or "git failed"
         raise UserError(f"cannot set up {source or SOURCE} at {COMMIT}: {reason}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return locate(str(target))

@@ -141,6 +141,7 @@ def describe(
     """A generator of the host as Networks; ``model`` is the MODEL section of its configuration. The digest is empty."""
     has_discrete = model.info_type in ("discrete", "both")
     has_continuous = model.info_type in ("continuous", "both")
+
     return Networks(
         generator=generator,
         backbone=model.backbone,

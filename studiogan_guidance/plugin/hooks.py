@@ -75,6 +75,7 @@ def _check_host() -> None:
         parameters = set(inspect.signature(module("utils.sample").generate_images).parameters)
     except (UserError, AttributeError) as error:
         raise UserError(f"register() must be called where the host's src folder is importable: {error}") from error
+
     if not parameters >= EXPECTED:
         commit = commit_of(root()) or "an unknown commit"
         missing = ", ".join(sorted(EXPECTED - parameters))
@@ -87,11 +88,13 @@ def _check_host() -> None:
 def _replacements() -> list[tuple[Any, str, Any]]:
     """Owner, name and new value of everything in the host, and in this process, that ``register`` swaps."""
     configurations = module("config").Configurations
-    sample, features, misc, loader = (
-        module(name) for name in ("utils.sample", "metrics.features", "utils.misc", "loader")
-    )
+    sample = module("utils.sample")
+    features = module("metrics.features")
+    misc = module("utils.misc")
+    loader = module("loader")
     controller = misc.GeneratorController
     features_of_images = features.generate_images_and_stack_features
+
     return [
         (configurations, "_overwrite_cfgs", keys.overwrite_cfgs(configurations._overwrite_cfgs)),
         (configurations, "check_compatability", keys.check_compatability(configurations.check_compatability)),

@@ -201,6 +201,8 @@ class GuidedWorker:
             )
         if not self.DDP:
             return
+
+        # The other processes get them from the first.
         networks = [network for network in (self.Gen, self.Dis, self.Gen_ema) if network is not None]
         for network in networks:
             for value in network.state_dict().values():
@@ -263,8 +265,22 @@ class GuidedWorker:
         sampler = sampler_of(self.RUN, state.training)
         assert sampler is not None
         view = state.session.view if state.session else None
+
+        # The generator, as in rows of eval.
+        generator = {
+            "backbone": self.MODEL.backbone,
+            "source": self.RUN.ckpt_dir,
+            "sha256": digest,
+            "model_sha256": self.cfgs.model_sha256,
+            "step": step,
+        }
+        if view:
+            generator.update(sampler.files(view))
+
+        # The host's configuration takes the place of ours.
+        config = {name: dict(vars(getattr(self.cfgs, name))) for name in ("DATA", "MODEL", "RUN")}
         processes = f", {self.OPTIMIZATION.world_size} processes" if self.DDP else ""
-        sections = {name: dict(vars(getattr(self.cfgs, name))) for name in ("DATA", "MODEL", "RUN")}
+
         return results.row(
             sampler=self.RUN.sampler["name"],
             options=samplers.options(sampler),
@@ -274,15 +290,8 @@ class GuidedWorker:
             setup=dict(view.ledger.setup) if view else {},
             notes=state.means(),
             seconds=seconds,
-            generator={
-                "backbone": self.MODEL.backbone,
-                "source": self.RUN.ckpt_dir,
-                "sha256": digest,
-                "model_sha256": self.cfgs.model_sha256,
-                "step": step,
-                **(sampler.files(view) if view else {}),
-            },
-            config={"run_name": self.run_name, **sections},
+            generator=generator,
+            config={"run_name": self.run_name, **config},
             device=f"{self.local_rank}{processes}",
         )
 
@@ -306,6 +315,8 @@ class GuidedWorker:
             "noise_mode": "random",
             "statistics": self._statistics(),
         }
+
+        # The host's own truncation stands there where it is on only.
         truncation = [value for value in (run.truncation_factor, run.truncation_cutoff) if value not in (None, -1)]
         if truncation:
             protocol["truncation"] = truncation

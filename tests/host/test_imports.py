@@ -53,7 +53,7 @@ def test_without_its_shim_the_host_does_not_import(checkout: Checkout, monkeypat
     from studiogan_guidance.host.compat import table
 
     monkeypatch.setattr(table, "SHIMS", [shim for shim in compat.SHIMS if shim.name != "pkg_resources"])
-    monkeypatch.setattr(imports, "_KEPT", {})
+    monkeypatch.setattr(imports, "_LOADED", {})
     with inside(checkout), pytest.raises(Exception, match="pkg_resources"):
         module("utils.style_ops.conv2d_gradfix")
 

@@ -21,11 +21,13 @@ import torch
 from conftest import ok, run
 from host_models import assert_same_images, write_yaml
 
+from studiogan_guidance import config
 from studiogan_guidance import host as host_package
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.compat import RUN_SHIMS, swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.source import HostSource
 from studiogan_guidance.plugin import hooks, seam
 from studiogan_guidance.training.stage import STAGES, DiscriminatorStep, Stage, Trained
 
@@ -188,6 +190,18 @@ def test_rows_of_a_run_and_of_our_own_evaluation_are_compared_together(
     assert [record["label"] for record in compared["rows"]] == ["plain", "gandance", "gandance scale=1.5"]
     scores = [record["metrics"]["is"]["mean"] for record in compared["rows"]]
     assert scores == [one["metrics"]["is"] for one in (plain, ours, row)]
+
+
+def test_the_weights_of_a_row_are_those_of_the_checkpoint_though_the_hosts_sampling_moves_spectral_norms(
+    measured: dict[str, Any], tmp_path: Path, checkout: Checkout, data: Path, ckpt: Path
+) -> None:
+    arguments = ["-cfg", yaml(tmp_path, 1), "-ckpt", ckpt, "-data", data, "-save", tmp_path, "-ref", "valid"]
+    guided(checkout, *arguments, "-metrics", "is", "--num_workers", 0)
+    neutral = json.loads((tmp_path / "results.jsonl").read_text())
+    assert neutral["cost"] == {}
+    digests = {row["generator"]["sha256"] for row in (neutral, measured["row"], measured["again"])}
+    source = HostSource(config.load(str(yaml(tmp_path, 1)), {"ckpt": str(ckpt)}))
+    assert digests == {source.networks(torch.device("cpu")).digest}
 
 
 @pytest.fixture(scope="module")
