@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 
 from studiogan_guidance import submodules
 from studiogan_guidance.builtin import data, network
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Companions, Networks
+from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.files import file_digest
+from studiogan_guidance.latents.base import Companions, Networks, weights_digest
 
-__all__ = ["data", "load", "network", "networks"]
+__all__ = ["data", "discriminator", "load", "network", "networks"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,16 +24,16 @@ def load(kind: type[M], name: str, device: str | torch.device = "cpu") -> tuple[
     """One of the shipped networks (generator, discriminator, features) in evaluation mode, and its file's SHA-256."""
     from safetensors.torch import load_file
 
+    net = kind()
     with as_file(files(__package__).joinpath(f"{name}.safetensors")) as path:
-        net = kind()
         net.load_state_dict(load_file(path))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_digest(path)
     return net.to(device).eval().requires_grad_(False), digest
 
 
 def networks(device: str | torch.device = "cpu") -> Networks:
     """The built-in generator (moving average of its weights): MNIST digits, 32x32, 10 classes."""
-    generator, digest = load(network.Generator, "generator", device)
+    generator, _ = load(network.Generator, "generator", device)
     return Networks(
         generator=generator,
         backbone="builtin",
@@ -41,15 +41,21 @@ def networks(device: str | torch.device = "cpu") -> Networks:
         z_dim=network.Z_DIM,
         image_size=network.IMAGE_SIZE,
         device=torch.device(device),
-        digest=digest,
+        digest=weights_digest(generator),
         source="the built-in GAN",
         companions=Companions(
-            discriminator=lambda: load(network.Discriminator, "discriminator", device)[0],
+            discriminator=lambda: discriminator(device),
             held_out=held_out,
             held_out_name=lambda: "valid split of MNIST-5k",
             snapshot=lambda path: snapshot(generator, path),
         ),
     )
+
+
+def discriminator(device: str | torch.device = "cpu") -> network.Discriminator:
+    """The discriminator that the built-in generator was trained against."""
+    net, _ = load(network.Discriminator, "discriminator", device)
+    return net
 
 
 def held_out(count: int) -> tuple[Tensor, Tensor]:
@@ -67,9 +73,7 @@ def snapshot(generator: network.Generator, path: str) -> network.Generator:
     try:
         other.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"cannot read the built-in's weights in {path}: {' '.join(str(error).split())[:160]}"
-        ) from error
+        raise UserError(f"cannot read the built-in's weights in {path}: {one_line(error)}") from error
     return other.eval().requires_grad_(False)
 
 

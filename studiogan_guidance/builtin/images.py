@@ -16,7 +16,6 @@ class BuiltinImages:
     def __init__(self, split: str) -> None:
         self._images, self._labels = builtin.data.digits(split)
         self.fingerprint = {"data": "MNIST-5k", "image_size": 32, "reference": split}
-
         self.cache_key = self.fingerprint
 
     @property
@@ -38,6 +37,7 @@ class BuiltinImages:
 
         ``only`` chooses images by number; by default all of them.
         """
-        chosen = slice(None) if only is None else list(only)
-        batches = zip(self._images[chosen].split(batch_size), self._labels[chosen].split(batch_size))
-        yield from islice(batches, first, None, step)
+        numbers = slice(None) if only is None else list(only)
+        images = self._images[numbers].split(batch_size)
+        labels = self._labels[numbers].split(batch_size)
+        yield from islice(zip(images, labels), first, None, step)

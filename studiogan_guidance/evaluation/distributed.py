@@ -1,4 +1,4 @@
-"""The processes that torchrun started, as one group: who am I, and what have the others found."""
+"""The processes that torchrun started, as one group: the rank of this one, and what it exchanges with the others."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Group:
             return [value]
         import torch.distributed
 
-        found: list[T] | None = [value] * self.size if self.rank == 0 else None
-        torch.distributed.gather_object(value, found)
-        return found or []
+        values: list[T] | None = [value] * self.size if self.rank == 0 else None
+        torch.distributed.gather_object(value, values)
+        return values or []
 
     def agree(self, answer: T) -> T:
-        """Rank 0's answer, in every process."""
+        """The answer of rank 0, in every process."""
         if self.size == 1:
             return answer
         import torch.distributed
 
-        said = [answer]
-        torch.distributed.broadcast_object_list(said)
-        return said[0]
+        answers = [answer]
+        torch.distributed.broadcast_object_list(answers)
+        return answers[0]
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in place."""
@@ -48,22 +48,28 @@ class Group:
             return
         import torch.distributed
 
+        device = "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
         for tensor in tensors:
-            whole = tensor.detach().to("cpu" if torch.distributed.get_backend() == "gloo" else "cuda")
-            torch.distributed.all_reduce(whole)
-            tensor.copy_(whole / self.size)
+            total = tensor.detach().to(device)
+            torch.distributed.all_reduce(total)
+            tensor.copy_(total / self.size)
 
 
 @contextmanager
 def group() -> Iterator[Group]:
-    """Join the processes of torchrun for the time of a with-block; objects travel through the CPU (gloo)."""
+    """Join the processes of torchrun for the time of a with-block; objects travel through the CPU (gloo).
+
+    A process that torchrun has not started is a group of its own.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Group()
         return
+
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))  # rank 0 may take long over its metrics
+    # The others wait while rank 0 computes metrics, which may take long.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
     try:
         yield Group(torch.distributed.get_rank(), size)
     finally:

@@ -19,12 +19,14 @@ from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.generation import label_plan, norm_statistics
 from studiogan_guidance.evaluation.source import device_of, open_source
 from studiogan_guidance.features.stats import to_uint8
-from studiogan_guidance.files import replacing
-from studiogan_guidance.latents import view_for
+from studiogan_guidance.files import Arrays, replacing
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.rng import check_images
-from studiogan_guidance.samplers import SAMPLERS, restat
+from studiogan_guidance.samplers import SAMPLERS, Sampler, restat
 
 Array = NDArray[Any]
+DEFAULT_COUNT = 64  # images
+COLUMNS = 8  # of a grid without scales
 
 
 def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> dict[str, Any]:
@@ -38,11 +40,16 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
 
     Returns:
         The files written, the sampler with its options, and the number of images.
+
+    Raises:
+        UserError: several processes, what the configuration lacks, or a folder that cannot be written.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("sample runs in one process, found WORLD_SIZE > 1: start it without torchrun")
     variants = [{**cfg.options, "scale": scale} for scale in scales] or [dict(cfg.options)]
     chosen = [samplers.create(cfg.sampler, options) for options in variants]
+
+    # Open the generator, and the real images where labels are as in the data.
     source = open_source(cfg)
     view = view_for(source.networks(device_of(cfg.device)))
     for sampler in chosen:
@@ -51,28 +58,61 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     real = source.real(split, view.networks.image_size) if cfg.labels == "data" else None
     plan = label_plan(cfg, view.num_classes, real)
     folder = results.writable(Path(cfg.out))
-    num = cfg.num or 64
-    check_images(cfg.seed, num)
-    parts: list[tuple[Array, Array, Array]] = []
-    for sampler in chosen:
-        with restat.applied(norm_statistics(cfg, view, sampler)):
-            stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
-            for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
-                pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
-                parts.append((pixels, batch.labels.cpu().numpy(), batch.seeds.numpy()))
-    images, labels, seeds = (np.concatenate(arrays) for arrays in zip(*parts))
-    columns = len(scales) or min(num, 8)
-    sheet = (
-        images.reshape(len(chosen), num, *images.shape[1:]).swapaxes(0, 1).reshape(images.shape) if scales else images
-    )
-    column: dict[str, Any] = {"scales": np.repeat(np.asarray(scales, np.float64), num)} if scales else {}
-    with replacing(folder / "samples.npz") as beside:
-        np.savez(beside, images=images, labels=labels, seeds=seeds, **column)
-        pictures.save_png(folder / "grid.png", pictures.grid(sheet, columns))
+    check_images(cfg.seed, cfg.num or DEFAULT_COUNT)
+
+    # Sample the same seeds with each variant.
+    blocks = [_sampled(cfg, view, sampler, plan) for sampler in chosen]
+    arrays = {name: np.concatenate([block[name] for block in blocks]) for name in ("images", "labels", "seeds")}
+    if scales:
+        arrays["scales"] = np.repeat(np.asarray(scales, np.float64), cfg.num or DEFAULT_COUNT)
+
+    # Write the files.
+    _write(folder, arrays, len(scales))
     if png:
-        for i, image in enumerate(images):
-            tail = f"-{column['scales'][i]:g}" if scales else ""
-            pictures.save_png(folder / "images" / f"{seeds[i]:06d}-{labels[i]:03d}{tail}.png", image)
-    options = samplers.options(chosen[0]) | ({"scale": list(scales)} if scales else {})
-    written = {"grid": str(folder / "grid.png"), "samples": str(folder / "samples.npz")}
-    return {**written, "sampler": SAMPLERS[cfg.sampler].name, "options": options, "images": len(images)}
+        _write_each(folder / "images", arrays)
+    options = samplers.options(chosen[0])
+    if scales:
+        options["scale"] = list(scales)
+    return {
+        "grid": str(folder / "grid.png"),
+        "samples": str(folder / "samples.npz"),
+        "sampler": SAMPLERS[cfg.sampler].name,
+        "options": options,
+        "images": len(arrays["images"]),
+    }
+
+
+def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan) -> Arrays:
+    """The images of one sampler, uint8 [N, H, W, 3], with their labels and seeds."""
+    num = cfg.num or DEFAULT_COUNT
+    images, labels, seeds = [], [], []
+    with restat.applied(norm_statistics(cfg, view, sampler)):
+        stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
+        for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
+            images.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+            seeds.append(batch.seeds.numpy())
+    return {"images": np.concatenate(images), "labels": np.concatenate(labels), "seeds": np.concatenate(seeds)}
+
+
+def _write(folder: Path, arrays: Arrays, num_scales: int) -> None:
+    """The grid and the archive; with scales, a row of the grid is a seed and a column a scale."""
+    images = arrays["images"]
+    columns = min(len(images), COLUMNS)
+    if num_scales:
+        columns = num_scales
+        by_scale = images.reshape(num_scales, -1, *images.shape[1:])
+        images = by_scale.swapaxes(0, 1).reshape(images.shape)
+    sheet = pictures.grid(images, columns)
+
+    named: dict[str, Any] = dict(arrays)
+    with replacing(folder / "samples.npz") as temporary:
+        np.savez(temporary, **named)
+    pictures.save_png(folder / "grid.png", sheet)
+
+
+def _write_each(folder: Path, arrays: Arrays) -> None:
+    for i, image in enumerate(arrays["images"]):
+        scale = f"-{arrays['scales'][i]:g}" if "scales" in arrays else ""
+        name = f"{arrays['seeds'][i]:06d}-{arrays['labels'][i]:03d}{scale}.png"
+        pictures.save_png(folder / name, image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from conftest import digit_images, ok, run
 from host_models import BACKBONES, save
 from PIL import Image
 
+from studiogan_guidance import config
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.source import HostSource
+from studiogan_guidance.latents.base import weights_digest
 
 pytestmark = pytest.mark.studiogan
 
@@ -169,3 +173,36 @@ def test_a_malicious_checkpoint_is_refused_by_the_command(small: list[str], tmp_
     assert "checkpoint" in result.stderr
     assert not (tmp_path / "pwned").exists()
     assert not (tmp_path / "o" / "samples.npz").exists()
+
+
+def test_one_process_of_git_serves_a_command(
+    small: list[str], data: Path, hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkout is looked for once, also for the calibration of a discriminator and for many points."""
+    calls = tmp_path / "calls"
+    wrapper = tmp_path / "bin" / "git"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec {shutil.which("git")} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def count(*args: object) -> int:
+        calls.write_text("")
+        rows = ok(*args, "--num", 8, "--batch-size", 8, "--metrics", "fid", "--out", tmp_path / "out")["rows"]
+        assert rows
+        return len(calls.read_text().splitlines())
+
+    host = [*small, "--data", data, "--device", "cpu"]
+    assert count("eval", *host, "-o", "scale=1.5") == 1
+    assert count("eval", *host, "--sampler", "drs", "-o", "calibration_images=12") == 1
+    assert count("sweep", *host, "--grid", "scale=1.1,1.2,1.3") == 1
+    assert count("eval", "-o", "scale=1.5") == 0
+    assert count("sweep", "--grid", "scale=1.1,1.2") == 0
+
+
+def test_a_row_has_the_hash_of_the_weights(small: list[str], data: Path, hub: None, tmp_path: Path) -> None:
+    cfg = config.load(small[1], {"ckpt": small[3]})
+    generator = HostSource(cfg).networks(torch.device("cpu")).generator
+    args = ["eval", *small, "--num", 8, "--metrics", "fid", "--data", data, "--out", tmp_path, "--no-compare-plain"]
+    (row,) = ok(*args)["rows"]
+    assert row["generator"]["sha256"] == weights_digest(generator)
