@@ -1,0 +1,49 @@
+"""What a configuration points at, for the built-in GAN; tests/host/test_host_source.py has the host's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from studiogan_guidance import builtin
+from studiogan_guidance.builtin.source import BuiltinSource
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation.source import KNOWN, device_of, open_backbone, open_source
+from studiogan_guidance.latents.base import weights_digest
+
+CPU = torch.device("cpu")
+
+
+def test_the_builtin_is_the_source_of_a_configuration_without_a_host() -> None:
+    source = open_source(RunConfig())
+    assert isinstance(source, BuiltinSource)
+    assert (source.checkout, source.protocol, source.model_digest) == (None, {}, "")
+    assert (source.default_split, source.validation_split, source.held_out_split) == ("test", "valid", "valid")
+    networks = source.networks(CPU)
+    assert networks is source.networks(CPU)
+    assert networks.digest == weights_digest(networks.generator)
+    real = source.real("valid", 32)
+    assert (len(real), real.default_count, real.cache_key["reference"]) == (1000, 1000, "valid")
+    images, labels = networks.companions.held_out(5)  # type: ignore[union-attr]
+    expected = next(iter(real.batches(5)))
+    assert torch.equal(images, expected[0])
+    assert torch.equal(labels, expected[1])
+    mine, other = source.discriminator(CPU), networks.companions.discriminator()  # type: ignore[union-attr]
+    assert isinstance(mine, builtin.network.Discriminator)
+    assert weights_digest(mine) == weights_digest(other)
+
+
+@pytest.mark.parametrize("spec", ["builtn", "builtin:x", "host:Inception", "torchscript:", "dinov2", "ResNet"])
+def test_unknown_backbones_are_refused_with_the_known_ones(spec: str) -> None:
+    cfg = RunConfig(backbone=spec)
+    with pytest.raises(UserError, match=f"--backbone is '{spec}'") as error:
+        open_backbone(cfg, open_source(cfg), CPU)
+    assert all(name in str(error.value) for name in KNOWN)
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", "cuda:99"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device is '{name}'"):
+        device_of(name)
+    assert device_of("cpu") == CPU
