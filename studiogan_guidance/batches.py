@@ -1,4 +1,4 @@
-"""Batches: a bar of progress over them, and halves of them where memory runs out."""
+"""Batches: a progress bar over them, and halves of them where memory runs out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def progress(items: Iterable[T], what: str, total: float | None = None) -> Itera
 
 
 class Sliceable(Protocol):
-    """A tensor, a range, a list: what can be cut into batches."""
+    """What can be cut into batches: a tensor, a range, a list."""
 
     def __len__(self) -> int: ...
     def __getitem__(self: S, part: slice, /) -> S: ...
@@ -52,7 +52,8 @@ class Halving:
 
         start = 0
         while start < len(batch):
-            part, fits = batch[start : start + self.size], True
+            part = batch[start : start + self.size]
+            fits = True
             try:
                 result = function(part)
             except torch.OutOfMemoryError as error:
@@ -62,10 +63,13 @@ class Halving:
                         "uses the GPU, or use --device cpu"
                     ) from error
                 fits = False
-            if not fits:  # outside of the except clause, where the traceback would keep the tensors alive
+
+            # Retry with half, outside of the except clause, where the traceback would keep the tensors alive.
+            if not fits:
                 self.size = (len(part) + 1) // 2
                 torch.cuda.empty_cache()
-                print(f"out of memory with {len(part)} images at a time: going on with {self.size}", file=sys.stderr)
+                print(f"out of memory with {len(part)} images at a time: continuing with {self.size}", file=sys.stderr)
                 continue
+
             yield result
             start += len(part)

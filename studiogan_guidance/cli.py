@@ -83,7 +83,7 @@ def main() -> None:
     help="Guidance scales, a column of the grid each.",
 )
 @click.option("--png", is_flag=True, help="Also write every image as DIR/images/<seed>-<class>.png.")
-def sample(config: str | None, as_json: bool, scales: tuple[float, ...], png: bool, **given: Any) -> None:
+def sample(config: str | None, as_json: bool, scales: tuple[float, ...], png: bool, **settings: Any) -> None:
     """Sample images: DIR/grid.png and DIR/samples.npz (images, labels, seeds).
 
     \b
@@ -91,7 +91,7 @@ def sample(config: str | None, as_json: bool, scales: tuple[float, ...], png: bo
     studiogan-guidance sample --num 8 --scales 1,1.5,2,3 --out strip
     studiogan-guidance sample -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --png
     """
-    cfg = load(config, given)
+    cfg = load(config, settings)
     from studiogan_guidance.evaluation.sample import sample as function
 
     _emit(function(cfg, scales, png), as_json)
@@ -99,7 +99,7 @@ def sample(config: str | None, as_json: bool, scales: tuple[float, ...], png: bo
 
 @main.command("eval")
 @shared(SHARED, CHOSEN, MEASURED, COMPARED)
-def evaluate(config: str | None, as_json: bool, **given: Any) -> None:
+def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     """Measure a sampler, and plain sampling on the same seeds; adds a line for each to DIR/results.jsonl.
 
     Metric prdc is precision, recall, density and coverage; per_class adds FID and prdc within each class. Without -c,
@@ -111,7 +111,7 @@ def evaluate(config: str | None, as_json: bool, **given: Any) -> None:
     studiogan-guidance eval -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --data DIR -o scale=1.4
     torchrun --nproc-per-node 8 -m studiogan_guidance eval -c my.yaml --ckpt DIR --data DIR
     """
-    cfg = load(config, given)
+    cfg = load(config, settings)
     from studiogan_guidance.evaluation.evaluation import evaluate as function
 
     _emit_rows(function(cfg), as_json)
@@ -126,7 +126,7 @@ def evaluate(config: str | None, as_json: bool, **given: Any) -> None:
     metavar="KEY=V1,V2,...",
     help="Values of an option of the sampler; repeatable.",
 )
-def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **given: Any) -> None:
+def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **settings: Any) -> None:
     """Measure every point of a grid on the same seeds: results.jsonl, table.csv, and pictures of the trade-off.
 
     Give the same command again to resume a sweep that was stopped. Several processes may work on one folder.
@@ -135,7 +135,7 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **given
     studiogan-guidance sweep --grid scale=0.8,0.9,1,1.1,1.2 --out runs/sweep
     studiogan-guidance sweep -c my.yaml --ckpt DIR --data DIR --grid scale=1,1.2,1.4 --grid joint=class_mean,class_shift
     """
-    cfg = load(config, given)
+    cfg = load(config, settings)
     from studiogan_guidance.evaluation.sweep import sweep as function
 
     _emit_rows(function(cfg, grid), as_json)
@@ -158,7 +158,7 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **given
     metavar="N",
     help="After the scale, tune how strongly each of N groups of layers is guided.",
 )
-def tune(config: str | None, as_json: bool, **given: Any) -> None:
+def tune(config: str | None, as_json: bool, **settings: Any) -> None:
     """Choose the scale on validation data; DIR/tuned.yaml is a configuration that 'eval' takes.
 
     \b
@@ -167,8 +167,8 @@ def tune(config: str | None, as_json: bool, **given: Any) -> None:
     studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --over psi=0.5:1
     studiogan-guidance eval -c runs/tuned/tuned.yaml --reference test
     """
-    arguments = take(given, "over", "objective", "min_recall", "budget", "repeats", "groups")
-    cfg = load(config, given)
+    arguments = take(settings, "over", "objective", "min_recall", "budget", "repeats", "groups")
+    cfg = load(config, settings)
     from studiogan_guidance.evaluation import tables
     from studiogan_guidance.evaluation.tune import tune as function
 
@@ -187,7 +187,7 @@ def tune(config: str | None, as_json: bool, **given: Any) -> None:
 )
 @argument("compare", "--seeds", type=int, metavar="N", help="Seed ranges to measure each sampler on.")
 @click.argument("rows", nargs=-1, metavar="[RESULTS]...")
-def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **given: Any) -> None:
+def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **settings: Any) -> None:
     """Measure samplers on the same seeds and labels, plain first: results.jsonl, compare.{txt,csv,json,png} in DIR.
 
     Without --with and a list `compare:` in the YAML, every sampler is measured at its defaults. With RESULTS, which are
@@ -199,10 +199,10 @@ def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **given: A
     studiogan-guidance compare -c my.yaml --ckpt DIR --data DIR --seeds 3 --out runs/compare
     studiogan-guidance compare runs/a runs/b/results.jsonl
     """
-    arguments = take(given, "seeds")
-    if rows and (given["compare"] or arguments):
+    arguments = take(settings, "seeds")
+    if rows and (settings["compare"] or arguments):
         raise UserError("RESULTS are only read, so that --with and --seeds have no meaning: drop them, or the paths")
-    cfg = load(config, given)
+    cfg = load(config, settings)
     from studiogan_guidance.evaluation import compare as module
     from studiogan_guidance.evaluation import tables
 
@@ -221,7 +221,7 @@ def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **given: A
     metavar="WORDS",
     help=f"More places for losses, of {','.join(LOGS)}. [DIR/joint.jsonl only]",
 )
-def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], **given: Any) -> None:
+def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], **settings: Any) -> None:
     """Train the learned joint; the generator stays frozen. Give DIR/joint.safetensors to 'eval' as joint_ckpt.
 
     Give the same command again to resume a training that was stopped, exactly where it was.
@@ -235,8 +235,8 @@ def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], 
     for word in logs:
         if word not in LOGS:
             raise UserError(f"--log takes {' and '.join(LOGS)}, found '{word}'")
-    stage_options = given.pop("options")
-    cfg = load(config, given)
+    stage_options = settings.pop("options")
+    cfg = load(config, settings)
     from studiogan_guidance.training import train as function
 
     _emit(function(cfg, stage, stage_options, logs), as_json)

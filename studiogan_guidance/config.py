@@ -71,7 +71,7 @@ class RunConfig:
         restat: batches of 64 images over which the statistics of batch norms are accumulated anew with the sampler on;
             0 keeps those of the checkpoint.
         stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
-        compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``; none: every one there is.
+        compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``; none: every sampler.
         compare_plain: also measure plain sampling on the same seeds and labels.
         host: sections in capitals of the host's YAML (DATA, MODEL, ...), where the file has them.
     """
@@ -153,21 +153,21 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     sampler or an option on the command line is about the sampler's own defaults; without any of these, the packaged
     ``builtin-gandance.yaml`` is what runs.
     """
-    given = {key: value for key, value in overrides.items() if value not in (None, (), {})}
+    settings = {key: value for key, value in overrides.items() if value not in (None, (), {})}
     file = path
-    if file is None and not {"sampler", "options"} & set(given):
+    if file is None and "sampler" not in settings and "options" not in settings:
         file = DEFAULT_FILE
     values = read(Path(file)) if file else {}
 
-    # The sampler of the file as a name and options.
+    # The sampler of the file, and its options if the command line names no other.
     options = dict(values.pop("sampler", {"name": RunConfig.sampler}))
     sampler = options.pop("name")
-    if given.get("sampler", sampler) != sampler:
+    if settings.get("sampler", sampler) != sampler:
         options = {}
     values["sampler"] = sampler
-    given["options"] = {**options, **given.get("options", {})}
+    settings["options"] = {**options, **settings.get("options", {})}
 
-    cfg = RunConfig(**{**values, **given})
+    cfg = RunConfig(**{**values, **settings})
     if not cfg.uses_host and (cfg.ckpt or cfg.data or cfg.held_out):
         raise UserError(
             f"--ckpt, --data and --held-out need the host's configuration, but {path or 'no -c'} names none: add -c "
@@ -225,6 +225,7 @@ def read(path: Path) -> dict[str, Any]:
     if values.get("host_config") and (path.parent / values["host_config"]).exists():
         values["host_config"] = str(path.parent / values["host_config"])
 
+    # Names of samplers and stages become mappings.
     if "sampler" in values:
         values["sampler"] = _mapping(values["sampler"], f"sampler in {path}")
     for key, what in (("stages", "a stage"), ("compare", "a sampler to compare")):

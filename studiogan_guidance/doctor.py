@@ -114,7 +114,7 @@ def _host_requirements() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         settings = configparser.ConfigParser()
         settings.read(CLONE / "setup.cfg")
-        return settings.get("options.extras_require", "studiogan", fallback="").strip().splitlines()
+        return settings.get("options.extras_require", "studiogan", fallback="torchvision").strip().splitlines()
 
 
 def _host_packages() -> Check:

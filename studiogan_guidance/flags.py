@@ -56,21 +56,23 @@ def key_values(ctx: click.Context, param: click.Parameter, items: tuple[str, ...
 def grid(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, list[str]]:
     """Callback of ``--grid KEY=VALUE,VALUE``."""
     example = "an option and its values such as scale=1,1.2"
-    values = {key: text.split(",") for key, text in parse_pairs(items, "--grid", example, once=True).items()}
-    for key, words in values.items():
-        if not all(words):
-            raise UserError(f"--grid takes {example}, each option once, found '{key}={','.join(words)}'")
+    values = {}
+    for key, text in parse_pairs(items, "--grid", example, once=True).items():
+        values[key] = text.split(",")
+        if not all(values[key]):
+            raise UserError(f"--grid takes {example}, each option once, found '{key}={text}'")
     return values
 
 
 def ranges(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """Callback of ``--over KEY=LOW:HIGH``."""
+    example = "a range such as scale=0.8:2"
     bounds: dict[str, tuple[float, float]] = {}
-    for key, text in parse_pairs(items, "--over", "an option and its range such as scale=0.8:2", once=True).items():
+    for key, text in parse_pairs(items, "--over", example, once=True).items():
         try:
             low, high = convert(key, text, tuple[float, ...])
         except ValueError:
-            raise UserError(f"--over takes a range such as scale=0.8:2, found '{key}={text}'") from None
+            raise UserError(f"--over takes {example}, found '{key}={text}'") from None
         bounds[key] = (low, high)
     return bounds
 
@@ -86,9 +88,14 @@ class Argument(click.Option):
         record = super().get_help_record(ctx)
         if record is None:
             return None
-        function = getattr(importlib.import_module(f"studiogan_guidance.{self.module}"), str(ctx.command.name))
+
+        # The command and the function have the same name.
+        module = importlib.import_module(f"studiogan_guidance.{self.module}")
+        function = getattr(module, str(ctx.command.name))
         default = inspect.signature(function).parameters[str(self.name)].default
-        return record[0], record[1] if default is None else f"{record[1]} [{_shown(default)}]"
+
+        flag, text = record
+        return flag, text if default is None else f"{text} [{_shown(default)}]"
 
 
 def _shown(default: Any) -> str:
@@ -103,9 +110,8 @@ def _shown(default: Any) -> str:
 def setting(flag: str, metavar: str | None, text: str, default: str | None = None, **more: Any) -> Decorator:
     """A flag that is a key of RunConfig. Its help ends with the default there, or with what stands in for None."""
     key = flag.partition("/")[0].strip("-").replace("-", "_")
-    return click.option(
-        flag, key, metavar=metavar, default=None, help=f"{text} [{default or _shown(FIELDS[key])}]", **more
-    )
+    shown = default or _shown(FIELDS[key])
+    return click.option(flag, key, metavar=metavar, default=None, help=f"{text} [{shown}]", **more)
 
 
 def option_pairs(of: str) -> Decorator:
@@ -114,10 +120,12 @@ def option_pairs(of: str) -> Decorator:
     return click.option("-o", "--option", "options", multiple=True, callback=key_values, metavar="KEY=VALUE", help=text)
 
 
+# What the texts of options are parsed by.
 WORDS = list_of(str, "words")
 NUMBERS = list_of(float, "numbers")
 LABELS = list_of(int, "whole numbers")
 
+# Groups of options that commands have in common.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 STUDIOGAN = setting("--studiogan", "DIR", "Checkout of PyTorch-StudioGAN.", "looked for, see doctor")
 NUM = click.option(
@@ -189,7 +197,7 @@ def argument(command: str, *flags: str, **more: Any) -> Decorator:
     return click.option(*flags, cls=Argument, module=f"evaluation.{command}", default=None, **more)
 
 
-def take(given: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """Take ``keys`` out of ``given``; those that stand on the command line are returned."""
-    values = {key: given.pop(key) for key in keys}
+def take(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Take ``keys`` out of ``settings``; those that stand on the command line are returned."""
+    values = {key: settings.pop(key) for key in keys}
     return {key: value for key, value in values.items() if value not in (None, (), {})}

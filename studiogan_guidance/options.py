@@ -57,6 +57,7 @@ class Spec:
         """
         if isinstance(spec, Spec):
             return spec
+
         if isinstance(spec, str):
             name, colon, text = spec.partition(":")
             items = [item.partition("=") for item in text.split(",")] if colon else []
@@ -65,6 +66,7 @@ class Spec:
         elif isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
             options = dict(spec)
             return cls(options.pop("name"), nested(options))
+
         raise UserError(
             f"{what} must be a name or a mapping with a name, or text such as gandance:scale=1.1, found {spec!r}"
         )
@@ -147,6 +149,8 @@ def _converted(value: Any, kind: Any) -> Any:
     """``value`` as one of the types in WORDS; KeyError, TypeError, ValueError or OverflowError if it is none."""
     if kind is bool:
         return TRUTH[value]
+
+    # Tuples: items of one kind, or two ends.
     if kind == tuple[int, int]:
         low, high = re.split("[-:,]", value) if isinstance(value, str) else value
         return int(low), int(high)
@@ -155,6 +159,8 @@ def _converted(value: Any, kind: Any) -> Any:
         separators = "[:,]" if member is float else ","
         items = re.split(separators, value) if isinstance(value, str) else value
         return tuple(_converted(item.strip() if isinstance(item, str) else item, member) for item in items)
+
+    # Numbers and text, of which a bool is none.
     if isinstance(value, bool):
         raise ValueError
     if kind is int:

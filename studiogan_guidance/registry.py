@@ -36,7 +36,7 @@ class Entry(Generic[T]):
         paper: where it comes from.
         family: of a sampler, what it changes: one of FAMILIES.
         needs: of a sampler, what a generator must bring: words of NEEDS.
-        neutral: options that make a sampler plain sampling; none where its defaults do, None where no options do.
+        neutral: options that make a sampler plain sampling: {} where its defaults do, None where no options do.
     """
 
     name: str

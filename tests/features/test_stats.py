@@ -186,8 +186,8 @@ def test_batches_are_halved_where_memory_runs_out_and_stay_so(capsys: pytest.Cap
     parts = accumulate(batches, network)
     assert network.seen == [13, 7, *[4, 4, 4, 1] * 3, 1]  # 13 and 7 are tried once
     assert capsys.readouterr().err.splitlines() == [
-        "out of memory with 13 images at a time: going on with 7",
-        "out of memory with 7 images at a time: going on with 4",
+        "out of memory with 13 images at a time: continuing with 7",
+        "out of memory with 7 images at a time: continuing with 4",
     ]
     for name in ("features", "probabilities", "labels"):
         assert np.array_equal(getattr(parts, name), getattr(whole, name))
