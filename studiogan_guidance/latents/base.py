@@ -61,8 +61,7 @@ class Networks:
         info_discrete, info_discrete_dim: InfoGAN generators take ``info_discrete`` one-hot vectors of this width
             behind z,
         info_continuous: and behind those so many numbers in [-1, 1].
-        batch_statistics: batch norms keep the mode that they are found in, so that a host that wants the statistics of
-            each batch gets them.
+        batch_statistics: batch norms keep their mode, so that a host can use the statistics of each batch.
         companions: opens the discriminator and the like.
     """
 
@@ -92,7 +91,7 @@ class Inputs:
         z: prior noise, InfoGAN numbers included, [B, Z].
         labels: int64 [B], or float [B, C] with a weight for every class.
         noise: StyleGAN2's per-layer noise, one [B, 1, r, r] tensor a layer; None for its constant noise.
-        generators: each image's own generator, for whatever a sampler still needs.
+        generators: each image's own generator, for what else a sampler draws.
     """
 
     seeds: Tensor
@@ -116,7 +115,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """Which label image i gets: the chosen ``classes`` in turn, else drawn, uniformly or with ``weights`` [C]."""
+    """The label of image i: one of ``classes`` in turn; else a random one, uniform or with ``weights`` [C]."""
 
     classes: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
@@ -216,7 +215,7 @@ class LatentView(ABC):
         return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise or None, gens)
 
     def redraw(self, inputs: Inputs) -> Inputs:
-        """Fresh noise for the same labels: each image's generator gives z, InfoGAN numbers and layer noise anew."""
+        """Fresh noise for the same labels: z, InfoGAN numbers and layer noise from each image's generator."""
         gens = inputs.generators
         z = torch.cat([self.prior(gens), self.info(gens)], 1)
         noise = [rng.randn(gens, *layer.shape[1:]).to(layer.device) for layer in inputs.noise or []]

@@ -25,12 +25,12 @@ from studiogan_guidance.samplers.gandance import guide
 )
 @dataclass(frozen=True)
 class Autoguidance(BasedSampler):
-    """Extrapolate each code away from what an earlier snapshot of the same run makes of the same noise and class.
+    """Extrapolate each code away from that of an earlier snapshot of the same run for the same noise and class.
 
-    code_g = f_ref(z, c) + scale * (f(z, c) - f_ref(z, c)), and today's network makes the image. It has a meaning only
-    if both networks share one latent space, as snapshots of one run about do: compare images at scale 0 first, which
-    should look alike. On a base, f_ref is the base on top of the reference. The paper guides denoisers of diffusion
-    models; codes of GANs are our analogue.
+    code_g = f_ref(z, c) + scale * (f(z, c) - f_ref(z, c)), decoded by the present network. This is meaningful only if
+    both networks share one latent space, as snapshots of one run roughly do: images at scale 0 should look alike. With
+    a base, f_ref is the base on top of the reference. The paper guides denoisers of diffusion models; codes of GANs
+    are our analogue.
 
     Paper: Karras et al., "Guiding a diffusion model with a bad version of itself", NeurIPS 2024, arXiv:2406.02507
     (its rule, with codes in the place of denoised images).
@@ -42,8 +42,8 @@ class Autoguidance(BasedSampler):
         base: see ``BasedSampler``.
 
     Raises:
-        UserError: no reference, one that does not fit, or one whose codes equal those of the generator (label vectors
-            hold nothing that is learned, and nor does a copy).
+        UserError: no reference, one that does not fit, or one whose codes equal those of the generator (as with a copy,
+            or where codes are label vectors).
 
     Example:
         >>> import tempfile
@@ -145,6 +145,6 @@ class Autoguidance(BasedSampler):
             )
         if torch.equal(code, reference_code):
             raise UserError(
-                f"autoguidance.reference {self.reference} gives the very codes of {source} (it is the same checkpoint, "
+                f"autoguidance.reference {self.reference} gives the same codes as {source} (it is the same checkpoint, "
                 "or codes are label vectors, in which nothing is learned): use gandance"
             )

@@ -1,4 +1,4 @@
-"""The call shape of all samplers: a view and the random inputs of a batch go in, images come out.
+"""The interface of all samplers: from a view and the random inputs of a batch to images.
 
 A sampler is a frozen dataclass whose fields are its options. The fields are the schema: names, types and defaults live
 nowhere else. With every option at its neutral value (see the docstrings) images equal plain sampling bit for bit.
@@ -30,10 +30,10 @@ class Samples:
         images: float [B, 3, H, W] in [-1, 1].
         labels: int64 [B].
         seeds: int64 [B].
-        cost: rows that went through each network for this batch: ``mapping``, ``synthesis`` (G), ``discriminator``,
-            ``backward`` (one each through what was run forward); and of samplers that choose, ``proposed`` and
-            ``accepted``.
-        notes: what the sampler has to say about each image, such as the acceptance rate of its chain, float [B].
+        cost: number of latents, codes or images that went through each network for this batch: ``mapping``,
+            ``synthesis`` (G), ``discriminator``, ``backward`` (gradients); and for samplers that choose among
+            proposals, ``proposed`` and ``accepted``.
+        notes: numbers about each image by name, such as the acceptance rate of its chain, float [B].
     """
 
     images: Tensor
@@ -53,7 +53,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """Base of all samplers. Subclasses add options as fields and say in ``images`` how they use a view."""
+    """Base of all samplers. Subclasses add options as fields and define ``images``."""
 
     @abstractmethod
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
@@ -72,13 +72,13 @@ class Sampler(ABC):
         """Raise UserError where an option has no meaning on this view."""
 
     def files(self, view: LatentView) -> dict[str, str]:
-        """Hashes of what the options only point at, so that results say what was used."""
+        """Hashes of the files that the options name, for results."""
         return {}
 
     def built_into(self, view: LatentView) -> LatentView:
         """A view whose ``encode`` already applies this sampler, so that another sampler can be stacked on it.
 
-        Noise and its prior stay as they are: whatever the sampler does to noise happens on its way into the generator.
+        The noise that is drawn and its prior stay the same: a sampler that changes noise does so in ``encode`` and ``decode``.
 
         Raises:
             UserError: a sampler that does more than change codes.
@@ -94,7 +94,7 @@ class Sampler(ABC):
         noise_mode: str = "random",
         first: int = 0,
     ) -> Iterator[Samples]:
-        """Sample one image a seed, in batches, with the networks frozen and left as they were found.
+        """Sample one image a seed, in batches, with the networks frozen, and afterwards as before.
 
         Image i depends on ``seeds[i]``, its position ``first + i`` in the run (where classes are chosen) and the
         options alone. Networks round differently at other batch sizes: on a CPU by less than 1e-5 of the largest

@@ -1,4 +1,4 @@
-"""Truncation of w towards the nearest of many centres, so that modes which lie far from any mean survive it."""
+"""Truncation of w towards the nearest of many centres, so that modes far from the mean are kept."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class DistinctRows:
 class ClusterTruncation(TruncationTowards):
     """Cluster draws of w by k-means, and move each w towards the nearest centre: fidelity, with the modes kept.
 
-    w' = q + psi * (w - q), q the centre nearest to w by L2 over all rows. One cluster is truncation towards the mean of
-    all draws; one cluster a class with ``per_class`` is ``conditional_truncation``. The paper measures nearness by
-    LPIPS between images; L2 in w is the way of StyleGAN-XL.
+    w' = q + psi * (w - q), where q is the centre nearest to w by L2 over all rows. One cluster is truncation towards
+    the mean of all draws; one cluster a class with ``per_class`` is ``conditional_truncation``. The paper finds the
+    nearest centre by LPIPS between images; L2 in w is what StyleGAN-XL does.
 
     Paper: Mokady et al., "Self-Distilled StyleGAN", SIGGRAPH 2022, arXiv:2202.12211 (multi-modal
     truncation); distance: Sauer et al. 2022, arXiv:2202.00273.
@@ -79,10 +79,10 @@ class ClusterTruncation(TruncationTowards):
         cutoff: number of leading w rows to move; None moves all.
         clusters: number of centres, from 1 up; with ``per_class`` of each class.
         draws: number of w that are clustered, of uniform classes; with ``per_class`` shared by the classes.
-        per_class: cluster the draws of each class by themselves, and pull towards centres of the image's class.
-        base: see ``BasedSampler``; draws are its codes.
+        per_class: cluster the draws of each class separately, and move w towards centres of the image's class.
+        base: see ``BasedSampler``; codes of the base are clustered.
 
-    Notes of each image: ``distance``, |w - q| / sqrt(rows) before it is moved.
+    Notes of each image: ``distance``, |w - q| / sqrt(rows).
 
     Raises:
         UserError: a generator without w, values out of range, fewer draws than centres.
@@ -92,7 +92,7 @@ class ClusterTruncation(TruncationTowards):
         >>> view = view_for(builtin.networks())
         >>> sampler = samplers.create("cluster_truncation", {"clusters": 8, "draws": 1000})
         >>> batch = next(sampler.stream(view, range(2), 2, LabelPlan()))
-        >>> batch.cost["mapping"], view.ledger.setup["mapping"]  # the draws, and one more to look at its rows
+        >>> batch.cost["mapping"], view.ledger.setup["mapping"]  # the draws, and one more to compare rows
         (2, 1001)
     """
 

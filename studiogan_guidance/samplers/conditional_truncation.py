@@ -1,4 +1,4 @@
-"""Truncation of w towards the mean of its class, and what truncations of w towards some centre share."""
+"""Truncation of w towards the mean of its class, and the base class of truncations of w towards any centre."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TruncationTowards(BasedSampler):
 )
 @dataclass(frozen=True)
 class ConditionalTruncation(TruncationTowards):
-    """Move w towards the mean of its class, so that little psi gives the typical image of the class, not of the data.
+    """Move w towards the mean of its class, so that a small psi gives the typical image of the class, not of the data.
 
     w' = m_c + psi * (w - m_c), with m_c = E_z f(z, c) over 10,000 draws. On a guided base, w and m_c are the guided
     ones: guide, then truncate. It is ``truncation`` with ``center=class``, but works on any base and may be one.

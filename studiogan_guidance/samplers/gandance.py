@@ -19,7 +19,7 @@ from studiogan_guidance.samplers.truncation import Truncation
 
 
 def guide(code: Tensor, joint: Tensor, scale: float | Tensor) -> Tensor:
-    """``joint + scale * (code - joint)``; at the number 1 the very ``code``. Any shapes that broadcast.
+    """``joint + scale * (code - joint)``; at the number 1, ``code`` itself. Any shapes that broadcast.
 
     GANdance, ECCV 2024, Fig. 1 (direction and extrapolation; the formula is our reading, as no code was published).
     """
@@ -38,8 +38,8 @@ class GANdance(Sampler):
     """Extrapolate each code away from the code of no particular class: code_g = joint + scale * (code - joint).
 
     The joint is estimated by arithmetic on the generator's own latents, so nothing is trained and nothing but the
-    latents changes. More scale buys fidelity and class accuracy and costs diversity. The estimators, and what each
-    does to between-class and within-class spread, are in ``studiogan_guidance.latents.joint``.
+    latents changes. A larger scale raises fidelity and class accuracy and costs diversity. The estimators, and
+    what each does to between-class and within-class spread, are in ``studiogan_guidance.latents.joint``.
 
     Paper: Zhang et al., "GANdance: Exploring Guided Sampling of Conditional GANs", ECCV 2024.
 
@@ -55,8 +55,8 @@ class GANdance(Sampler):
             guided by 1 + (scale - 1) p, so 1:0.5:0 guides coarse rows fully, middle ones half and fine ones not at
             all; None is 1 everywhere.
         keep_norm: rescale each guided code to the Euclidean norm of the plain one; off by default.
-        psi: finite number: after guiding, w is pulled towards the mean of its class, guided likewise, m + psi *
-            (w - m), which keeps the condition (truncation towards the mean of all undoes guidance); None or 1 is off.
+        psi: finite number: truncation after guidance, m + psi * (w - m), where m is the guided mean of the image's
+            class. This keeps the condition, while truncation towards the mean of all undoes guidance; None or 1 is off.
         threshold: positive number: z from a normal truncated to [-t, t] (see ``truncation``); None is off.
 
     Raises:
@@ -73,7 +73,7 @@ class GANdance(Sampler):
         [3, 3, 3, 3]
     """
 
-    scale: float = 1.2  # not the neutral 1: whoever asks for gandance by name alone wants guidance
+    scale: float = 1.2  # not the neutral 1: a user who asks for gandance wants guidance
     joint: str = "class_mean"
     joint_ckpt: str | None = None
     strengths: bool = False

@@ -55,8 +55,8 @@ class Hubness(BasedSampler):
     """Replace the prior noise by hubs of a pool: draws that many others have among their nearest neighbours.
 
     Hubs lie near the centre of the latent space, so this is a sharper truncation without a threshold on the norm.
-    An image of seed s gets pool number s // 64 and there, in a fixed random order, hub number s % 64: no hub comes
-    twice in a pool (unless it has fewer than 64), and no image depends on another. Only the prior part of z is
+    The image of seed s takes hub number s % 64, in a fixed random order, of pool number s // 64. So no hub of a pool
+    is used twice (unless there are fewer than 64), and no image depends on another. Only the prior part of z is
     replaced; InfoGAN's numbers and layer noise stay.
 
     Paper: Liang et al., "Exploring and exploiting hubness priors for high-quality GAN latent sampling", ICML 2022,
@@ -65,12 +65,12 @@ class Hubness(BasedSampler):
     Args:
         pool: N, number of draws among which neighbours are counted; more than k.
         k: length of the lists of neighbours, from 1 up.
-        threshold: hubs are in more than so many lists, from 0 up; None is plain (neutral). Counts have mean k, and a
-            long tail only in high dimensions: below about 30 of them lower it.
-        space: z; or w of the image's class, for generators that have it (of layers the mean). w costs N mapping passes
-            for each class among 64 seeds, so it is best sampled class by class.
+        threshold: a hub is in more than ``threshold`` lists, from 0 up; None is plain (neutral). Counts have mean k,
+            and a long tail in high dimensions only: lower the threshold below about 30 dimensions.
+        space: z; or w of the image's class, the mean over layers, for generators that have it. w costs N mapping
+            passes for each class among 64 seeds, so sample class by class.
         metric: l2 or cosine.
-        base: see ``BasedSampler``; w is that of the base.
+        base: see ``BasedSampler``; ``space=w`` uses w of the base.
 
     Notes of each image: ``hubs``, the share of its pool that are hubs.
 

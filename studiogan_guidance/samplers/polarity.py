@@ -1,4 +1,4 @@
-"""Polarity sampling: more, or fewer, of the images of where the generator stretches the latent space."""
+"""Polarity sampling: latents are chosen by how much the generator stretches the latent space there."""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ def projection(pixels: int, count: int) -> Tensor:
 class Polarity(BasedSampler):
     """Choose latents by how much the generator stretches there: rho < 0 for modes and quality, rho > 0 for variety.
 
-    p(z) ~ p0(z) (prod_{j <= k} sigma_j)^rho over a pool of z for each class, sigma the singular values of the Jacobian
-    of d(P G(z, c)) / dz, P random orthonormal directions of the image. rho = 1 is MaGNET: uniform on the manifold of
-    images, up to what k leaves out. The volumes are computed once, for classes that occur, and kept on disk.
+    p(z) ~ p0(z) (prod_{j <= k} sigma_j)^rho over a pool of z for each class. sigma are the singular values of the
+    Jacobian d(P G(z, c)) / dz, and P are random orthonormal directions of the image. rho = 1 is MaGNET: uniform on the
+    manifold of images, up to the singular values beyond k. The volumes are computed once for each class that occurs,
+    and cached on disk.
 
     Paper: Humayun et al., "Polarity sampling: quality and diversity control of pre-trained generative networks via
     singular values", CVPR 2022, arXiv:2203.01993. It resamples a pool without replacement; here each image draws
@@ -66,7 +67,7 @@ class Polarity(BasedSampler):
         k: number of singular values, from 1 up to the rank that is possible; the paper uses 10 to 30.
         pool: number of z in all, shared by the classes; each costs one pass of G and ``projections`` backward passes.
         projections: number of directions of the image, at most that of its pixels.
-        base: see ``BasedSampler``; the Jacobians are those of the base.
+        base: see ``BasedSampler``; Jacobians are those of the base.
 
     Notes of each image: ``effective``, the effective share of the pool of its class, 1 / (N sum_i p_i^2): 1 for equal
     weights; the number of different images is N times that at most.

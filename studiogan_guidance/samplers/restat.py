@@ -1,7 +1,8 @@
-"""Batch-norm statistics of the images that a sampler makes, instead of those that training left in the checkpoint.
+"""Batch-norm statistics of the images of a sampler, in place of those in the checkpoint.
 
-Guided codes move activations away from what the running averages have seen. The host answers a like question for
-evaluation with standing statistics (Brock et al. 2019, arXiv:1809.11096, appendix D): a few passes over fresh samples.
+Guided codes move activations away from the running averages of training. For evaluation the host has standing
+statistics (Brock et al. 2019, arXiv:1809.11096, appendix D), a few passes over fresh samples; these are the same for
+the samples of any sampler.
 """
 
 from __future__ import annotations

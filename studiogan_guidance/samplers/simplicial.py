@@ -93,10 +93,10 @@ class Simplicial(BasedSampler):
     """Redraw latents until they lie well inside a cell of the latent space: max_j p_j(z) > tau.
 
     ``clusters``, our version: cells are k-means clusters, within a class, of the discriminator's features of images
-    G(z, c), and p a logistic regression from z to the cell. ``axes``, the paper's: p = softmax_j(sqrt(d) z_kj / |z|)
-    for random distinct coordinates k_j. The paper also trains with its rejection; for a generator that was trained on
-    the whole prior the axes have no meaning, so expect nothing of them. The first latent is the plain one; only the
-    prior part of z is redrawn, InfoGAN's numbers and layer noise stay.
+    G(z, c), and p is a logistic regression from z to the cell. ``axes``, the paper's version: p = softmax_j(sqrt(d)
+    z_kj / |z|) for random distinct coordinates k_j. The paper also trains the generator with this rejection; to a
+    generator that was trained on the whole prior the axes mean nothing. The first latent is the plain one. Only the
+    prior part of z is redrawn; InfoGAN's numbers and layer noise stay.
 
     Paper: Issenhuth et al., "Unveiling the latent space geometry of push-forward generative models", ICML 2023,
     arXiv:2207.10541 (simplicial truncation, as its code has it).
@@ -104,14 +104,14 @@ class Simplicial(BasedSampler):
     Args:
         centers: clusters or axes.
         cells: number of cells (of each class) or of axes, from 2 up; at most z_dim axes.
-        accept: share of the prior to keep: tau is the quantile of 1 - accept of max p over 10,000 prior draws, for each
-            class by itself; 1 is plain (neutral), little accepts fewer, more typical latents.
+        accept: share of the prior to keep, above 0: tau is the (1 - accept) quantile of max p over 10,000 prior draws,
+            for each class separately; 1 is plain (neutral), less accepts fewer, more typical latents.
         threshold: tau itself instead, 0 to 1 (the paper's code: 0.135 on CIFAR-10, 0.08 and 0.2 on STL-10, for axes).
-        draws: number of images in all behind the clusters, shared by the classes, at least 20 each cell.
-        base: see ``BasedSampler``; images that are clustered are its own.
+        draws: number of images that are clustered, shared by the classes, at least 20 for each cell.
+        base: see ``BasedSampler``; images of the base are clustered.
 
     Notes of each image: ``confidence``, max p; ``tries``, the number of its latents; with clusters ``cell_accuracy``,
-    the share of held-out latents whose cell is guessed right: at 1 / cells, the cells have nothing to do with z.
+    the share of held-out latents whose cell is predicted correctly: at 1 / cells, z does not determine the cell.
 
     Raises:
         UserError: values out of range, no discriminator for clusters, or 10,000 latents in vain.

@@ -57,7 +57,7 @@ def test_references_without_a_meaning_are_refused(toy: ToyGAN, toy_view: LatentV
     with pytest.raises(UserError, match="autoguidance needs a reference: give -o reference=PATH"):
         samplers.create("autoguidance").check(toy_view)
     samplers.create("autoguidance", {"scale": 1}).check(toy_view)
-    with pytest.raises(UserError, match="autoguidance.reference 1.0 gives the very codes of a toy"):
+    with pytest.raises(UserError, match="autoguidance.reference 1.0 gives the same codes as a toy"):
         samplers.create("autoguidance", {"reference": "1.0"}).check(toy_view)
     with pytest.raises(UserError, match="codes are label vectors"):
         samplers.create("autoguidance", {"reference": "x"}).check(identity_view(lambda x, c: x[:, 0]))
