@@ -78,7 +78,8 @@ class Sampler(ABC):
     def built_into(self, view: LatentView) -> LatentView:
         """A view whose ``encode`` already applies this sampler, so that another sampler can be stacked on it.
 
-        The noise that is drawn and its prior stay the same: a sampler that changes noise does so in ``encode`` and ``decode``.
+        The noise that is drawn and its prior stay the same: a sampler that changes noise does so in ``encode`` and in
+        ``decode``.
 
         Raises:
             UserError: a sampler that does more than change codes.
