@@ -1,6 +1,7 @@
 """Samplers beside each other on one checkpoint: equal seeds, equal labels, one table, one picture.
 
-What was measured is in results.jsonl, a line for each sampler and range of seeds; all else is made of these lines.
+All measurements are in results.jsonl, a line for each sampler and range of seeds; the tables and the picture are made
+of these lines.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import distributed, pictures, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
+from studiogan_guidance.options import Spec
 from studiogan_guidance.samplers import SAMPLERS, Sampler
 
 Row = Mapping[str, Any]
+Record = dict[str, Any]
 PARTS = ("sampler", "options", "metrics", "protocol", "generator", "cost", "seconds")  # of every row
+OFF = {None: "none", False: "false"}
 
 
 def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
         seeds: ranges of seeds for each sampler, one after the other, from ``cfg.seed`` on.
 
     Returns:
-        See ``summary``; in processes above rank 0, nothing. In ``cfg.out`` lie results.jsonl (which may hold more than
+        See ``summary``; in processes above rank 0, nothing. In ``cfg.out`` are results.jsonl (which may hold more than
         this comparison), compare.txt, compare.csv, compare.json and compare.png.
 
     Raises:
@@ -43,31 +47,55 @@ def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
     """
     if not 1 <= seeds < 2**20:
         raise UserError(f"--seeds must be a whole number from 1 up, found {seeds}")
-    listed = [_made({"name": spec} if isinstance(spec, str) else spec) for spec in cfg.compare]
+    specs = [Spec.parse(spec, "a sampler to compare") for spec in cfg.compare] or [Spec(e.name) for e in SAMPLERS]
+    candidates = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in specs]
     folder = results.writable(Path(cfg.out))
-    refused: set[str] = set()
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, [("plain", {})])
-        chosen = {_key(*pair): pair for pair in evaluation.chosen}
+        refusals = Refusals(are_errors=bool(cfg.compare), are_printed=group.rank == 0)
 
-        def leave_out(name: str, error: UserError) -> None:
-            if name == "plain" or listed:
-                raise UserError(f"{name}: {error}") from error
-            if name not in refused and group.rank == 0:
-                print(f"{name} is left out: {' '.join(str(error).split())}", file=sys.stderr)
-            refused.add(name)
-
-        for name, sampler in listed or [(entry.name, samplers.create(entry.name)) for entry in SAMPLERS]:
+        # Each sampler once, plain sampling first.
+        chosen = {_settings(*pair): pair for pair in evaluation.chosen}
+        for name, sampler in candidates:
             try:
-                chosen.setdefault(_key(name, sampler), (name, evaluation.checked(sampler)))
+                chosen.setdefault(_settings(name, sampler), (name, evaluation.checked(sampler)))
             except UserError as error:
-                leave_out(name, error)
+                refusals.add(name, error)
+
+        # Measure what results.jsonl lacks; a sampler may also be refused by what it meets while it samples.
         ranges = [cfg.seed + i * evaluation.num for i in range(seeds)]
         points = [(name, sampler, seed) for name, sampler in chosen.values() for seed in ranges]
-        rows = complete(evaluation, points, folder, lambda point, error: leave_out(point[0], error))
+        rows = complete(evaluation, points, folder, lambda point, error: refusals.add(point[0], error))
         if group.rank:
             return {}
-        return _written(folder, summary([row for row in rows if row["sampler"] not in refused]))
+    return _written(folder, summary([row for row in rows if row["sampler"] not in refusals.names]))
+
+
+class Refusals:
+    """Samplers that are refused on a generator.
+
+    Args:
+        are_errors: samplers were asked for by name, so a refusal ends the comparison; that of plain sampling always does.
+        are_printed: print a line on stderr for each sampler that is left out.
+    """
+
+    def __init__(self, are_errors: bool, are_printed: bool) -> None:
+        self.are_errors = are_errors
+        self.are_printed = are_printed
+        self.names: set[str] = set()
+
+    def add(self, name: str, error: UserError) -> None:
+        """Leave out the sampler ``name``, or raise UserError."""
+        if name == "plain" or self.are_errors:
+            raise UserError(f"{name}: {error}") from error
+        if name not in self.names and self.are_printed:
+            print(f"{name} is left out: {one_line(error, limit=1000)}", file=sys.stderr)
+        self.names.add(name)
+
+
+def _settings(name: str, sampler: Sampler) -> str:
+    """A text that is the same for samplers of the same name and options."""
+    return json.dumps([name, samplers.options(sampler)], sort_keys=True)
 
 
 def reread(cfg: RunConfig, paths: Sequence[Path]) -> dict[str, Any]:
@@ -76,13 +104,13 @@ def reread(cfg: RunConfig, paths: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: no rows in a path, or rows that cannot be compared: see ``summary``.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for path in paths:
-        file = path / "results.jsonl" if path.is_dir() else path
-        found = [row for row in results.read(file) if {*PARTS} <= set(row)]
-        if not found:
+        file = path / results.NAME if path.is_dir() else path
+        complete_rows = [row for row in results.read(file) if {*PARTS} <= set(row)]
+        if not complete_rows:
             raise UserError(f"no results in {file}: give files results.jsonl, or folders that hold one")
-        rows += found
+        rows += complete_rows
     result = summary(rows)
     return _written(results.writable(Path(cfg.out)), result)
 
@@ -90,59 +118,75 @@ def reread(cfg: RunConfig, paths: Sequence[Path]) -> dict[str, Any]:
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Rows of results.jsonl as one record for each sampler, plain sampling first.
 
+    Rows of ``eval``, ``sweep``, ``tune``, ``compare`` and of the host's own runs may stand together.
+
     Returns:
-        ``protocol``, with the first seeds of all ranges if there are several, and ``rows``: sampler, options, what of
-        them ``differs`` from the defaults, a label, metrics (mean, standard deviation, values over the seeds), cost and
-        notes (means), set-up (the most), seconds, and ``time``, that of sampling as a multiple of plain sampling's, if
-        both were timed on devices of the same name at the same batch size.
+        ``protocol``, with the first seeds of all ranges if there are several, and ``rows``: sampler, options, those of
+        them in which it ``differs`` from its defaults, a label, metrics (mean, standard deviation, values over the
+        seeds), cost and notes (means), set-up (the most), seconds, and ``time``, that of sampling as a multiple of
+        plain sampling's, if both were timed on devices of the same name at the same batch size.
 
     Raises:
-        UserError: rows of different protocols, generators or seeds; the first difference is named.
+        UserError: rows of different protocols, generators, maths or seeds; the first difference is named.
     """
-    first = rows[0]
-    groups: dict[str, dict[int, Row]] = {}  # by sampler, then by seed; of rows alike the last one counts
+    for row in rows[1:]:
+        _check_comparable(rows[0], row)
+
+    # One group a sampler, plain sampling first; all over the same seeds.
+    groups = sorted(_by_sampler(rows), key=lambda group: _any_row(group)["sampler"] != "plain")
+    for group in groups[1:]:
+        texts = [", ".join(map(str, _sorted_seeds(seeds))) for seeds in (groups[0], group)]
+        _check_equal("seed", (_any_row(groups[0]), texts[0]), (_any_row(group), texts[1]))
+
+    # One record a group.
+    seeds = _sorted_seeds(groups[0])
+    records = [_record([group[seed] for seed in seeds]) for group in groups]
+    _add_times(records)
+    _add_labels(records)
+    return {"protocol": {**rows[0]["protocol"], "seed": seeds if len(seeds) > 1 else seeds[0]}, "rows": records}
+
+
+def _check_comparable(first: Row, row: Row) -> None:
+    """Raise UserError unless two rows have the same protocol (but for the seed), generator and maths."""
+    facts = [_facts(first), _facts(row)]
+    for key in {**facts[0], **facts[1]}:
+        _check_equal(key, (first, facts[0].get(key)), (row, facts[1].get(key)))
+
+
+def _facts(row: Row) -> dict[str, Any]:
+    return {**row["protocol"], "seed": None, "generator": row["generator"].get("sha256"), "maths": results.maths(row)}
+
+
+def _check_equal(what: str, *facts: tuple[Row, Any]) -> None:
+    """Raise UserError unless two facts about rows are equal."""
+    if facts[0][1] == facts[1][1]:
+        return
+    values = " and ".join(f"{value} ({row['sampler']})" for row, value in facts)
+    raise UserError(f"rows of different {what} cannot be compared: found {values}; measure them alike")
+
+
+def _by_sampler(rows: Sequence[Row]) -> list[dict[Any, Row]]:
+    """The rows of each sampler with its options and files, by seed; of equal rows, the last one."""
+    groups: dict[str, dict[Any, Row]] = {}
     for row in rows:
-        its, own = ({**r["protocol"], "generator": r["generator"].get("sha256"), "seed": None} for r in (first, row))
-        for key in {**its, **own}:
-            _same(key, (first, its.get(key)), (row, own.get(key)))
         key = results.identity({**row, "protocol": {}, "config": {}, "environment": {}})
         groups.setdefault(key, {})[row["protocol"].get("seed", 0)] = row
-    found = sorted(groups.values(), key=lambda group: next(iter(group.values()))["sampler"] != "plain")
-    for group in found:
-        _same("seed", *((next(iter(g.values())), ", ".join(map(str, sorted(g)))) for g in (found[0], group)))
-    records = [_record([group[seed] for seed in sorted(group)]) for group in found]
-    plain = records[0]["cost"].get("sampling_seconds") if records[0]["sampler"] == "plain" else None
-    names = [record["sampler"] for record in records]
-    for record in records:
-        seconds, alike = record["cost"].get("sampling_seconds"), record["timed_on"] == records[0]["timed_on"]
-        record["time"] = seconds / plain if plain and seconds is not None and alike else None
-        alone = names.count(record["sampler"]) == 1
-        record["label"] = f"{record['sampler']} {'' if alone else tables.format_options(record['differs'])}".strip()
-    every = sorted(found[0])
-    return {"protocol": {**first["protocol"], "seed": every if len(every) > 1 else every[0]}, "rows": records}
+    return list(groups.values())
 
 
-def non_default_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the defaults of the sampler, and those of its base likewise; off is ``false``."""
-    try:
-        usual = results.plain_data(samplers.options(samplers.create(name)))
-    except UserError:  # a sampler of a package that is not installed here
-        usual = {}
-    words = {None: "none", False: "false"}
-    found: dict[str, Any] = {}
-    for key, value in options.items():
-        if key in usual and value == usual[key]:
-            continue
-        inner = isinstance(value, Mapping) and non_default_options(
-            value["name"], {k: v for k, v in value.items() if k != "name"}
-        )
-        named = {"name": value["name"], **inner} if isinstance(inner, dict) else value
-        found[key] = words[value] if value is None or value is False else named
-    return found
+def _any_row(group: Mapping[Any, Row]) -> Row:
+    return next(iter(group.values()))
 
 
-def _record(rows: Sequence[Row]) -> dict[str, Any]:
-    last, setup = rows[-1], Counter[str]()
+def _sorted_seeds(seeds: Iterable[Any]) -> list[Any]:
+    """Seeds in their order; those of unguided runs of the host, which are text, come last."""
+    return sorted(seeds, key=lambda seed: (isinstance(seed, str), seed))
+
+
+def _record(rows: Sequence[Row]) -> Record:
+    """The rows of one sampler over all seeds as one."""
+    last = rows[-1]
+    setup = Counter[str]()
     for row in rows:
         setup |= Counter(row.get("setup") or {})
     return {
@@ -160,47 +204,80 @@ def _record(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _spread(values: list[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds; None where a value is missing, or where there is one only."""
     known = [value for value in values if value is not None]
-    whole = len(known) == len(values)
-    std = statistics.stdev(known) if whole and len(known) > 1 else None
-    return {"mean": statistics.mean(known) if whole else None, "std": std, "values": values}
+    if len(known) < len(values):
+        return {"mean": None, "std": None, "values": values}
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return {"mean": statistics.mean(known), "std": std, "values": values}
 
 
 def _means(mappings: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    """The mean of each key over the mappings that have it."""
+    values: dict[str, list[float]] = {}
     for mapping in mappings:
         for key, value in mapping.items():
             if value is not None:
-                found.setdefault(key, []).append(value)
-    return {key: statistics.mean(values) for key, values in found.items()}
+                values.setdefault(key, []).append(value)
+    return {key: statistics.mean(numbers) for key, numbers in values.items()}
 
 
-def _same(what: str, *facts: tuple[Row, Any]) -> None:
-    if facts[0][1] != facts[1][1]:
-        found = " and ".join(f"{value} ({row['sampler']})" for row, value in facts)
-        raise UserError(f"rows of different {what} cannot be compared: found {found}; measure them alike")
+def _add_times(records: Sequence[Record]) -> None:
+    """Add ``time``, the seconds of sampling as a multiple of those of plain sampling, or None."""
+    first = records[0]
+    plain = first["cost"].get("sampling_seconds") if first["sampler"] == "plain" else None
+    for record in records:
+        seconds = record["cost"].get("sampling_seconds")
+        is_comparable = plain and seconds is not None and record["timed_on"] == first["timed_on"]
+        record["time"] = seconds / plain if is_comparable else None
 
 
-def _made(spec: Mapping[str, Any]) -> tuple[str, Sampler]:
-    sampler = samplers.create(spec["name"], {key: value for key, value in spec.items() if key != "name"})
-    return SAMPLERS[spec["name"]].name, sampler
+def _add_labels(records: Sequence[Record]) -> None:
+    """Add ``label``: the sampler's name, with the options that differ if there are several of that name."""
+    counts = Counter(record["sampler"] for record in records)
+    for record in records:
+        options = tables.format_options(record["differs"]) if counts[record["sampler"]] > 1 else ""
+        record["label"] = f"{record['sampler']} {options}".strip()
 
 
-def _key(name: str, sampler: Sampler) -> str:
-    return json.dumps([name, samplers.options(sampler)], sort_keys=True)
+def non_default_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the defaults of the sampler; of a base, those that differ from the base's.
+
+    Options that are switched off, unlike the default, have the words ``none`` and ``false``.
+    """
+    try:
+        defaults = results.plain_data(samplers.options(samplers.create(name)))
+    except UserError:  # a sampler of a package that is not installed here
+        defaults = {}
+
+    differing: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in defaults and value == defaults[key]:
+            continue
+        if isinstance(value, Mapping):
+            base = Spec.parse(value)
+            differing[key] = {"name": base.name, **non_default_options(base.name, base.options)}
+        else:
+            differing[key] = OFF[value] if value is None or value is False else value
+    return differing
 
 
 def _written(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    text, data = tables.compared(result), json.dumps(results.plain_data(result), indent=1)
+    """The result itself; writes compare.txt, compare.json, compare.csv and compare.png."""
+    text = tables.compared(result)
+    data = json.dumps(results.plain_data(result), indent=1)
     for name, content in (("compare.txt", text), ("compare.json", data)):
-        with replacing(folder / name) as beside:
-            beside.write_text(content + "\n", encoding="utf-8")
-    tables.save_csv(folder / "compare.csv", [_line(record, result["protocol"]) for record in result["rows"]])
+        with replacing(folder / name) as temporary:
+            temporary.write_text(content + "\n", encoding="utf-8")
+    tables.save_csv(folder / "compare.csv", [_csv_row(record, result["protocol"]) for record in result["rows"]])
     pictures.save_scatter(folder / "compare.png", result)
     return result
 
 
-def _line(record: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
+def _csv_row(record: Record, protocol: Mapping[str, Any]) -> Record:
+    """A record as a row: the mean of each metric, and its deviation under a name of its own."""
     metrics = {key: value["mean"] for key, value in record["metrics"].items()}
-    metrics |= {f"{key}_std": value["std"] for key, value in record["metrics"].items() if value["std"] is not None}
+    for key, value in record["metrics"].items():
+        if value["std"] is not None:
+            metrics[f"{key}_std"] = value["std"]
     return {**record, "metrics": metrics, "cost": {**record["cost"], "time": record["time"]}, "protocol": protocol}

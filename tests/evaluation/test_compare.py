@@ -15,6 +15,7 @@ from conftest import ok, run
 from PIL import Image
 from torch import Tensor
 
+from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.compare import non_default_options, summary
@@ -132,6 +133,57 @@ def test_rows_that_are_not_alike_are_refused_by_the_first_difference(
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+def evaluated(sampler: str, **protocol: Any) -> dict[str, Any]:
+    """A row as ``eval`` writes it."""
+    return results.row(
+        sampler,
+        {"scale": 1.5} if sampler == "gandance" else {},
+        metrics={"is": 2.0},
+        protocol={"num": 12, "seed": 11, "files": [["a.png", 10]], **protocol},
+        cost={"synthesis": 1.0, "sampling_seconds": 0.5},
+        seconds=1.0,
+        generator={"backbone": "big_resnet", "source": "model=G.pth", "sha256": "weights", "model_sha256": "model"},
+        config=RunConfig().to_dict(),
+        device="cpu",
+    )
+
+
+def in_a_run(sampler: str, **protocol: Any) -> dict[str, Any]:
+    """A row as the host's own run writes it, of the same weights and data."""
+    row = evaluated(sampler, **protocol)
+    generator = {**row["generator"], "source": "checkpoints", "step": 2}
+    sections = {"run_name": "r", "DATA": {"name": "Tiny"}, "MODEL": {}, "RUN": {"ref_dataset": "valid"}}
+    return {**row, "generator": generator, "config": sections, "cost": {"synthesis": 1.0}, "time": "later"}
+
+
+def test_rows_of_a_host_run_stand_beside_rows_of_eval() -> None:
+    rows = summary([evaluated("plain"), in_a_run("gandance")])["rows"]
+    assert [row["sampler"] for row in rows] == ["plain", "gandance"]
+    assert [row["time"] for row in rows] == [1, None]  # timed elsewhere
+    (row,) = summary([evaluated("gandance"), in_a_run("gandance")])["rows"]  # one sampler, one seed: the last one
+    assert row["generator"]["step"] == 2
+    for key, other in (("files", [["a.png", 11]]), ("num_real", 3)):
+        with pytest.raises(UserError, match=f"rows of different {key}"):
+            summary([evaluated("plain"), in_a_run("gandance", **{key: other})])
+    other = in_a_run("gandance")
+    other["generator"] = {**other["generator"], "sha256": "later weights"}
+    with pytest.raises(UserError, match=r"different generator .* weights \(plain\) and later weights \(gandance\)"):
+        summary([evaluated("plain"), other])
+
+
+def test_unguided_runs_of_the_host_have_seeds_of_their_own() -> None:
+    rows = [evaluated("gandance"), evaluated("plain"), in_a_run("plain", seed="the host's 11")]
+    with pytest.raises(UserError, match=r"seed .* 11, the host's 11 \(plain\) and 11 \(gandance\)"):
+        summary(rows)
+
+
+def test_rows_of_other_maths_are_refused() -> None:
+    row = evaluated("gandance")
+    row["environment"] = {**row["environment"], "maths": 0}
+    with pytest.raises(UserError, match="different maths"):
+        summary([evaluated("plain"), row])
 
 
 def test_all_samplers_need_the_same_seeds_and_the_last_of_equal_rows_counts() -> None:
