@@ -75,7 +75,7 @@ class Refusals:
     """Samplers that are refused on a generator.
 
     Args:
-        are_errors: samplers were asked for by name, so a refusal ends the comparison; that of plain sampling always does.
+        are_errors: samplers were asked for by name, so a refusal ends the comparison; plain's always does.
         are_printed: print a line on stderr for each sampler that is left out.
     """
 
