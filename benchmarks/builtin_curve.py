@@ -21,38 +21,43 @@ JOINTS = ("class_mean", "class_subset", "global_mean", "class_shift", "mean_embe
 METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
 
 
-def measure(folder: Path, split: str, first: int, joint: str, scale: float) -> dict[str, list[float]]:
+def measure(folder: Path, split: str, first: int, joint: str, scale: float, num: int | None) -> dict[str, list[float]]:
     """Each metric on three seed ranges."""
     values: dict[str, list[float]] = {name: [] for name in METRICS}
     for seed in (first, first + 10_000, first + 20_000):
-        given = {"reference": split, "seed": seed, "options": {"joint": joint, "scale": scale}, "compare_plain": False,
-                 "out": str(folder)}  # fmt: skip
-        row = evaluation.evaluate(config.load(None, given))[0]
+        keys = {"reference": split, "seed": seed, "compare_plain": False, "num": num, "out": str(folder)}
+        row = evaluation.evaluate(config.load(None, {**keys, "options": {"joint": joint, "scale": scale}}))[0]
         for name in METRICS:
             values[name].append(row["metrics"][name])
     return values
 
 
 def line(name: str, values: dict[str, list[float]]) -> str:
+    """A Markdown row: mean and deviation of each metric."""
     cells = [f"{statistics.mean(values[key]):.3f} ± {statistics.stdev(values[key]):.3f}" for key in METRICS]
     return f"| {name} | {' | '.join(cells)} |"
 
 
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/curve"), show_default=True)
-def main(out: Path) -> None:
+@click.option("--num", type=int, help="Images of each evaluation. [as many as real ones]")
+def main(out: Path, num: int | None) -> None:
+    # Choose on the validation split.
+    rule = "---|" * (len(METRICS) + 1)
     best: tuple[float, str, float] = (float("inf"), "", 1.0)
     for joint in JOINTS:
-        click.echo(f"\n{joint}, validation\n| scale | {' | '.join(METRICS)} |\n|{'---|' * (len(METRICS) + 1)}")
+        click.echo(f"\n{joint}, validation\n| scale | {' | '.join(METRICS)} |\n|{rule}")
         for scale in SCALES:
-            values = measure(out, "valid", 10_000, joint, scale)
+            values = measure(out, "valid", 10_000, joint, scale, num)
             click.echo(line(str(scale), values))
             best = min(best, (statistics.mean(values["fid"]), joint, scale))
+
+    # Report on the test split.
     _, joint, scale = best
     click.echo(f"\nchosen on validation: joint {joint}, scale {scale}; test split, other seeds")
-    click.echo(f"| sampler | {' | '.join(METRICS)} |\n|{'---|' * (len(METRICS) + 1)}")
-    click.echo(line("plain", measure(out, "test", 40_000, joint, 1.0)))
-    click.echo(line(f"gandance {scale}", measure(out, "test", 40_000, joint, scale)))
+    click.echo(f"| sampler | {' | '.join(METRICS)} |\n|{rule}")
+    click.echo(line("plain", measure(out, "test", 40_000, joint, 1.0, num)))
+    click.echo(line(f"gandance {scale}", measure(out, "test", 40_000, joint, scale, num)))
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ is printed is 'compare' itself, whose files are in DIR/<generator>-test. A run t
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
-from learned_joint import folders, sections
+from common import folders, run_host, sections
 
 from studiogan_guidance import config, samplers
 from studiogan_guidance.errors import UserError
@@ -56,48 +53,60 @@ ON_TOP = "ddls"  # also with the chosen gandance as its base
 
 def train(out: Path, name: str, device: str, width: int, early: int, steps: int) -> tuple[Path, Path, Path]:
     """(YAML, last checkpoint folder, early one) of a generator of the host, by its own loop, unless they are there."""
-    path, kept, folder = out / f"{name}.yaml", out / f"{name}-{early}", out / name / "checkpoints"
+    path = out / f"{name}.yaml"
+    snapshot = out / f"{name}-{early}"
+    folder = out / name / "checkpoints"
 
-    def run(until: int, *more: object) -> None:
+    def run(until: int, save_every: int, *resume: object) -> None:
         path.write_text(yaml.safe_dump(sections(name, width, until)))
         if list(folder.glob(f"*/model=D*step={until}.pth")):
             return
-        arguments = ["-t", "-cfg", path, "-data", out / "digits", "-save", out / name, "-metrics", "none", *more]
-        often = ["--num_workers", 1, "--save_freq", until if not more else until - early, "--print_freq", 100]
-        command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", *arguments, *often]
-        subprocess.run(list(map(str, command)), check=True, env={"WANDB_MODE": "disabled", **os.environ})
+        files = ["-cfg", path, "-data", out / "digits", "-save", out / name, "-metrics", "none", *resume]
+        run_host(device, "-t", *files, "--num_workers", 1, "--save_freq", save_every, "--print_freq", 100)
 
-    if not kept.exists():
-        run(early)
-        shutil.copytree(next(folder.iterdir()), kept)
-    run(steps, "-ckpt", next(folder.iterdir()))
-    return path, next(folder.iterdir()), kept
+    # Train to the early step, keep a copy, and resume.
+    if not snapshot.exists():
+        run(early, early)
+        shutil.copytree(next(folder.iterdir()), snapshot)
+    run(steps, steps - early, "-ckpt", next(folder.iterdir()))
+    return path, next(folder.iterdir()), snapshot
 
 
-def choose(cfg: config.RunConfig, reference: Path | None) -> list[dict[str, Any]]:
+def candidates(name: str, reference: Path | None, base: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The options of a sampler to choose among."""
+    more: dict[str, Any] = {"base": base} if base else {}
+    if name == "autoguidance":
+        more["reference"] = str(reference)
+    return [{**options, **more} for options in CANDIDATES[name]]
+
+
+def choose(cfg: config.RunConfig, reference: Path | None, names: list[str]) -> list[dict[str, Any]]:
     """The best candidate of each sampler on the validation split, as the list that 'compare' takes."""
-    chosen: list[dict[str, Any]] = []
-    evaluation, folder = Evaluation(cfg, distributed.Group(), [("plain", {})]), results.writable(Path(cfg.out))
-    names = [*(name for name in CANDIDATES if reference or name != "autoguidance"), ON_TOP]
-    for i, name in enumerate(names):
-        base = {"base": chosen[0]} if i == len(names) - 1 else {}
+    evaluation = Evaluation(cfg, distributed.Group(), [("plain", {})])
+    folder = results.writable(Path(cfg.out))
+
+    def best(name: str, base: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        # Check the candidates.
         points = []
-        for options in CANDIDATES[name]:
-            options = {**options, **base, **({"reference": str(reference)} if name == "autoguidance" else {})}
-            try:
+        try:
+            for options in candidates(name, reference, base):
                 points.append((name, evaluation.checked(samplers.create(name, options)), cfg.seed))
-            except UserError as error:
-                click.echo(f"{name} is left out: {error}", err=True)
-                break
-        if not points:
-            continue
+        except UserError as error:
+            click.echo(f"{name} is left out: {error}", err=True)
+            return None
+
+        # Measure them.
         rows = complete(evaluation, points, folder)
-        best = min(rows, key=lambda row: row["metrics"]["fid"])
-        chosen.append({"name": name, **results.plain_data(best["options"])})
+        chosen = min(rows, key=lambda row: row["metrics"]["fid"])
         for row in rows:
-            mark = "*" if row is best else " "
+            mark = "*" if row is chosen else " "
             click.echo(f"{mark} {name} {tables.format_options(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
-    return chosen
+        return {"name": name, **results.plain_data(chosen["options"])}
+
+    chosen = [best(name) for name in names if reference or name != "autoguidance"]
+    if ON_TOP in names and chosen[0]:
+        chosen.append(best(ON_TOP, base=chosen[0]))
+    return [spec for spec in chosen if spec]
 
 
 @click.command(help=__doc__)
@@ -108,20 +117,31 @@ def choose(cfg: config.RunConfig, reference: Path | None) -> list[dict[str, Any]
 @click.option("--host-steps", default=2500, show_default=True)
 @click.option("--early-steps", default=1000, show_default=True, help="Of the snapshot that autoguidance refers to.")
 @click.option("--width", default=16, show_default=True, help="Channels (g_conv_dim) of the host's generators.")
+@click.option("--only", multiple=True, type=click.Choice(list(CANDIDATES)), help="Samplers. [all]")
 def main(
-    out: Path, host: tuple[str, ...], device: str, num: int, host_steps: int, early_steps: int, width: int
+    out: Path,
+    host: tuple[str, ...],
+    device: str,
+    num: int,
+    host_steps: int,
+    early_steps: int,
+    width: int,
+    only: tuple[str, ...],
 ) -> None:
     out = out.resolve()
     for name in host or ("built-in",):
-        given: dict[str, Any] = {"device": device, "num": num, "metrics": ("fid", "prdc"), "reference": "valid"}
+        # The generator, and what differs between validation and test.
+        keys: dict[str, Any] = {"device": device, "num": num, "metrics": ("fid", "prdc"), "reference": "valid"}
         test, path, early = {"reference": "test"}, None, None
         if host:
             learn, held_back = folders(out)
             path, ckpt, early = train(out, name, device, width, early_steps, host_steps)
-            given |= {"ckpt": str(ckpt), "data": str(learn), "held_out": str(learn), "backbone": "builtin"}
+            keys |= {"ckpt": str(ckpt), "data": str(learn), "held_out": str(learn), "backbone": "builtin"}
             test = {"data": str(held_back)}
-        cfg = config.load(path and str(path), {**given, "seed": 10_000, "out": str(out / f"{name}-valid")})
-        chosen = choose(cfg, early)
+
+        # Choose on the validation split, report on the test split.
+        cfg = config.load(path and str(path), {**keys, "seed": 10_000, "out": str(out / f"{name}-valid")})
+        chosen = choose(cfg, early, list(only or CANDIDATES))
         cfg = dataclasses.replace(cfg, **test, seed=40_000, out=str(out / f"{name}-test"), compare=tuple(chosen))
         click.echo(f"{name}, test split, 3 ranges of seeds, settings chosen on the validation split\n")
         click.echo(tables.compared(compare(cfg, seeds=3)))

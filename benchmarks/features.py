@@ -8,7 +8,7 @@ turns, and medians are compared. Needs a checkout of the host and the studiogan 
 
 from __future__ import annotations
 
-import platform
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import torch
+from common import machine
 from torch import Tensor
 
 from studiogan_guidance import samplers
@@ -46,34 +47,35 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int, device: torch.d
     """Median seconds of each, taken in turn after one run of each that does not count."""
     for run in runs.values():
         seconds(run, device)
-    times = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
-    return {name: statistics.median(found[name] for found in times) for name in runs}
+    rounds = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
+    return {name: statistics.median(times[name] for times in rounds) for name in runs}
 
 
 def open_host(checkout: Checkout, name: str, resizer: str, device: torch.device) -> tuple[HostBackbone, Any, str]:
     """Our backbone, the host's LoadEvalModel, and which weights they have."""
-    found = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
 
     def both() -> tuple[HostBackbone, Any]:
         with inside(checkout):
-            return HostBackbone(name, checkout, device, resizer), module("metrics.preparation").LoadEvalModel(
-                name, resizer, 1, False, device
-            )
+            load = module("metrics.preparation").LoadEvalModel
+            return HostBackbone(name, checkout, device, resizer), load(name, resizer, 1, False, device)
 
-    if name != "InceptionV3_tf" or found.exists():
+    if name != "InceptionV3_tf" or weights.exists():
         return (*both(), "weights of the hub cache")
+
+    # Without the file, make the host's network with random weights twice the same.
     with inside(checkout), torch.random.fork_rng(devices=[]):
         inception = module("metrics.inception_net")
-        made: list[torch.nn.Module] = []
-        load = lambda self, *args, **kwargs: made.append(self)  # noqa: E731
+        networks: list[torch.nn.Module] = []
+        load = lambda self, *args, **kwargs: networks.append(self)  # noqa: E731
         with (
             swapped(inception, "load_state_dict_from_url", lambda *args, **kwargs: {}),
             swapped(torch.nn.Module, "load_state_dict", load),
         ):
             inception.fid_inception_v3()
-        state = made[0].state_dict()
+        state = networks[0].state_dict()
         with swapped(inception, "load_state_dict_from_url", lambda *args, **kwargs: state):
-            return (*both(), f"random weights, for want of {found}")
+            return (*both(), f"random weights, for want of {weights}")
 
 
 def hosts_pass(checkout: Checkout, networks: Networks, model: Any, num: int, batch_size: int) -> None:
@@ -119,14 +121,20 @@ def main(
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
-    place, checkout = torch.device(device), locate()
+
+    # Build the generator and both feature networks.
+    place = torch.device(device)
+    checkout = locate()
     sections = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / "BigGAN.yaml")
     if width:
         sections["MODEL"]["g_conv_dim"] = width
     networks = build(sections, checkout, place)
     ours, hosts, weights = open_host(checkout, backbone, resizer, place)
     hosts.model.requires_grad_(False)
-    view, sampler = view_for(networks), samplers.create("plain")
+    view = view_for(networks)
+    sampler = samplers.create("plain")
+    click.echo(machine(device))
+    click.echo(f"BigGAN g_conv_dim {sections['MODEL']['g_conv_dim']}, {backbone} {resizer} with {weights}")
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in sampler.stream(view, range(num), batch_size, LabelPlan()):
@@ -136,11 +144,7 @@ def main(
         for _ in range(num // batch_size):
             ours(ready)
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line for line in lines if "model name" in line), platform.machine())
-    where = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} threads"
-    click.echo(f"{cpu.split(':')[-1].strip()}, {where}, torch {torch.__version__}")
-    click.echo(f"BigGAN g_conv_dim {sections['MODEL']['g_conv_dim']}, {backbone} {resizer} with {weights}")
+    # Time them in turn.
     num = num // batch_size * batch_size or batch_size  # the host makes whole batches only
     size = networks.image_size
     with torch.no_grad():
@@ -154,8 +158,8 @@ def main(
             repeats,
             place,
         )
-        for name, found in times.items():
-            click.echo(f"{name:<14} {num / found:9.1f} images/s")
+        for name, median in times.items():
+            click.echo(f"{name:<14} {num / median:9.1f} images/s")
         click.echo(f"ours / the host's        {times['host'] / times['ours']:.2f}")
         click.echo(f"ours / network alone     {times['network alone'] / times['ours']:.2f}")
         resizing(checkout, backbone, resizer, hosts, batch_size, max(repeats, 5), place)
@@ -166,23 +170,21 @@ def resizing(
 ) -> None:
     """Milliseconds an image of resizing alone, from 8 bits."""
     name = filter_of(resizer, backbone)
+
+    def as_host(pixels: Any) -> Tensor:
+        return torch.stack([hosts.totensor(hosts.resizer(image)) for image in pixels])
+
     for size in (32, 128, 256):
         images = torch.randint(256, (count, 3, size, size)).byte()
-        there, pixels = images.to(place), images.numpy().transpose((0, 2, 3, 1))
+        runs: dict[str, Callable[[], object]] = {
+            "ours": functools.partial(resize, images, hosts.res, name),
+            "on device": functools.partial(resize_on_device, images.to(place), hosts.res, name),
+            "host": functools.partial(as_host, images.numpy().transpose((0, 2, 3, 1))),
+        }
         with inside(checkout):
-            times = medians(
-                {
-                    "ours": lambda images=images: resize(images, hosts.res, name),  # type: ignore[misc]
-                    "on device": lambda there=there: resize_on_device(there, hosts.res, name),  # type: ignore[misc]
-                    "host": lambda pixels=pixels: torch.stack(  # type: ignore[misc]
-                        [hosts.totensor(hosts.resizer(image)) for image in pixels]
-                    ),
-                },
-                repeats,
-                place,
-            )
-        each = ", ".join(f"{what} {found / count * 1000:.2f}" for what, found in times.items())
-        click.echo(f"resizing {size:>3} -> {hosts.res} alone, ms an image: {each}")
+            times = medians(runs, repeats, place)
+        text = ", ".join(f"{what} {median / count * 1000:.2f}" for what, median in times.items())
+        click.echo(f"resizing {size:>3} -> {hosts.res} alone, ms an image: {text}")
 
 
 if __name__ == "__main__":

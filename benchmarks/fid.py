@@ -2,35 +2,27 @@
 
     python benchmarks/fid.py [--dims 512,2048] [--num 5000] [--repeats 3] [--threads 2]
 
-Features are normal with a covariance of falling eigenvalues. "cached" has the factor of the real covariance at hand, as
-every evaluation after the first has. Memory is the rise of the peak while one of them ran. Needs the host.
+Features are normal with a covariance of falling eigenvalues. "cached" knows the factor of the real covariance, as every
+evaluation after the first does. Memory is the rise of the peak while one of them ran. Needs the host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from common import machine
 
 from studiogan_guidance.evaluation.fid import factor, frechet_distance, moments
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import locate
-
-
-def machine() -> str:
-    """The CPU, the number of threads and the version of torch."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[-1].strip() for line in lines if "model name" in line), platform.machine())
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}"
 
 
 @click.command(help=__doc__)
@@ -44,38 +36,47 @@ def main(dims: str, num: int, repeats: int, threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
     with inside(locate()), threadpool_limits(threads):
-        host = module("metrics.fid").frechet_inception_distance
-        click.echo(f"{machine()}, {num} images of each kind, median of {repeats}")
+        click.echo(f"{machine('cpu')}, numpy {np.__version__}, {num} images of each kind, median of {repeats}")
         for dim in map(int, dims.split(",")):
-            rng = np.random.default_rng(dim)
-            spread = 1 / np.sqrt(1 + np.arange(dim))
-            real = moments(rng.normal(size=(num, dim)) * spread)
-            fake = moments(rng.normal(size=(num, dim)) * spread * 1.1 + 0.05)
-            root = factor(real[1])
-            ways: dict[str, Callable[[], float]] = {
-                "host": lambda: host(*real, *fake),  # noqa: B023
-                "ours": lambda: frechet_distance(*real, *fake),  # noqa: B023
-                "cached": lambda: frechet_distance(*real, *fake, root),  # noqa: B023
-            }
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            values: dict[str, float] = {}
-            memory: dict[str, float] = {}
-            for _ in range(repeats):
-                for name in reversed(ways):  # the leaner first: the peak of the process only rises
-                    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                    started = time.perf_counter()
-                    with contextlib.redirect_stdout(io.StringIO()):
-                        values[name] = float(ways[name]())
-                    seconds[name].append(time.perf_counter() - started)
-                    memory.setdefault(name, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-            middle = {name: statistics.median(found) for name, found in seconds.items()}
-            for name in ways:
-                ratio = middle["host"] / middle[name]
-                click.echo(
-                    f"{dim:5d} dims  {name:<6} {middle[name]:7.3f} s  host / this {ratio:5.1f}  "
-                    f"peak rose by {memory[name]:5.0f} MB  FID {values[name]:.10f}  relative difference "
-                    f"{abs(values[name] / values['host'] - 1):.1e}"
-                )
+            measure(dim, num, repeats)
+
+
+def measure(dim: int, num: int, repeats: int) -> None:
+    """Print a line for each way to compute the distance."""
+    # Two Gaussians.
+    rng = np.random.default_rng(dim)
+    spread = 1 / np.sqrt(1 + np.arange(dim))
+    real = moments(rng.normal(size=(num, dim)) * spread)
+    fake = moments(rng.normal(size=(num, dim)) * spread * 1.1 + 0.05)
+    root = factor(real[1])
+    host = module("metrics.fid").frechet_inception_distance
+    ways: dict[str, Callable[[], float]] = {
+        "host": lambda: host(*real, *fake),
+        "ours": lambda: frechet_distance(*real, *fake),
+        "cached": lambda: frechet_distance(*real, *fake, root),
+    }
+
+    # Take turns, the leaner first, as the peak of a process only rises.
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    values: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    for _ in range(repeats):
+        for name in reversed(ways):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            started = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                values[name] = float(ways[name]())
+            seconds[name].append(time.perf_counter() - started)
+            memory.setdefault(name, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+    # Compare.
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name in ways:
+        click.echo(
+            f"{dim:5d} dims  {name:<6} {medians[name]:7.3f} s  host / this {medians['host'] / medians[name]:5.1f}  "
+            f"peak rose by {memory[name]:5.0f} MB  FID {values[name]:.10f}  relative difference "
+            f"{abs(values[name] / values['host'] - 1):.1e}"
+        )
 
 
 if __name__ == "__main__":

@@ -107,55 +107,76 @@ def measure(points: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def train(seed: int, device: str, weak: float, batch: int = 256) -> tuple[nn.Module, Discriminator, str]:
-    """A GAN whose generator is at most just that good, and a discriminator that knows it well."""
-    torch.manual_seed(seed)
-    gen, dis = mlp(Z_DIM + CLASSES, 128, 2).to(device), Discriminator(256).to(device)
-    average = copy.deepcopy(gen).requires_grad_(False)
-    g_opt = torch.optim.Adam(gen.parameters(), 1e-3, (0.0, 0.99))
-    d_opt = torch.optim.Adam(dis.parameters(), 1e-3, (0.0, 0.99))
+class Game:
+    """A generator, the moving average of its weights, and a discriminator, with a batch of each step."""
 
-    def fake(count: int, net: nn.Module) -> tuple[Tensor, Tensor]:
-        z, y = torch.randn(count, Z_DIM, device=device), torch.randint(CLASSES, (count,), device=device)
-        return net(torch.cat([z, F.one_hot(y, CLASSES).float()], 1)), y
+    def __init__(self, device: str, batch: int = 256) -> None:
+        self.device = device
+        self.batch = batch
+        self.gen, self.dis = mlp(Z_DIM + CLASSES, 128, 2).to(device), Discriminator(256).to(device)
+        self.average = copy.deepcopy(self.gen).requires_grad_(False)
+        self.g_optimiser = torch.optim.Adam(self.gen.parameters(), 1e-3, (0.0, 0.99))
+        self.d_optimiser = torch.optim.Adam(self.dis.parameters(), 1e-3, (0.0, 0.99))
 
-    def d_step(penalty: float, net: nn.Module) -> None:
-        x, y = real(batch, device)
+    def fake(self, count: int, net: nn.Module) -> tuple[Tensor, Tensor]:
+        """Points of a generator and their rows."""
+        z = torch.randn(count, Z_DIM, device=self.device)
+        labels = torch.randint(CLASSES, (count,), device=self.device)
+        return net(torch.cat([z, F.one_hot(labels, CLASSES).float()], 1)), labels
+
+    def discriminator_step(self, penalty: float, net: nn.Module) -> None:
+        """A step of the logistic loss against ``net``, with R1 of weight ``penalty``."""
+        x, y = real(self.batch, self.device)
         with torch.no_grad():
-            points, labels = fake(batch, net)
+            points, labels = self.fake(self.batch, net)
         x.requires_grad_(penalty > 0)
-        logits = dis(x, y)["adv_output"]
-        loss = F.softplus(-logits).mean() + F.softplus(dis(points, labels)["adv_output"]).mean()
+        logits = self.dis(x, y)["adv_output"]
+        loss = F.softplus(-logits).mean() + F.softplus(self.dis(points, labels)["adv_output"]).mean()
         if penalty:
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
             loss = loss + penalty / 2 * slope.square().sum(1).mean()
-        d_opt.zero_grad()
-        loss.backward()
-        d_opt.step()
 
-    found: dict[str, float] = {}
-    for step in range(1, 20_001):
-        d_step(2e-3, gen)
-        points, labels = fake(batch, gen)
-        loss = F.softplus(-dis(points, labels)["adv_output"]).mean()
-        g_opt.zero_grad()
+        self.d_optimiser.zero_grad()
         loss.backward()
-        g_opt.step()
-        for kept, new in zip(average.parameters(), gen.parameters()):
-            kept.lerp_(new.detach(), 0.01)
+        self.d_optimiser.step()
+
+    def generator_step(self) -> None:
+        """A step of the non-saturating loss, and of the moving average."""
+        points, labels = self.fake(self.batch, self.gen)
+        loss = F.softplus(-self.dis(points, labels)["adv_output"]).mean()
+        self.g_optimiser.zero_grad()
+        loss.backward()
+        self.g_optimiser.step()
+        for mean, value in zip(self.average.parameters(), self.gen.parameters()):
+            mean.lerp_(value.detach(), 0.01)
+
+
+def train(seed: int, device: str, weak: float, steps: int, finish: int) -> tuple[nn.Module, Discriminator, str]:
+    """A GAN whose generator is at most just that good, and a discriminator that knows it well."""
+    torch.manual_seed(seed)
+    game = Game(device)
+
+    # Train both until the generator is good enough.
+    state: dict[str, float] = {"modes": 0, "good": 0}
+    for step in range(1, steps + 1):
+        game.discriminator_step(2e-3, game.gen)
+        game.generator_step()
         if step % 250 == 0:
             with torch.no_grad():
-                found = measure(*fake(5000, average))
-            if found["modes"] == 25 and found["good"] >= weak:
+                state = measure(*game.fake(5000, game.average))
+            if state["modes"] == 25 and state["good"] >= weak:
                 break
-    for group in d_opt.param_groups:
+
+    # Train the discriminator against the average.
+    for group in game.d_optimiser.param_groups:
         group["betas"] = (0.9, 0.999)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(d_opt, 8000)
-    for _ in range(8000):
-        d_step(0.0, average)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(game.d_optimiser, finish)
+    for _ in range(finish):
+        game.discriminator_step(0.0, game.average)
         schedule.step()
-    said = f"seed {seed}: {step} steps, then {found['modes']:.0f} modes, {found['good']:.3f} good"
-    return average.eval(), dis.eval().requires_grad_(False), said
+
+    text = f"seed {seed}: {step} steps, then {state['modes']:.0f} modes, {state['good']:.3f} good"
+    return game.average.eval(), game.dis.eval().requires_grad_(False), text
 
 
 def view_of(gen: nn.Module, dis: Discriminator, device: str) -> LatentView:
@@ -174,21 +195,35 @@ def _held_out(count: int, device: str) -> tuple[Tensor, Tensor]:
 
 def run(view: LatentView, name: str, options: Mapping[str, Any], seeds: range) -> dict[str, float]:
     """The figures of one sampler, with its passes per sample."""
-    started, cost = time.perf_counter(), Counter[str]()
-    found = []
+    # Sample.
+    started = time.perf_counter()
+    cost: Counter[str] = Counter()
+    batches = []
     for batch in samplers.create(name, options).stream(view, seeds, 2000, LabelPlan()):
         cost.update(batch.cost)
-        found.append(batch)
-    points, labels = torch.cat([b.images for b in found]), torch.cat([b.labels for b in found])
+        batches.append(batch)
+
+    # Count passes and accepted proposals.
     passes = {key: cost[key] / len(seeds) for key in ("synthesis", "discriminator", "backward")}
     rate = {"acceptance": cost["accepted"] / cost["proposed"]} if cost["proposed"] else {}
-    if "acceptance" in found[0].notes:
-        rate = {"acceptance": float(torch.cat([b.notes["acceptance"] for b in found]).mean())}
+    if "acceptance" in batches[0].notes:
+        rate = {"acceptance": float(torch.cat([batch.notes["acceptance"] for batch in batches]).mean())}
+
+    # Compare with the data.
+    points = torch.cat([batch.images for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
     return {**measure(points, labels), **passes, **rate, "seconds": time.perf_counter() - started}
 
 
-def points_of(options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(options, values)) for values in itertools.product(*options.values())]
+def choose(view: LatentView, name: str, grid: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The options with the most modes, and then the most good samples, on the seeds that are for choosing."""
+    fixed = {} if name == "plain" else {"calibration_images": 2000}
+    points = [{**fixed, **dict(zip(grid, values))} for values in itertools.product(*grid.values())]
+    if len(points) == 1:
+        return points[0]
+    scores = [run(view, name, options, CHOSEN_ON) for options in points]
+    best = max(range(len(points)), key=lambda i: (scores[i]["modes"], round(scores[i]["good"], 3)))
+    return points[best]
 
 
 @click.command(help=__doc__)
@@ -197,40 +232,47 @@ def points_of(options: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 @click.option("--weak", default=0.65, show_default=True, help="Training stops at this share of good samples.")
 @click.option("--gans", default=3, show_default=True)
 @click.option("--only", multiple=True, type=click.Choice(list(GRID)), help="Rows. [all]")
-def main(out: Path, device: str, weak: float, gans: int, only: tuple[str, ...]) -> None:
+@click.option("--steps", default=20_000, show_default=True, help="Most steps of a GAN.")
+@click.option("--finish", default=8000, show_default=True, help="Steps of the discriminator alone.")
+def main(out: Path, device: str, weak: float, gans: int, only: tuple[str, ...], steps: int, finish: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict[str, float]]] = {}
-    picked: dict[str, list[str]] = {}
+    figures: dict[str, list[dict[str, float]]] = {}
+    chosen: dict[str, list[str]] = {}
     for seed in range(gans):
-        gen, dis, said = train(seed, device, weak)
-        click.echo(said, err=True)
+        gen, dis, text = train(seed, device, weak, steps, finish)
+        click.echo(text, err=True)
         view = view_of(gen, dis, device)
         for row, (name, grid) in GRID.items():
             if only and row not in only:
                 continue
-            fixed = {} if name == "plain" else {"calibration_images": 2000}
-            candidates = [{**fixed, **options} for options in points_of(grid)]
-            if len(candidates) > 1:
-                scores = [run(view, name, options, CHOSEN_ON) for options in candidates]
-                best = max(range(len(scores)), key=lambda i: (scores[i]["modes"], round(scores[i]["good"], 3)))
-            else:
-                best = 0
-            found = run(view, name, candidates[best], TESTED)
-            rows.setdefault(row, []).append(found)
-            short = " ".join(f"{key}={value}" for key, value in candidates[best].items() if key in grid)
-            picked.setdefault(row, []).append(short)
+
+            # Choose the sampler's options, and test it.
+            options = choose(view, name, grid)
+            values = run(view, name, options, TESTED)
+            figures.setdefault(row, []).append(values)
+            said = " ".join(f"{key}={value}" for key, value in options.items() if key in grid)
+            chosen.setdefault(row, []).append(said)
+
+            # Keep the result.
             with (out / "results.jsonl").open("a") as file:
-                file.write(json.dumps({"seed": seed, "row": row, "options": candidates[best], **found}) + "\n")
-            click.echo(f"  {row} {short}: {found}", err=True)
+                file.write(json.dumps({"seed": seed, "row": row, "options": options, **values}) + "\n")
+            click.echo(f"  {row} {said}: {values}", err=True)
+
     click.echo("| sampler | modes | good | deviation / data's | KL of modes | G | D | backward | acceptance | chosen |")
     click.echo("|---|---|---|---|---|---|---|---|---|---|")
-    for row, found in rows.items():
-        cells = [_cell([one[key] for one in found], key) for key in COLUMNS]
-        passes = [f"{statistics.mean(one[k] for one in found):.4g}" for k in ("synthesis", "discriminator", "backward")]
-        rates = [one["acceptance"] for one in found if "acceptance" in one]
-        rate = f"{statistics.mean(rates):.2f}" if rates else "-"
-        chosen = "; ".join(dict.fromkeys(picked[row]))
-        click.echo(f"| {row} | {' | '.join([*cells, *passes, rate, chosen])} |")
+    for row, runs in figures.items():
+        click.echo(markdown(row, runs, chosen[row]))
+
+
+def markdown(row: str, runs: list[dict[str, float]], chosen: list[str]) -> str:
+    """A row of the table: mean and deviation over the GANs."""
+    cells = [_cell([values[key] for values in runs], key) for key in COLUMNS]
+    for key in ("synthesis", "discriminator", "backward"):
+        cells.append(f"{statistics.mean(values[key] for values in runs):.4g}")
+    rates = [values["acceptance"] for values in runs if "acceptance" in values]
+    cells.append(f"{statistics.mean(rates):.2f}" if rates else "-")
+    cells.append("; ".join(dict.fromkeys(chosen)))
+    return f"| {row} | {' | '.join(cells)} |"
 
 
 def _cell(values: list[float], key: str) -> str:

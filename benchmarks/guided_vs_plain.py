@@ -9,14 +9,13 @@ depend on their values. All but the built-in needs a checkout of the host and th
 from __future__ import annotations
 
 import dataclasses
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 import torch
+from common import machine
 
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.config import read_yaml
@@ -34,19 +33,6 @@ CASES = (  # generator, joint (for a learned one its base), the most that the ra
     ("StyleGAN2", "learned: class_shift", 1.05),
     ("StyleGAN2", "learned: mean_embedding", 1.05),
 )
-
-
-def machine(device: str) -> str:
-    """What the times were taken on."""
-    cpu = next(
-        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine()
-    )
-    where = (
-        torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else f"{cpu.split(':')[-1].strip()}, {torch.get_num_threads()} threads"
-    )
-    return f"{where}, torch {torch.__version__}"
 
 
 def open_networks(name: str, device: str) -> Networks:
@@ -88,13 +74,20 @@ def main(device: str, batch: int, repeats: int, cpu_time: bool) -> None:
     for name, joint, goal in CASES:
         view = view_for(open_networks(name, device))
         inputs = view.draw(range(batch), 0, LabelPlan())
-        plain, guided = samplers.create("plain"), guided_by(view, joint)
+        plain = samplers.create("plain")
+        guided = guided_by(view, joint)
+
+        # Warm up and build class tables, then take turns.
         with view.frozen():
-            given = view, inputs, clock
-            seconds(plain, *given), seconds(guided, *given)  # warm up, build class tables
-            pairs = [(seconds(guided, *given), seconds(plain, *given)) for _ in range(repeats)]
-        ratio = statistics.median(a / b for a, b in pairs)
-        plain_ms = statistics.median(b for _, b in pairs) * 1000
+            for sampler in (plain, guided):
+                seconds(sampler, view, inputs, clock)
+            pairs = []
+            for _ in range(repeats):
+                guided_s = seconds(guided, view, inputs, clock)
+                pairs.append((guided_s, seconds(plain, view, inputs, clock)))
+
+        ratio = statistics.median(guided_s / plain_s for guided_s, plain_s in pairs)
+        plain_ms = statistics.median(plain_s for _, plain_s in pairs) * 1000
         click.echo(f"{name:<10} {joint:<23} plain {plain_ms:8.1f} ms  guided / plain {ratio:.3f}  (goal <= {goal})")
 
 

@@ -35,8 +35,8 @@ from typing import Any
 import click
 import torch
 import yaml
-from guided_vs_plain import machine
-from learned_joint import OBJECTIVES, folders, sections
+from common import folders, machine, sections
+from learned_joint import OBJECTIVES
 
 from studiogan_guidance import config, host, training
 from studiogan_guidance.host.compat import swapped
@@ -123,6 +123,7 @@ def host_steps(folder: Path, name: str, wanted: str, meter: Meter) -> None:
 
             return call
 
+        # Leave out the other kind of step, and time this one.
         losses = {"train_discriminator": ("N/A", torch.zeros(())), "train_generator": torch.zeros(())}
         worker = type("WORKER", (loader.WORKER,), {kind: step(kind, loss) for kind, loss in losses.items()})
         arguments = ["-t", "-cfg", folder / f"{name}.yaml", "-data", folder / "digits", "-save", folder / name]
@@ -160,15 +161,11 @@ def main(
     device: str, width: int, batch: int, steps: int, warm_up: int, cpu_time: bool, one: tuple[str, str, str] | None
 ) -> None:
     if one:
-        folder, name, step = Path(one[0]), one[1], one[2]
+        folder, name, step = one
         meter = Meter(device, warm_up + steps, time.process_time if cpu_time else time.perf_counter)
-        if isinstance(chosen := STEPS[step], str):
-            host_steps(folder, name, chosen, meter)
-        else:
-            stage_steps(folder, name, {**chosen, "batch": batch}, meter)
-        found = {"ms": statistics.median(meter.seconds[warm_up:]) * 1000, "MB": (meter.peak - meter.level) / 1e6}
-        (folder / "found.json").write_text(json.dumps(found))
+        measure_here(Path(folder), name, step, batch, meter, warm_up)
         return
+
     click.echo(f"{machine(device)}, width {width}, batch {batch}, {steps} steps after {warm_up}\n")
     click.echo(f"| generator | step | {'CPU ' * cpu_time}ms | ratio | MB | ratio |\n|{'---|' * 6}")
     with tempfile.TemporaryDirectory() as out:
@@ -176,33 +173,49 @@ def main(
         for name in ("BigGAN", "ResNet"):
             base: dict[str, float] = {}
             for step in STEPS:
-                found = measure(Path(out), name, step, width, batch, warm_up + steps, device)
-                base = base or found
-                cells = (f"{found[key]:.1f} | {found[key] / base[key]:.2f}" for key in ("ms", "MB"))
+                values = measure(Path(out), name, step, width, batch, warm_up + steps, device)
+                base = base or values
+                cells = (f"{values[key]:.1f} | {values[key] / base[key]:.2f}" for key in ("ms", "MB"))
                 click.echo(f"| {name} | {step} | {' | '.join(cells)} |")
+
+
+def measure_here(folder: Path, name: str, step: str, batch: int, meter: Meter, warm_up: int) -> None:
+    """Take the steps in this process, and leave milliseconds and megabytes in a file."""
+    kind = STEPS[step]
+    if isinstance(kind, str):
+        host_steps(folder, name, kind, meter)
+    else:
+        stage_steps(folder, name, {**kind, "batch": batch}, meter)
+    values = {"ms": statistics.median(meter.seconds[warm_up:]) * 1000, "MB": (meter.peak - meter.level) / 1e6}
+    (folder / "values.json").write_text(json.dumps(values))
 
 
 def measure(out: Path, name: str, step: str, width: int, batch: int, count: int, device: str) -> dict[str, float]:
     """Milliseconds and megabytes of a step, each from a process of its own (on a GPU one does both)."""
+    # On a CPU a second process measures memory.
     environment = {"WANDB_MODE": "disabled", **os.environ}
     runs: list[tuple[int, dict[str, str], list[str]]] = [(count, environment, [])]
     if not device.startswith("cuda"):
         environment["CUDA_VISIBLE_DEVICES"] = ""
         runs.append((6, {**environment, "MALLOC_MMAP_THRESHOLD_": "65536"}, ["--steps", "4", "--warm-up", "2"]))
-    found: dict[str, float] = {}
+
+    values: dict[str, float] = {}
     for total, variables, more in runs:
-        given = sections(name, width, total)
-        given["OPTIMIZATION"]["batch_size"] = batch
-        (out / f"{name}.yaml").write_text(yaml.safe_dump(given))
+        # Write the host's YAML, and remove what an earlier run of the host left.
+        yaml_keys = sections(name, width, total)
+        yaml_keys["OPTIMIZATION"]["batch_size"] = batch
+        (out / f"{name}.yaml").write_text(yaml.safe_dump(yaml_keys))
         if isinstance(STEPS[step], str):
             shutil.rmtree(out / name, ignore_errors=True)
+
+        # Run the steps in a process of their own.
         command = [sys.executable, *sys.argv, *more, "--one", str(out), name, step]
         done = subprocess.run(command, env=variables, capture_output=True, text=True)
         if done.returncode:
             raise click.ClickException(f"{name}, {step}: {done.stderr[-3000:]}")
-        last = json.loads((out / "found.json").read_text())
-        found = {"ms": found.get("ms", last["ms"]), "MB": last["MB"]}
-    return found
+        last = json.loads((out / "values.json").read_text())
+        values = {"ms": values.get("ms", last["ms"]), "MB": last["MB"]}
+    return values
 
 
 if __name__ == "__main__":

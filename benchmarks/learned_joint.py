@@ -14,20 +14,16 @@ learned joint is trained with three seeds; the scale of a method is the one of l
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
-from PIL import Image
+from common import folders, run_host, sections
 
 from studiogan_guidance import config, training
-from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.evaluation import distributed
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.source import device_of, open_source
@@ -41,46 +37,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "adversarial": {"adversarial": 1, "batch": 32},
     "adversarial + latent": {"adversarial": 1, "latent": 1, "batch": 32},
 }
-CBN = {"g_cond_mtd": "cBN", "d_cond_mtd": "PD", "apply_g_sn": True, "apply_d_sn": True, "z_dim": 40}
-EMA = {"apply_g_ema": True, "g_ema_decay": 0.999, "g_ema_start": 100}
-ADAM = {"batch_size": 32, "g_lr": 4e-4, "d_lr": 4e-4, "beta1": 0.0, "beta2": 0.9, "d_updates_per_step": 1}
-STYLE = {"g_cond_mtd": "cAdaIN", "d_cond_mtd": "SPD", "g_act_fn": "Auto", "d_act_fn": "Auto", "z_dim": 512}
-
-
-def sections(name: str, width: int, steps: int) -> dict[str, Any]:
-    """The host's YAML for one of its generators at 32x32."""
-    found: dict[str, Any] = {
-        "DATA": {"name": "MNIST32", "img_size": 32, "num_classes": 10},
-        "OPTIMIZATION": {**ADAM, "total_steps": steps},
-    }
-    if name == "StyleGAN2":
-        model = {"backbone": "stylegan2", **STYLE, "w_dim": 512, "g_conv_dim": "N/A", "d_conv_dim": "N/A"}
-        regular = {"mapping_network": 2, "d_epilogue_mbstd_group_size": 8, "d_architecture": "resnet"}
-        found["LOSS"] = {"adv_loss": "logistic", "apply_r1_reg": True, "r1_lambda": 0.01, "r1_place": "outside_loop"}
-        found["STYLEGAN"] = {
-            **regular,
-            "g_reg_interval": 4,
-            "d_reg_interval": 16,
-            "g_ema_kimg": 20,
-            "g_ema_rampup": 0.05,
-        }
-        found["OPTIMIZATION"].update({"g_lr": 2.5e-3, "d_lr": 2.5e-3, "beta2": 0.99})
-        return {**found, "MODEL": {**model, "apply_g_ema": True}}
-    widths = {"g_conv_dim": width, "d_conv_dim": width}
-    own = {"backbone": "big_resnet", "g_shared_dim": 32} if name == "BigGAN" else {"backbone": "resnet"}
-    return {**found, "LOSS": {"adv_loss": "hinge"}, "MODEL": {**own, **CBN, **widths, **EMA}}
-
-
-def folders(out: Path) -> tuple[Path, Path]:
-    """Two ImageFolders of digits: train and valid; and one whose valid is the test split."""
-    learn, test = out / "digits", out / "digits-test"
-    for folder, part, split in ((learn, "train", "train"), (learn, "valid", "valid"), (test, "valid", "test")):
-        for i, (x, y) in enumerate(zip(*digits.digits(split))):
-            path = folder / part / str(int(y)) / f"{i:05d}.png"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(((x + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(path)
-    return learn, test
 
 
 def train_host(out: Path, name: str, device: str, width: int, steps: int) -> tuple[Path, Path]:
@@ -88,67 +44,90 @@ def train_host(out: Path, name: str, device: str, width: int, steps: int) -> tup
     path = out / f"{name}.yaml"
     path.write_text(yaml.safe_dump(sections(name, width, steps)))
     if not list((out / name).glob("checkpoints/*/model=G*")):
-        arguments = ["-t", "-cfg", path, "-data", out / "digits", "-save", out / name, "-metrics", "none"]
-        more = ["--num_workers", 1, "--save_freq", steps, "--print_freq", 100]
-        command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", *arguments, *more]
-        subprocess.run(list(map(str, command)), check=True, env={"WANDB_MODE": "disabled", **os.environ})
+        files = ["-cfg", path, "-data", out / "digits", "-save", out / name]
+        run_host(
+            device, "-t", *files, "-metrics", "none", "--num_workers", 1, "--save_freq", steps, "--print_freq", 100
+        )
     return path, next((out / name).glob("checkpoints/*"))
 
 
-def measure(given: dict[str, Any], points: list[dict[str, Any]], seed: int, metrics: tuple[str, ...]) -> list[Any]:
+def load(keys: dict[str, Any], **more: Any) -> config.RunConfig:
+    """A configuration from its keys, of which ``config`` is the YAML, if there is one."""
+    return config.load(keys.get("config"), {**{key: keys[key] for key in keys if key != "config"}, **more})
+
+
+def measure(
+    keys: dict[str, Any], points: list[dict[str, Any]], seed: int, metrics: tuple[str, ...]
+) -> list[dict[str, float]]:
     """The metrics of gandance at each of ``points``, opened once."""
-    file = given.get("config")
-    rest = {key: value for key, value in given.items() if key != "config"}
-    cfg = config.load(file, {**rest, "sampler": "gandance", "seed": seed, "metrics": metrics})
-    evaluation = Evaluation(cfg, distributed.Group(), [("gandance", {**p, "profile": None}) for p in points])
+    cfg = load(keys, sampler="gandance", seed=seed, metrics=metrics)
+    evaluation = Evaluation(cfg, distributed.Group(), [("gandance", {**point, "profile": None}) for point in points])
     rows = [evaluation.measure(*chosen) for chosen in evaluation.chosen]
     return [row["metrics"] for row in rows if row]
 
 
-def cells(found: list[dict[str, float]]) -> str:
-    means = [[one[key] for one in found if key in one] for key in REPORT]
-    return " | ".join(f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" if v else "" for v in means)
+def cells(runs: list[dict[str, float]]) -> str:
+    """Mean and deviation of each metric, as cells of a Markdown row; empty for a metric that the runs lack."""
+    texts = []
+    for key in REPORT:
+        values = [run[key] for run in runs if key in run]
+        texts.append(f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" if values else "")
+    return " | ".join(texts)
+
+
+def learn(name: str, objective: str, keys: dict[str, Any], out: Path, steps: int) -> list[dict[str, Any]]:
+    """Options of gandance for three joints that were trained with one objective, with three seeds."""
+    started = time.time()
+    steps = steps if "adversarial" in objective else 5 * steps  # steps of the others take milliseconds
+    options = {**OBJECTIVES[objective], "steps": steps, "eval_every": 0, "save_every": steps}
+    trained = []
+    for seed in range(3):
+        folder = out / name / f"{objective.replace(' ', '')}-{seed}"
+        cfg = load(keys, out=str(folder), seed=seed, reference=None)
+        trained.append({"joint": "learned", "joint_ckpt": training.train(cfg, "joint", options)["joint"]})
+    click.echo(f"{name}, {objective}: {(time.time() - started) / 3:.0f} s a training of {steps} steps", err=True)
+    return trained
+
+
+def best_scale(keys: dict[str, Any], runs: list[dict[str, Any]]) -> tuple[float, float]:
+    """The least mean FID of the runs on the validation split, and its scale."""
+    points = [{**options, "scale": scale} for scale in SCALES for options in runs]
+    fids = [values["fid"] for values in measure(keys, points, 10_000, ("fid",))]
+    means = [statistics.mean(fids[start : start + len(runs)]) for start in range(0, len(fids), len(runs))]
+    return min(zip(means, SCALES))
 
 
 def compare(name: str, valid: dict[str, Any], test: dict[str, Any], out: Path, steps: int, wanted: list[str]) -> None:
-    cfg = config.load(valid.get("config"), {k: v for k, v in valid.items() if k != "config"})
+    # Three sets of options for each method.
+    cfg = load(valid)
     style = open_source(cfg).networks(device_of(cfg.device)).backbone in ("builtin", "stylegan2", "stylegan3")
-    methods: dict[str, list[dict[str, Any]]] = {f"{j}": [{"joint": j}] * 3 for j in TRAINING_FREE[: 4 if style else 1]}
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for joint in TRAINING_FREE if style else TRAINING_FREE[:1]:
+        methods[joint] = [{"joint": joint}] * 3
     for objective in wanted:
-        if objective == "distill" and not style:
-            continue  # nothing to learn: there class_mean is the start, and takes no pass
-        started, each = time.time(), []
-        for seed in range(3):
-            folder = out / name / f"{objective.replace(', ', '-').replace(' ', '')}-{seed}"
-            given = {k: v for k, v in valid.items() if k not in ("config", "reference")}
-            cfg = config.load(valid.get("config"), {**given, "out": str(folder), "seed": seed})
-            many = steps if "adversarial" in objective else 5 * steps  # the others take milliseconds
-            options = {**OBJECTIVES[objective], "steps": many, "eval_every": 0, "save_every": many}
-            path = training.train(cfg, "joint", options)["joint"]
-            each.append({"joint": "learned", "joint_ckpt": path})
-        methods[f"learned: {objective}"] = each
-        click.echo(f"{name}, {objective}: {(time.time() - started) / 3:.0f} s a training of {many} steps", err=True)
-    best: dict[str, tuple[float, float]] = {}
-    for method, each in methods.items():
-        runs = each if method.startswith("learned") else each[:1]
-        points = [{**options, "scale": s} for s in SCALES for options in runs]
-        fids = [found["fid"] for found in measure(valid, points, 10_000, ("fid",))]
-        means = [statistics.mean(fids[i : i + len(runs)]) for i in range(0, len(fids), len(runs))]
-        best[method] = min(zip(means, SCALES))
-    plain = measure(valid, [{"scale": 1.0}], 10_000, ("fid",))[0]["fid"]
+        if style or objective != "distill":  # elsewhere class_mean is the start, and takes no pass
+            methods[f"learned: {objective}"] = learn(name, objective, valid, out, steps)
+
+    # Choose each method's scale, and the best training-free method, on the validation split.
+    best = {}
+    for method, runs in methods.items():
+        best[method] = best_scale(valid, runs if method.startswith("learned") else runs[:1])
     free = min((method for method in best if not method.startswith("learned")), key=lambda method: best[method])
+    best["plain"] = measure(valid, [{"scale": 1.0}], 10_000, ("fid",))[0]["fid"], 1.0
+    methods["plain"] = [{}] * 3
+
+    # Report on the test split.
     click.echo(f"\n| {name} | scale | validation fid | {' | '.join(f'test {key}' for key in REPORT)} |")
     click.echo(f"|{'---|' * (len(REPORT) + 3)}")
     for method in ("plain", free, *(method for method in best if method.startswith("learned"))):
-        fid, scale = (plain, 1.0) if method == "plain" else best[method]
-        options = methods.get(method, [{}] * 3)
-        found = [
-            measure(test, [{**options[i], "scale": scale}], 40_000 + 10_000 * i, ("fid", "prdc"))[0] for i in range(3)
-        ]
+        fid, scale = best[method]
+        runs = []
+        for i, options in enumerate(methods[method]):
+            runs += measure(test, [{**options, "scale": scale}], 40_000 + 10_000 * i, ("fid", "prdc"))
+        facts = {"generator": name, "method": method, "scale": scale, "validation_fid": fid, "steps": steps}
         with (out / "results.jsonl").open("a") as file:
-            facts = {"generator": name, "method": method, "scale": scale, "validation_fid": fid, "steps": steps}
-            file.write(json.dumps({**facts, "test": found}) + "\n")
-        click.echo(f"| {method} | {scale:g} | {fid:.3f} | {cells(found)} |")
+            file.write(json.dumps({**facts, "test": runs}) + "\n")
+        click.echo(f"| {method} | {scale:g} | {fid:.3f} | {cells(runs)} |")
 
 
 @click.command(help=__doc__)
@@ -159,6 +138,7 @@ def compare(name: str, valid: dict[str, Any], test: dict[str, Any], out: Path, s
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--steps", default=400, show_default=True, help="Of an adversarial joint; others take five times more.")
 @click.option("--host-steps", default=2500, show_default=True, help="Of each generator of the host.")
+@click.option("--num", type=int, help="Images of each evaluation. [as many as real ones]")
 @click.option("--width", default=16, show_default=True, help="Channels (g_conv_dim) of the host's generators.")
 def main(
     out: Path,
@@ -168,19 +148,21 @@ def main(
     device: str,
     steps: int,
     host_steps: int,
+    num: int | None,
     width: int,
 ) -> None:
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     objectives = list(wanted or OBJECTIVES)
     if builtin:
-        given = {"device": device}
-        compare("built-in", {**given, "reference": "valid"}, {**given, "reference": "test"}, out, steps, objectives)
+        keys: dict[str, Any] = {"device": device, "num": num}
+        compare("built-in", {**keys, "reference": "valid"}, {**keys, "reference": "test"}, out, steps, objectives)
     for name in hosts:
-        learn, test = folders(out)
+        train, test = folders(out)
         path, ckpt = train_host(out, name, device, width, host_steps)
-        given = {"config": str(path), "ckpt": str(ckpt), "backbone": "builtin", "reference": "valid", "device": device}
-        compare(name, {**given, "data": str(learn)}, {**given, "data": str(test)}, out, steps, objectives)
+        keys = {"config": str(path), "ckpt": str(ckpt), "backbone": "builtin", "reference": "valid"}
+        keys |= {"device": device, "num": num}
+        compare(name, {**keys, "data": str(train)}, {**keys, "data": str(test)}, out, steps, objectives)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import click
 import yaml
 
 from studiogan_guidance.evaluation import results
+from studiogan_guidance.host.locate import locate
 
 SCALES = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)  # all of them guided: the host has other seeds at 1
 
@@ -28,8 +29,6 @@ SCALES = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)  # all of them gui
 def run(what: list[str], cache: Path) -> float:
     """Seconds of one process of the command line."""
     env = {**os.environ, "STUDIOGAN_GUIDANCE_CACHE": str(cache), "WANDB_MODE": "disabled"}
-    from studiogan_guidance.host.locate import locate
-
     env["STUDIOGAN_ROOT"] = str(locate().path)
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "studiogan_guidance", *what], env=env, capture_output=True, text=True)
@@ -52,34 +51,44 @@ def main(config: Path, ckpt: str, data: str, reference: str, num: int, device: s
     common = ["-c", str(config), "--ckpt", ckpt, "--data", data, "--reference", reference, "--num", str(num)]
     common += ["--batch-size", str(batch), "--metrics", "fid,prdc", "--sampler", "gandance", "--device", device]
     common += ["--no-compare-plain"]
-    fids: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
+    fids: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+
+        # One sweep.
         grid = ",".join(map(str, SCALES))
         seconds["sweep"] = run(["sweep", *common, "--grid", f"scale={grid}", "--out", str(root / "s")], root / "c1")
-        fids["sweep"] = [row["metrics"]["fid"] for row in results.read(root / "s" / "results.jsonl")]
-        seconds["eval"] = sum(
-            run(["eval", *common, "-o", f"scale={scale}", "--out", str(root / "e")], root / "c2") for scale in SCALES
-        )
-        fids["eval"] = [row["metrics"]["fid"] for row in results.read(root / "e" / "results.jsonl")]
+        fids["sweep"] = fids_in(root / "s")
+
+        # Ten evaluations.
+        points = [["eval", *common, "-o", f"scale={scale}", "--out", str(root / "e")] for scale in SCALES]
+        seconds["eval"] = sum(run(point, root / "c2") for point in points)
+        fids["eval"] = fids_in(root / "e")
+
+        # Ten runs of the host.
         if not skip_host:
+            files = ["-ckpt", ckpt, "-data", data, "-save", str(root / "h"), "-ref", reference]
+            files += ["-metrics", "fid", "prdc", "--seed", "0", "--num_workers", "2"]
             seconds["host"] = 0.0
             for scale in SCALES:
                 path = root / "guided" / config.name
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(yaml.safe_dump({**sections, "sampler": {"name": "gandance", "scale": scale}}))
-                given = ["-cfg", str(path), "-ckpt", ckpt, "-data", data, "-save", str(root / "h"), "-ref", reference]
-                given += ["-metrics", "fid", "prdc", "--seed", "0", "--num_workers", "2"]
-                seconds["host"] += run(["run", "--device", device, "--", *given], root / "c3")
-            fids["host"] = [row["metrics"]["fid"] for row in results.read(root / "h" / "results.jsonl")]
-    for way, found in fids.items():
-        worst = max(abs(a / b - 1) for a, b in zip(fids["sweep"], found, strict=True))
+                seconds["host"] += run(["run", "--device", device, "--", "-cfg", str(path), *files], root / "c3")
+            fids["host"] = fids_in(root / "h")
+
+    for way, values in fids.items():
+        worst = max(abs(a / b - 1) for a, b in zip(fids["sweep"], values, strict=True))
         click.echo(
             f"{way:<6} {seconds[way]:8.1f} s  sweep / this {seconds['sweep'] / seconds[way]:.2f}  "
             f"largest relative difference of FID {worst:.1e}"
         )
     click.echo(json.dumps({"num": num, "batch": batch, "scales": SCALES, "fid": fids}))
+
+
+def fids_in(folder: Path) -> list[float]:
+    return [row["metrics"]["fid"] for row in results.read(folder / "results.jsonl")]
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ METRICS = ("fid", "precision", "recall", "coverage")
 
 def test(cfg: RunConfig, name: str, scale: float) -> str:
     """A Markdown row: mean and deviation over the test seeds."""
-    found: dict[str, list[float]] = {key: [] for key in METRICS}
+    by_metric: dict[str, list[float]] = {key: [] for key in METRICS}
     for seed in TEST_SEEDS:
-        values = evaluation.evaluate(dataclasses.replace(cfg, seed=seed, options={**cfg.options, "scale": scale}))
+        rows = evaluation.evaluate(dataclasses.replace(cfg, seed=seed, options={**cfg.options, "scale": scale}))
         for key in METRICS:
-            found[key].append(values[0]["metrics"][key])
-    cells = [f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" for values in found.values()]
+            by_metric[key].append(rows[0]["metrics"][key])
+    cells = [f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" for values in by_metric.values()]
     return f"| {name} | {scale:g} | {' | '.join(cells)} |"
 
 
@@ -56,26 +56,33 @@ def main(
     num: int,
     budget: int,
 ) -> None:
-    given = {"ckpt": ckpt, "num": num, "options": {"joint": joint}, "compare_plain": False, "metrics": ("fid", "prdc")}
-    valid = config.load(path, {**given, "data": data, "reference": "valid", "out": str(out / "valid")})
+    # Two configurations: to choose, and to report.
+    keys = {"ckpt": ckpt, "num": num, "options": {"joint": joint}, "compare_plain": False, "metrics": ("fid", "prdc")}
+    valid = config.load(path, {**keys, "data": data, "reference": "valid", "out": str(out / "valid")})
     split = "valid" if path else "test"
-    report = config.load(path, {**given, "data": test_data, "reference": split, "out": str(out / "test")})
+    report = config.load(path, {**keys, "data": test_data, "reference": split, "out": str(out / "test")})
+
+    # Search, and measure a dense grid.
     result = tune(valid, {"scale": (LOW, HIGH)}, budget=budget)
     scales = [round(LOW + STEP * i, 2) for i in range(round((HIGH - LOW) / STEP) + 1)]
     rows = sweep(valid, {"scale": scales})
     fids = {row["options"]["scale"]: row["metrics"]["fid"] for row in rows}
-    searched = {step["options"]["scale"]: step["metrics"]["fid"] for step in result["searched"]}
-    best, found = min(fids, key=lambda scale: fids[scale]), result["found"]["options"]["scale"]
+    searched = {point["options"]["scale"]: point["metrics"]["fid"] for point in result["searched"]}
+    best = min(fids, key=lambda scale: fids[scale])
+    chosen = result["chosen"]["options"]["scale"]
+
+    # Compare on the validation split.
     click.echo(f"tune: {result['evaluations']} evaluations ({len(searched)} of the search); chosen scale ", nl=False)
-    click.echo(f"{result['chosen']['options']['scale']:g}; dense grid: {len(scales)} evaluations, best {best:g}\n")
-    click.echo(
-        f"validation, seeds of the search: plain {fids[1.0]:.3f}, tune {searched[found]:.3f}, grid {fids[best]:.3f}"
-    )
+    click.echo(f"{chosen:g}; dense grid: {len(scales)} evaluations, best {best:g}\n")
+    least = searched[result["found"]["options"]["scale"]]
+    click.echo(f"validation, seeds of the search: plain {fids[1.0]:.3f}, tune {least:.3f}, grid {fids[best]:.3f}")
     mean, std = (result["difference"][key] for key in ("mean", "std"))
     click.echo(f"validation, fresh seeds: tune - plain {mean:+.3f} ± {std:.3f} (paired)\n")
+
+    # Report on the test split.
     click.echo(f"test:\n| | scale | {' | '.join(METRICS)} |\n|---|---|{'---|' * len(METRICS)}")
     click.echo(test(report, "plain", 1.0))
-    click.echo(test(report, "tune", result["chosen"]["options"]["scale"]))
+    click.echo(test(report, "tune", chosen))
     click.echo(test(report, "best of the grid", best))
 
 
