@@ -132,7 +132,9 @@ def main(
     for name in host or ("built-in",):
         # The generator, and what differs between validation and test.
         keys: dict[str, Any] = {"device": device, "num": num, "metrics": ("fid", "prdc"), "reference": "valid"}
-        test, path, early = {"reference": "test"}, None, None
+        test = {"reference": "test"}
+        path = None
+        early = None
         if host:
             learn, held_back = folders(out)
             path, ckpt, early = train(out, name, device, width, early_steps, host_steps)

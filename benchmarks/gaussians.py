@@ -32,7 +32,10 @@ from studiogan_guidance import samplers
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.base import Companions
 
-SCALE, DEVIATION, CLASSES, Z_DIM = 2.828, 0.05 / 2.828, 5, 4
+SCALE = 2.828
+DEVIATION = 0.05 / 2.828
+CLASSES = 5
+Z_DIM = 4
 CENTRES = torch.tensor([[x, y] for y in range(-2, 3) for x in range(-2, 3)]) * 2 / SCALE  # row by row
 TESTED = range(1_000_000, 1_004_000)
 CHOSEN_ON = range(2_000_000, 2_001_000)
@@ -59,7 +62,8 @@ def mlp(width_in: int, width: int, width_out: int) -> nn.Sequential:
 class Discriminator(nn.Module):
     """Points [B, 2] and labels [B] -> logits, in the form in which the host's discriminators answer."""
 
-    d_cond_mtd, num_classes = "MD", CLASSES
+    d_cond_mtd = "MD"
+    num_classes = CLASSES
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -94,7 +98,8 @@ def measure(points: Tensor, labels: Tensor) -> dict[str, float]:
 
     A sample is good within 4 deviations of a mode of its own row.
     """
-    points, labels = points.cpu(), labels.cpu()
+    points = points.cpu()
+    labels = labels.cpu()
     distance, mode = torch.cdist(points, CENTRES).min(1)
     good = (distance < 4 * DEVIATION) & (mode // 5 == labels)
     shares = torch.bincount(mode[good], minlength=25) / max(int(good.sum()), 1)
@@ -113,7 +118,8 @@ class Game:
     def __init__(self, device: str, batch: int = 256) -> None:
         self.device = device
         self.batch = batch
-        self.gen, self.dis = mlp(Z_DIM + CLASSES, 128, 2).to(device), Discriminator(256).to(device)
+        self.gen = mlp(Z_DIM + CLASSES, 128, 2).to(device)
+        self.dis = Discriminator(256).to(device)
         self.average = copy.deepcopy(self.gen).requires_grad_(False)
         self.g_optimiser = torch.optim.Adam(self.gen.parameters(), 1e-3, (0.0, 0.99))
         self.d_optimiser = torch.optim.Adam(self.dis.parameters(), 1e-3, (0.0, 0.99))

@@ -58,7 +58,9 @@ class Meter:
     """Seconds of each of the first ``count`` steps, and by how many bytes memory grew during them."""
 
     def __init__(self, device: str, count: int, clock: Callable[[], float]) -> None:
-        self.device, self.count, self.clock = torch.device(device), count, clock
+        self.device = torch.device(device)
+        self.count = count
+        self.clock = clock
         self.seconds: list[float] = []
         self.level = self.peak = 0
         x = torch.randn(8, 8, 8, 8, device=device)  # libraries and workspaces that every process needs once
@@ -107,7 +109,8 @@ def resident(key: str) -> int:
 
 def host_steps(folder: Path, name: str, wanted: str, meter: Meter) -> None:
     """The host's training on the digits with one kind of step; it writes a checkpoint at the end."""
-    checkout, workers = locate(), min(4, len(os.sched_getaffinity(0)))  # as many as the stage takes
+    checkout = locate()
+    workers = min(4, len(os.sched_getaffinity(0)))  # as many as the stage takes
     with inside(checkout):
         host.register()
         loader = module("loader")

@@ -37,7 +37,8 @@ def rss() -> float:
 
 def measured(call: Callable[[], Values]) -> tuple[float, float, Values]:
     """Seconds, peak memory in GB, values."""
-    peak, done = rss(), threading.Event()
+    peak = rss()
+    done = threading.Event()
 
     def watch() -> None:
         nonlocal peak

@@ -39,7 +39,8 @@ class EqualLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(fan_out, fan_in) / lr_mul)
         self.bias = nn.Parameter(torch.full((fan_out,), bias / lr_mul))
-        self.gain, self.lr_mul = lr_mul / math.sqrt(fan_in), lr_mul
+        self.gain = lr_mul / math.sqrt(fan_in)
+        self.lr_mul = lr_mul
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.gain, self.bias * self.lr_mul)
@@ -52,7 +53,8 @@ class EqualConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(fan_out, fan_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(fan_out))
-        self.gain, self.padding = 1 / math.sqrt(fan_in * kernel**2), kernel // 2
+        self.gain = 1 / math.sqrt(fan_in * kernel**2)
+        self.padding = kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight * self.gain, self.bias, padding=self.padding)
@@ -141,7 +143,9 @@ class Generator(nn.Module):
         super().__init__()
         self.synthesis = Synthesis()
         self.mapping = Mapping(self.synthesis.num_ws)
-        self.num_ws, self.w_dim, self.z_dim = self.synthesis.num_ws, W_DIM, Z_DIM
+        self.num_ws = self.synthesis.num_ws
+        self.w_dim = W_DIM
+        self.z_dim = Z_DIM
         self.register_buffer("w_avg", torch.zeros(W_DIM))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
@@ -160,10 +164,12 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = list(reversed(DISCRIMINATOR.values()))
         self.stem = EqualConv(1, widths[0], kernel=1)
-        self.convs, self.skips = nn.ModuleList(), nn.ModuleList()
+        self.convs = nn.ModuleList()
+        self.skips = nn.ModuleList()
         for a, b in zip(widths, widths[1:]):
             self.convs += [EqualConv(a, a), EqualConv(a, b)]
             self.skips.append(EqualConv(a, b, kernel=1))
+
         width = widths[-1]
         self.last = EqualConv(width, width)
         self.dense = EqualLinear(width * 16, width)

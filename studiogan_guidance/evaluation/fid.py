@@ -122,7 +122,8 @@ def frechet_infinity(features: Array, mu: Array, sigma: Array, factor1: Array | 
     count = 0
     total = np.zeros(len(mu))
     scatter = np.zeros((len(mu), len(mu)))
-    inverse, distances = [], []
+    inverse = []
+    distances = []
     for part in parts:
         wide = np.asarray(features[np.sort(part)], np.float64) - mu
         count += len(part)

@@ -49,7 +49,9 @@ def squared_mmd(x: Array, y: Array) -> float:
     x = np.asarray(x, np.float64)
     y = np.asarray(y, np.float64)
     n = len(x)
-    xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    xx = _kernel(x, x)
+    yy = _kernel(y, y)
+    xy = _kernel(x, y)
     within = xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)
     return float(within / (n * (n - 1)) - 2 * xy.mean())
 

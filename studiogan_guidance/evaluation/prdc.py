@@ -70,7 +70,8 @@ def prdc(
         0.0
     """
     # Check what was given.
-    real, fake = np.asarray(real), np.asarray(fake)
+    real = np.asarray(real)
+    fake = np.asarray(fake)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], found {real.shape} and {fake.shape}")
     if k < 1 or min(len(real), len(fake)) <= k:
@@ -197,8 +198,10 @@ def _cross(
     device = real.device
     a, b = _centred(real, fake)
     scale = _scale(real, fake)
-    r, f = _balls(real_radii, scale, device), _balls(fake_radii, scale, device)
-    a_low, b_low = a.half - a.error, b.half - b.error
+    r = _balls(real_radii, scale, device)
+    f = _balls(fake_radii, scale, device)
+    a_low = a.half - a.error
+    b_low = b.half - b.error
     a_bias, b_bias, r_least, f_least = (x.float() for x in (a_low, b_low, a_low - r.half, b_low - f.half))
     around = torch.zeros(len(fake), dtype=torch.int64, device=device)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device=device)
@@ -215,14 +218,16 @@ def _cross(
 
             # Take their half squared distances, and bound the errors.
             h = -products[i, j].double()
-            i, j = i + rows.start, j + columns.start
+            i = i + rows.start
+            j = j + columns.start
             h += a.half[i] + b.half[j]
             error = a.error[i] + b.error[j]
 
             # Recall reals that are inside the ball of a fake; leave unsure pairs until later columns have had a look.
             recalled[i[h + error < f.half[j]]] = True
             unsure = (h + error >= f.half[j]) & (h - error < f.half[j]) & ~recalled[i]
-            late_i, late_j = torch.cat([late_i, i[unsure]]), torch.cat([late_j, j[unsure]])
+            late_i = torch.cat([late_i, i[unsure]])
+            late_j = torch.cat([late_j, j[unsure]])
 
             # Count the real balls around each fake.
             inside = h + error < r.half[i]
@@ -233,11 +238,17 @@ def _cross(
 
             # Measure the late pairs whose real is still not recalled.
             if columns.stop == len(fake) or len(late_i) > BLOCK**2:
-                unsure = ~recalled[late_i]
-                late_i, late_j = late_i[unsure], late_j[unsure]
-                recalled[late_i[_distances(real, fake, late_i, late_j) < f.radius[late_j]]] = True
-                late_i, late_j = late_i[:0], late_j[:0]
+                _recall(recalled, real, fake, f.radius, late_i, late_j)
+                late_i, late_j = torch.zeros(2, 0, dtype=torch.int64, device=device)
     return around.double().cpu().numpy(), recalled.cpu().numpy(), covered.cpu().numpy()
+
+
+def _recall(recalled: Tensor, real: Tensor, fake: Tensor, fake_radii: Tensor, i: Tensor, j: Tensor) -> None:
+    """Mark the reals of pairs (i, j) that are inside the fake's ball, by distances of the pairs that still matter."""
+    unsure = ~recalled[i]
+    i = i[unsure]
+    j = j[unsure]
+    recalled[i[_distances(real, fake, i, j) < fake_radii[j]]] = True
 
 
 def _tensor(features: NDArray[Any], device: str) -> Tensor:

@@ -49,7 +49,8 @@ def resize(images: Tensor, size: int, name: str) -> Tensor:
 
     # Resize one channel of one image at a time, as Pillow's filters on floats take no more.
     resized = torch.empty(*images.shape[:2], size, size)
-    source, target = pixels.numpy(), resized.numpy()
+    source = pixels.numpy()
+    target = resized.numpy()
 
     def resize_image(i: int) -> None:
         for channel, out in zip(source[i], target[i]):

@@ -126,7 +126,9 @@ def accumulate(
     if ahead is None:
         ahead = 2 if device.type == "cuda" else 0
     moments = Moments()
-    all_features, all_probabilities, all_labels = [], [], []
+    all_features = []
+    all_probabilities = []
+    all_labels = []
 
     # Run the network; what is to be kept goes to the CPU.
     with torch.no_grad(), closing(_ahead(_prepared(batches, backbone), ahead, device)) as items:

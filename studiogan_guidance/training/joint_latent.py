@@ -1,7 +1,7 @@
 """The stage ``joint``: a small network learns the joint of a frozen generator (GANdance's second variant).
 
 The paper (Zhang et al., ECCV 2024) says that the learned joint approximates the distribution of the whole data set and
-guides better; it publishes no objective. The three here are our own, made to be compared:
+guides better; it publishes no objective. The three here are our own, to be compared:
 
 - ``distill``: the codes of ``class_mean``, without data; C mapping passes become one.
 - ``latent``: the distribution of the generator's own codes over all classes, without data.
@@ -266,7 +266,8 @@ class Training:
 
     def run_steps(self) -> dict[str, Any]:
         """Train to the last step; returns the joint's file, and step, FID and scale of the joint in it."""
-        stage, loop = self.stage, self.loop
+        stage = self.stage
+        loop = self.loop
         if loop.step == 0 and not loop.result:
             self._keep_best()
 
@@ -293,7 +294,9 @@ class Training:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Make step ``step``; returns the losses before it."""
-        stage, view, adversary = self.stage, self.view, self.adversary
+        stage = self.stage
+        view = self.view
+        adversary = self.adversary
         inputs = self._draw(2 * step)
         fake = None
 
@@ -358,7 +361,8 @@ class Training:
 
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best joint so far; without data, the last."""
-        stage, loop = self.stage, self.loop
+        stage = self.stage
+        loop = self.loop
         last = loop.step == stage.steps
         facts = {**dataclasses.asdict(stage), "seed": self.trained.seed, "step": loop.step}
 

@@ -15,7 +15,8 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     Szekely and Rizzo 2013, "Energy statistics", J. Stat. Plan. Inference 143(8), eq. 2.5, as a U-statistic: unbiased,
     so noise makes it negative where the distributions are alike. N and M must be at least 2.
     """
-    n, m = len(x), len(y)
+    n = len(x)
+    m = len(y)
     pairs = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # products would cancel
 
     between = pairs(x, y).mean()

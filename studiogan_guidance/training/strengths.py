@@ -106,17 +106,18 @@ class StrengthStage(Stage):
             # Keep them where they help.
             after = group.agree(validation_fid(evaluation, joint, self.scale, strengths=True))
             if after < before and group.rank == 0:
-                training = learned.training_facts(source)
-                own = {**dataclasses.asdict(self), "seed": run.seed, "validation_fid": after}
-                learned.save(path, joint, evaluation.view, {**training, "strengths": own})
+                facts = {**dataclasses.asdict(self), "seed": run.seed, "validation_fid": after}
+                training = {**learned.training_facts(source), "strengths": facts}
+                learned.save(path, joint, evaluation.view, training)
 
-        kept = path if after < before else source
-        run.log(f"Strengths: FID {before:.4g} without, {after:.4g} with them, in {kept}")
-        return {"joint": str(kept), "strength_scale": self.scale, "fid_plain_scale": before, "fid_strengths": after}
+        result = path if after < before else source
+        run.log(f"Strengths: FID {before:.4g} without, {after:.4g} with them, in {result}")
+        return {"joint": str(result), "strength_scale": self.scale, "fid_plain_scale": before, "fid_strengths": after}
 
     def _learn(self, evaluation: Evaluation, joint: LearnedJoint, seed: int) -> None:
         """Learn the strengths of ``joint`` in the first process, which alone has the real images' statistics."""
-        real, view = evaluation.reference, evaluation.view
+        real = evaluation.reference
+        view = evaluation.view
         if real is None:
             return
         parameters = [getattr(joint, name) for name in STRENGTHS[self.per]]
