@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance.critics.log_ratio import LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
@@ -18,7 +19,7 @@ from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
 
 @contextmanager
 def replaced(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While inside, ``layer`` gives ``change(a)`` for its feature map a; what it gives beside that (RGB) stays."""
+    """While inside, ``layer`` returns ``change(a)`` for its feature map a; its other outputs (RGB) stay."""
 
     def hook(module: nn.Module, args: Any, out: Any) -> Any:
         return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
@@ -31,23 +32,30 @@ def replaced(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[N
 
 
 def scale_free(slope: Tensor, a: Tensor) -> Tensor:
-    """``slope`` [B, ...] of a length such that its root mean square is that of ``a``, image by image."""
-    rms, slope_rms = (x.flatten(1).square().mean(1).sqrt().clamp_min(1e-12) for x in (a, slope))
-    return slope * (rms / slope_rms).view(-1, *[1] * (a.dim() - 1))
+    """``slope`` [B, ...] scaled to the root mean square of ``a``, image by image."""
+    factor = _rms(a) / _rms(slope)
+    return slope * factor.view(-1, *[1] * (a.dim() - 1))
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1).sqrt().clamp_min(1e-12)
 
 
 @SAMPLERS.register(
     "collaborative",
     "refines a feature map of the generator by the discriminator's gradient",
     "Liu, Kothari, Alahi 2020, arXiv:1902.00813",
+    family="discriminator",
+    needs=("discriminator", "gradient"),
+    neutral={"steps": 0},
 )
 @dataclass(frozen=True)
 class Collaborative(GradientSampler):
     """Climb the log ratio d by moving one feature map a of the generator, and keep the image with the highest d.
 
-    v <- momentum v + grad_a d; a <- a + rate v, from the plain a (v = 0). The layers before a run as ever, those after
-    it see the refined a; the generator is not changed. Never worse than the plain image, in the eyes of the
-    discriminator: this maximises d and samples nothing, so few steps are the restraint.
+    v <- momentum v + grad_a d; a <- a + rate v, from the plain a (v = 0). The layers after a see the refined map; the
+    generator is not changed. The image is never worse than the plain one by d. This maximises d and samples no law, so
+    the number of steps is the only restraint.
 
     Paper: Liu, Kothari, Alahi, "Collaborative sampling in generative adversarial networks", AAAI 2020,
     arXiv:1902.00813, section 3 (without discriminator shaping, which trains the discriminator anew); layer, steps and
@@ -59,7 +67,7 @@ class Collaborative(GradientSampler):
         rate: eta, positive.
         momentum: from 0 up, below 1.
         relative: rescale each gradient to the root mean square of a, so that rate is a share of a, whatever the
-            network and its logits are like (0.001 is a start, as steps add up by momentum); off by default.
+            network and its logits are like (start with 0.001, as momentum adds steps up); off by default.
         base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``best_step``, the number of steps
@@ -105,40 +113,58 @@ class Collaborative(GradientSampler):
             raise UserError(f"collaborative.layer is {self.layer}, but this {view.networks.backbone} has {has}")
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, code, layer = (
-            self.ratio(view, inputs.noise_mode),
-            view.encode(inputs.z, inputs.labels),
-            view.layers()[self.layer],
-        )
+        ratio = self.ratio(view, inputs.noise_mode)
+        code = view.encode(inputs.z, inputs.labels)
+        a, images, d = self._forward(view, ratio, inputs, code, None)
 
-        def judged(given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            """The feature map, ``given`` or the layer's own, the images that follow from it, and their d."""
-            met: list[Tensor] = []
-
-            def put(own: Tensor) -> Tensor:
-                torch.set_grad_enabled(True)  # from here on, until the end of the block below
-                met.append((own if given is None else given).detach().requires_grad_())
-                return met[0].clone()  # which the generator may change in place
-
-            with torch.no_grad(), replaced(layer, put):
-                images = view.decode(code, inputs.z, inputs.noise)
-                d = ratio(images, inputs.labels)
-            return met[0], images, d
-
-        a, images, d = judged(None)
-        best, score, best_step = images.detach().clone(), d.detach(), torch.zeros(len(d))
-        start, velocity = score, torch.zeros_like(a)
+        # Start at the plain image.
+        start = d.detach()
+        score = start
+        best = images.detach().clone()
+        best_step = torch.zeros(len(d))
+        velocity = torch.zeros_like(a)
         for step in range(1, self.steps + 1):
+            # Climb with momentum.
             velocity = self.momentum * velocity + self._slope(a, d)
             view.ledger.cost["backward"] += len(d)
-            a, images, d = judged(a.detach() + self.rate * velocity)
+            a, images, d = self._forward(view, ratio, inputs, code, a.detach() + self.rate * velocity)
+
+            # Remember the best image of each row.
             better = d.detach() > score
             best[better] = images.detach()[better]
-            score, best_step[better.cpu()] = torch.where(better, d.detach(), score), float(step)
+            best_step[better.cpu()] = float(step)
+            score = torch.where(better, d.detach(), score)
         return Sampled(best, with_facts(ratio, score=score, score_start=start, best_step=best_step))
 
+    def _forward(
+        self, view: LatentView, ratio: LogRatio, inputs: Inputs, code: Tensor, refined: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The feature map a, images [B, 3, H, W] and their log ratio d [B], with gradients by a.
+
+        The map is ``refined``, or that of the layer itself.
+        """
+        maps: list[Tensor] = []
+
+        def put(output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)  # from here on, until the end of the block below
+            a = output if refined is None else refined
+            maps.append(a.detach().requires_grad_())
+            return maps[0].clone()  # which the generator may change in place
+
+        with torch.no_grad(), replaced(view.layers()[self.layer], put):
+            images = view.decode(code, inputs.z, inputs.noise)
+            d = ratio(images, inputs.labels)
+        return maps[0], images, d
+
     def _slope(self, a: Tensor, d: Tensor) -> Tensor:
-        slope = torch.autograd.grad(d, a, torch.ones_like(d), allow_unused=True)[0] if d.requires_grad else None
+        """The gradient of d by a.
+
+        Raises:
+            UserError: d does not depend on a.
+        """
+        slope = None
+        if d.requires_grad:
+            (slope,) = torch.autograd.grad(d, a, torch.ones_like(d), allow_unused=True)
         if slope is None:
             raise UserError(
                 f"no image follows from the output of layer {self.layer}: choose a lower collaborative.layer"

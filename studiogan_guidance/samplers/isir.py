@@ -25,25 +25,30 @@ def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
 
 
 @SAMPLERS.register(
-    "isir", "resampling among fresh proposals by their density ratios", "Samsonov et al. 2022, arXiv:2111.02702"
+    "isir",
+    "resampling among fresh proposals by their density ratios",
+    "Samsonov et al. 2022, arXiv:2111.02702",
+    family="discriminator",
+    needs=("discriminator",),
+    neutral={"steps": 0},
 )
 @dataclass(frozen=True)
 class ISIR(RatioSampler):
     """In each step draw fresh proposals of the class, and take one of them or the current image by their weights.
 
     The weights are exp(d), d the log density ratio, so the chain's law is p_g(x|c) exp(d(x)), without gradients. A
-    proposal is fresh in everything that is random about an image, layer noise and InfoGAN's numbers too: it need not be
-    near the current one. The first current image is the plain one.
+    proposal draws everything anew that is random about an image, layer noise and InfoGAN's numbers too, so it need not
+    be near the current one. The chain starts at the plain image.
 
-    The particles of a step come one batch after the other, and each replaces what was taken so far with its share of
-    the weights up to it, which is the same law and keeps one proposal in memory.
+    The particles of a step come one batch after the other. Each replaces the choice among those before it with the
+    probability of its share of the weights up to it. That is the same law, and keeps one proposal in memory.
 
     Paper: Samsonov et al., "Local-global MCMC kernels: the best of both worlds", NeurIPS 2022, arXiv:2111.02702,
     algorithm 1; 10 particles as there.
 
     Args:
         steps: length of the chain, from 0 (neutral) up.
-        particles: from 2 up, the current image being one; each other one is a pass of generator and discriminator.
+        particles: from 2 up, the current image included; each of the others is a pass of generator and discriminator.
         base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``acceptance``, the share of steps
@@ -73,24 +78,33 @@ class ISIR(RatioSampler):
         return self.steps == 0
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio, count = self.ratio(view, inputs.noise_mode), len(inputs.z)
+        ratio = self.ratio(view, inputs.noise_mode)
+        count = len(inputs.z)
+        images = view.images(inputs).clone()
+        start = ratio(images, inputs.labels)
 
-        def judged(some: Inputs) -> tuple[Tensor, Tensor]:
-            made = view.images(some)
-            return made, ratio(made, some.labels)
-
-        images, start = judged(inputs)
-        images = images.clone()
-        score, changes = start, torch.zeros(count)
+        score = start
+        changes = torch.zeros(count)
         for _ in range(self.steps):
-            total, changed = score, torch.zeros(count, dtype=torch.bool, device=score.device)
+            total = score  # of the weights so far, as a logarithm
+            changed = torch.zeros(count, dtype=torch.bool, device=score.device)
             for _ in range(self.particles - 1):
-                made, new = judged(view.redraw(inputs))
-                taken = isir_choice(torch.stack([total, new], 1), rng.unit(inputs.generators).to(new)) == 1
-                images[taken] = made[taken]
-                score, changed = torch.where(taken, new, score), changed | taken
-                total = torch.logaddexp(total, new)
+                # Draw a fresh particle.
+                proposal = view.redraw(inputs)
+                candidates = view.images(proposal)
+                d = ratio(candidates, proposal.labels)
+
+                # Choose between it and the choice among those before it.
+                chance = rng.unit(inputs.generators).to(d)
+                fresh = isir_choice(torch.stack([total, d], 1), chance) == 1
+                total = torch.logaddexp(total, d)
+
+                # Replace the images where it was chosen.
+                images[fresh] = candidates[fresh]
+                score = torch.where(fresh, d, score)
+                changed |= fresh
             changes += changed.cpu()
+
         view.ledger.cost["proposed"] += count * self.steps * (self.particles - 1)
         view.ledger.cost["accepted"] += int(changes.sum())
         return Sampled(images, with_facts(ratio, score=score, score_start=start, acceptance=changes / self.steps))

@@ -1,4 +1,4 @@
-"""Metropolis-Hastings over independent proposals of the generator, each judged once by the discriminator."""
+"""Metropolis-Hastings over independent proposals of the generator, each scored once by the discriminator."""
 
 from __future__ import annotations
 
@@ -25,24 +25,29 @@ def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
 
 
 @SAMPLERS.register(
-    "metropolis", "the last state of a Metropolis-Hastings chain over proposals", "Turner et al. 2019, arXiv:1811.11357"
+    "metropolis",
+    "the last state of a Metropolis-Hastings chain over proposals",
+    "Turner et al. 2019, arXiv:1811.11357",
+    family="discriminator",
+    needs=("discriminator",),
+    neutral={"proposals": 0},
 )
 @dataclass(frozen=True)
 class Metropolis(RatioSampler):
     """For each image, walk through ``proposals`` images of its class by Metropolis' rule, and keep the last state.
 
-    The chain starts from the score of a held-out real image of the class, which is never put out (with
-    calibration=none: at the first proposal); a chain that accepts nothing is repeated from its first proposal. The
-    first proposal is the plain image.
+    The chain starts from the score of a held-out real image of the class, which is itself never a sample (with
+    calibration=none, it starts at the first proposal). A chain that accepts nothing is repeated from its first
+    proposal. The first proposal is the plain image.
 
     Paper: Turner et al., "Metropolis-Hastings generative adversarial networks", ICML 2019, arXiv:1811.11357, algorithm
     1; also registered as ``mh``.
 
     Args:
         proposals: length K of each chain, from 0 (neutral) up; K passes of generator and discriminator an image.
-        pool: number of proposals of a class that all chains share, judged once and kept on disk; each chain takes K of
-            them in an order of its own, without replacement. Cheap, but images may repeat: take it far larger than the
-            number of images. None: fresh proposals for every image.
+        pool: number of proposals of a class that all chains share, scored once and kept on disk; each chain takes K of
+            them in an order of its own, without replacement. This is cheap, but images may repeat: make the pool far
+            larger than the number of images. None draws fresh proposals for every image.
         base, calibration, calibration_images: see ``RatioSampler``; isotonic, as in the paper, by default.
 
     Notes of each image: ``score``, its log ratio; ``acceptance``, the share of proposals that were accepted.
@@ -73,56 +78,78 @@ class Metropolis(RatioSampler):
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         ratio = self.ratio(view, inputs.noise_mode)
-        start = torch.stack([_real(ratio, int(c), g) for c, g in zip(inputs.labels, inputs.generators)]).to(view.device)
-        chosen, score, accepted = (self._pooled if self.pool else self._fresh)(view, ratio, inputs, start.double())
-        view.ledger.cost["proposed"] += self.proposals * len(chosen.z)
+        starts = [_real_score(ratio, int(c), gen) for c, gen in zip(inputs.labels, inputs.generators)]
+        start = torch.stack(starts).to(view.device).double()
+        if self.pool:
+            last, score, accepted = self._through_pool(view, inputs, start.cpu(), self.pool)
+        else:
+            last, score, accepted = self._through_fresh(view, ratio, inputs, start)
+
+        view.ledger.cost["proposed"] += self.proposals * len(last.z)
         view.ledger.cost["accepted"] += int(accepted.sum())
-        return Sampled(view.images(chosen), with_facts(ratio, score=score, acceptance=accepted / self.proposals))
+        return Sampled(view.images(last), with_facts(ratio, score=score, acceptance=accepted / self.proposals))
 
-    def _fresh(self, view: LatentView, ratio: LogRatio, inputs: Inputs, start: Tensor) -> tuple[Inputs, Tensor, Tensor]:
-        proposal, accepted = inputs, torch.zeros(len(start), device=start.device)
-        chain, again = _Chain(inputs, start), _Chain(inputs, torch.full_like(start, -torch.inf))
-        for k in range(self.proposals):
-            proposal = view.redraw(inputs) if k else inputs
-            images = view.images(proposal)
-            new, chance = ratio(images, proposal.labels).double(), rng.unit(inputs.generators).to(start)
-            accepted += chain.step(proposal, new, chance)
-            again.step(proposal, new, chance)
-        stuck = accepted == 0
-        chain.inputs.put(stuck, again.inputs)
-        return chain.inputs, torch.where(stuck, again.ratio, chain.ratio), accepted
-
-    def _pooled(
+    def _through_fresh(
         self, view: LatentView, ratio: LogRatio, inputs: Inputs, start: Tensor
     ) -> tuple[Inputs, Tensor, Tensor]:
-        size, accepted, scores = self.pool or 0, torch.zeros(len(start)), torch.zeros(len(start))
-        found: list[Inputs] = []
-        mode = inputs.noise_mode
+        """Inputs of the last states, their log ratios [B] and numbers of accepted proposals [B]."""
+        accepted = torch.zeros(len(start), device=start.device)
+        chain = _Chain(inputs, start)
+        repeated = _Chain(inputs, torch.full_like(start, -torch.inf))  # from the first proposal
+        for k in range(self.proposals):
+            # Propose; the first proposal is the plain image.
+            proposal = view.redraw(inputs) if k else inputs
+            d = ratio(view.images(proposal), proposal.labels).double()
+            chance = rng.unit(inputs.generators).to(start)
+
+            # Move both chains.
+            accepted += chain.step(proposal, d, chance)
+            repeated.step(proposal, d, chance)
+
+        # Chains that never moved are repeated.
+        stuck = accepted == 0
+        chain.inputs.put(stuck, repeated.inputs)
+        return chain.inputs, torch.where(stuck, repeated.ratio, chain.ratio), accepted
+
+    def _through_pool(
+        self, view: LatentView, inputs: Inputs, start: Tensor, size: int
+    ) -> tuple[Inputs, Tensor, Tensor]:
+        """As ``_through_fresh``, among the ``size`` proposals of each class that all chains share."""
+        accepted = torch.zeros(len(start))
+        scores = torch.zeros(len(start))
+        members: list[Inputs] = []
         for row, (label, gen) in enumerate(zip(inputs.labels.tolist(), inputs.generators)):
-            ratios = self._pool(view, label, size, mode)
+            ratios = self._ratios(view, label, size, inputs.noise_mode)
+
+            # Take K of them in an order of this image's own.
             order = torch.randperm(size, generator=gen)[: self.proposals]
             chance = torch.rand(self.proposals, generator=gen)
-            states = walk(start[row].cpu(), ratios[order], chance)
-            accepted[row] = len(states)
-            last = int(order[(states or walk(torch.tensor(-torch.inf), ratios[order], chance))[-1]])
-            scores[row] = ratios[last]
-            found.append(pool.inputs(view, label, size, [last], mode))
-        z = torch.cat([one.z for one in found])
-        noise = [torch.cat(layers) for layers in zip(*(one.noise or [] for one in found))] if inputs.noise else None
-        return Inputs(inputs.seeds, z, inputs.labels, noise, inputs.generators), scores, accepted
 
-    def _pool(self, view: LatentView, label: int, size: int, mode: str) -> Tensor:
-        return view.once(
-            f"pool {label} {mode} of {self}", lambda: torch.from_numpy(self.pool_ratios(view, label, size, mode))
-        )
+            # Walk through them; a chain that never moved is repeated from its first proposal.
+            states = walk(start[row], ratios[order], chance)
+            accepted[row] = len(states)
+            if not states:
+                states = walk(torch.tensor(-torch.inf), ratios[order], chance)
+
+            # Draw the last state again.
+            last = int(order[states[-1]])
+            scores[row] = ratios[last]
+            members.append(pool.inputs(view, label, size, [last], inputs.noise_mode))
+        return _joined(inputs, members), scores, accepted
+
+    def _ratios(self, view: LatentView, label: int, size: int, noise_mode: str) -> Tensor:
+        """Log ratios [size] of the shared proposals of a class."""
+        key = f"pool {label} {noise_mode} of {self}"
+        return view.once(key, lambda: torch.from_numpy(self.pool_ratios(view, label, size, noise_mode)))
 
 
 def walk(start: Tensor, ratios: Tensor, chance: Tensor) -> list[int]:
     """The numbers of the proposals, of log ratios [K], to which a chain moves from a state of log ratio ``start``."""
-    state, states = start, []
-    for k, (new, u) in enumerate(zip(ratios, chance)):
-        if moves(state, new, u):
-            state = new
+    state = start
+    states = []
+    for k, (d, u) in enumerate(zip(ratios, chance)):
+        if moves(state, d, u):
+            state = d
             states.append(k)
     return states
 
@@ -135,20 +162,31 @@ class _Chain:
         self.inputs = Inputs(inputs.seeds, inputs.z.clone(), inputs.labels, noise, inputs.generators)
         self.ratio = ratio
 
-    def step(self, proposal: Inputs, new: Tensor, chance: Tensor) -> Tensor:
-        moved = moves(self.ratio, new, chance)
+    def step(self, proposal: Inputs, ratio: Tensor, chance: Tensor) -> Tensor:
+        """Move to proposals of log ratio ``ratio`` by Metropolis' rule; which chains moved, bool [B]."""
+        moved = moves(self.ratio, ratio, chance)
         self.inputs.put(moved, proposal)
-        self.ratio = torch.where(moved, new, self.ratio)
+        self.ratio = torch.where(moved, ratio, self.ratio)
         return moved
 
 
-def _real(ratio: LogRatio, label: int, gen: Generator) -> Tensor:
+def _joined(inputs: Inputs, members: list[Inputs]) -> Inputs:
+    """``inputs`` with z and layer noise of members that have one image each."""
+    z = torch.cat([member.z for member in members])
+    noise = None
+    if inputs.noise:
+        noise = [torch.cat(layers) for layers in zip(*(member.noise or [] for member in members))]
+    return Inputs(inputs.seeds, z, inputs.labels, noise, inputs.generators)
+
+
+def _real_score(ratio: LogRatio, label: int, gen: Generator) -> Tensor:
     """The log ratio of a random held-out real image of a class (of any, if the class has none); -inf without any."""
     if ratio.real is None:
         return torch.tensor(-torch.inf, dtype=torch.float64)
     ratios, labels = ratio.real
-    own = ratios[labels == label] if (labels == label).any() else ratios
-    return own[torch.randint(len(own), (), generator=gen)]
+    if (labels == label).any():
+        ratios = ratios[labels == label]
+    return ratios[torch.randint(len(ratios), (), generator=gen)]
 
 
 SAMPLERS.alias("mh", "metropolis")

@@ -35,7 +35,7 @@ def test_at_and_beyond_the_bound_all_is_finite_or_accepted_and_gamma_shifts() ->
 def test_it_samples_the_density_ratio_times_the_generator() -> None:
     """p_g = N(0, 1) and d(x) = -x^2 / 2: the product is N(0, 1/2), and the ratio is at most 1 at 0."""
     view = identity_view(lambda x, c: -x[:, 0].square() / 2)
-    x, _, cost = line(view, calibration="none", gamma=0, epsilon=1e-12, burn_in=2000)
+    x, _, cost = line(view, calibration="none", gamma=0, burn_in=2000)
     assert len(x) == cost["accepted"] == 4000
     assert x.mean().abs() < 0.04
     assert x.var() == pytest.approx(0.5, abs=0.04)
@@ -45,7 +45,7 @@ def test_it_samples_the_density_ratio_times_the_generator() -> None:
 def test_bounds_belong_to_classes_so_labels_stay_as_drawn() -> None:
     """Class 1 gets 20 more than class 0: one bound for both would reject every image of class 0."""
     view = identity_view(lambda x, c: -x[:, 0].square() / 2 + 20 * c)
-    x, labels, _ = line(view, calibration="none", gamma=0, epsilon=1e-12, burn_in=2000)
+    x, labels, _ = line(view, calibration="none", gamma=0, burn_in=2000)
     assert labels.float().mean() == pytest.approx(0.5, abs=0.03)
     for label in (0, 1):
         assert x[labels == label].var() == pytest.approx(0.5, abs=0.06)
@@ -72,7 +72,6 @@ def test_what_is_never_accepted_is_an_error_of_one_line(monkeypatch: pytest.Monk
     [
         ({"percentile": 101}, "drs.percentile must be at most 100"),
         ({"percentile": -1}, "drs.percentile must be a number from 0 up"),
-        ({"epsilon": 0}, "drs.epsilon must be positive"),
         ({"gamma": "nan"}, "drs.gamma must be a finite number"),
         ({"calibration": "logstic"}, "drs.calibration is 'logstic': did you mean 'logistic'"),
         ({"base": "ddls"}, "cannot be the base of another sampler"),
