@@ -44,8 +44,8 @@ class DRS(RatioSampler):
 
     The bound of a class is the largest log ratio among ``burn_in`` fakes, and gamma the percentile of F among them.
     Both stay fixed from then on (the paper raises the bound during sampling, which would make images depend on each
-    other); a fake beyond the bound is accepted with the probability of one at the bound. The first proposal is the plain
-    image.
+    other); a fake beyond the bound is accepted with the probability of one at the bound. The first proposal is the
+    plain image.
 
     Paper: Azadi et al., "Discriminator rejection sampling", ICLR 2019, arXiv:1810.06758, algorithm 1.
 
