@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ToyGAN
-from contract import CASES, REAL, draw, keeps_the_contract
+from conftest import IdentityView, ToyGAN, identity_view
+from contract import REAL, VARIANTS, draw, keeps_the_contract
 
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import SAMPLERS
+from studiogan_guidance.samplers.ratio import GradientSampler, RatioSampler
 
-EVERY = [(name, options) for name, (_, variants) in CASES.items() for options in variants]
+EVERY = [(name, options) for name, variants in VARIANTS.items() for options in variants]
 
 
 def test_every_sampler_is_covered_here_and_in_the_readme(root: Path) -> None:
     names = {entry.name for entry in SAMPLERS}
-    assert names == set(CASES)
+    assert names == set(VARIANTS) == set(REAL)
     rows = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("|")]
     assert [name for name in names if not any(row.startswith(f"| `{name}`") for row in rows)] == []
 
@@ -36,9 +38,12 @@ def test_shape_seed_and_batch_size(toy_view: LatentView, name: str, options: dic
     assert not torch.equal(whole[0], whole[1])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_neutral_options_are_plain_sampling_bit_for_bit(toy_view: LatentView, name: str) -> None:
-    neutral, variants = CASES[name]
+    variants = VARIANTS[name]
+    entry = SAMPLERS[name]
+    assert entry.neutral is not None
+    neutral = dict(entry.neutral)
     plain = draw(toy_view, "plain", {}, range(6), 6)
     assert torch.equal(draw(toy_view, name, neutral, range(6), 6), plain)
     assert samplers.create(name, neutral).neutral == (name != "plain")  # plain is asked for to be measured by itself
@@ -47,12 +52,35 @@ def test_neutral_options_are_plain_sampling_bit_for_bit(toy_view: LatentView, na
         assert not torch.allclose(draw(toy_view, name, options, range(6), 6), plain, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_sampler_on_the_built_in_gan(name: str, root: Path) -> None:
     """With its own discriminator; a snapshot needs a file."""
-    assert set(REAL) == set(CASES)
     refused = keeps_the_contract(view_for(builtin.networks()), name)
     assert refused is None or (name == "autoguidance" and "cannot read the built-in's weights in another" in refused)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_a_sampler_needs_is_what_it_is_refused_without(name: str) -> None:
+    """A generator of a Gaussian prior that has no w, no discriminator and no other checkpoints."""
+    networks = identity_view(lambda x, labels: x[:, 0], z_dim=4).networks
+    view = IdentityView(dataclasses.replace(networks, companions=None))
+    options = {**REAL[name], "centers": "clusters"} if name == "simplicial" else REAL[name]
+    entry = SAMPLERS[name]
+    if set(entry.needs) & {"w", "discriminator", "snapshot"}:
+        with pytest.raises(UserError):
+            draw(view, name, options, range(2), 2)
+    else:
+        assert draw(view, name, options, range(2), 2).shape == (2, 4)
+    if issubclass(entry.target, RatioSampler):
+        assert "discriminator" in entry.needs
+    if issubclass(entry.target, GradientSampler):
+        assert "gradient" in entry.needs
+
+
+def test_samplers_come_by_family_plain_first_and_each_has_one() -> None:
+    entries = list(SAMPLERS)
+    assert [entry.name for entry in entries][:3] == ["plain", "gandance", "truncation"]
+    assert all(entry.family for entry in entries)
 
 
 def test_networks_are_left_as_they_were_found(toy_view: LatentView) -> None:
