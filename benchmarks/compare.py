@@ -27,6 +27,7 @@ from studiogan_guidance.evaluation import distributed, results, tables
 from studiogan_guidance.evaluation.compare import compare
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
+from studiogan_guidance.options import Spec
 
 HEAD = {"calibration": "head"}
 CHAIN = {"steps": 15}
@@ -82,7 +83,7 @@ def candidates(name: str, reference: Path | None, base: dict[str, Any] | None) -
 
 def choose(cfg: config.RunConfig, reference: Path | None, names: list[str]) -> list[dict[str, Any]]:
     """The best candidate of each sampler on the validation split, as the list that 'compare' takes."""
-    evaluation = Evaluation(cfg, distributed.Group(), [("plain", {})])
+    evaluation = Evaluation(cfg, distributed.Group(), [Spec("plain")])
     folder = results.writable(Path(cfg.out))
 
     def best(name: str, base: dict[str, Any] | None = None) -> dict[str, Any] | None:

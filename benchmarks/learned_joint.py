@@ -26,6 +26,7 @@ from common import folders, run_host, sections
 from studiogan_guidance import config, training
 from studiogan_guidance.evaluation import distributed
 from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.options import Spec
 from studiogan_guidance.evaluation.source import device_of, open_source
 
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
@@ -61,7 +62,7 @@ def measure(
 ) -> list[dict[str, float]]:
     """The metrics of gandance at each of ``points``, opened once."""
     cfg = load(keys, sampler="gandance", seed=seed, metrics=metrics)
-    evaluation = Evaluation(cfg, distributed.Group(), [("gandance", {**point, "profile": None}) for point in points])
+    evaluation = Evaluation(cfg, distributed.Group(), [Spec("gandance", {**point, "profile": None}) for point in points])
     rows = [evaluation.measure(*chosen) for chosen in evaluation.chosen]
     return [row["metrics"] for row in rows if row]
 

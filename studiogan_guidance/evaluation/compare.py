@@ -22,6 +22,7 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
 from studiogan_guidance.options import Spec
+from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, Sampler
 
 Row = Mapping[str, Any]
@@ -51,7 +52,8 @@ def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
     candidates = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in specs]
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
-        evaluation = Evaluation(cfg, group, [("plain", {})])
+        evaluation = Evaluation(cfg, group, [Spec("plain")])
+        check_images(cfg.seed, seeds * evaluation.num)
         refusals = Refusals(are_errors=bool(cfg.compare), are_printed=group.rank == 0)
 
         # Each sampler once, plain sampling first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.options import Spec
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, Sampler, Samples, restat
 
@@ -39,13 +40,13 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: what the configuration lacks, or a folder or file that cannot be written, before any work is done.
     """
-    path = results.writable(Path(cfg.out)) / "results.jsonl"
+    path = results.writable(Path(cfg.out)) / results.NAME
     results.appendable(path)
 
-    wanted = [(cfg.sampler, dict(cfg.options))]
-    is_plain = SAMPLERS[cfg.sampler].name == "plain" or samplers.create(cfg.sampler, cfg.options).neutral
+    wanted = [Spec(cfg.sampler, cfg.options)]
+    is_plain = SAMPLERS[cfg.sampler].name == "plain" or samplers.create(wanted[0]).neutral
     if cfg.compare_plain and not is_plain:
-        wanted.insert(0, ("plain", {}))
+        wanted.insert(0, Spec("plain"))
 
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, wanted)
@@ -62,7 +63,7 @@ class Evaluation:
     Args:
         cfg: the run.
         group: the processes that share it.
-        wanted: names and options of samplers to create and check before anything slow is opened.
+        wanted: samplers to create and check before anything slow is opened.
         source: what ``cfg`` points at, if it is open already.
 
     Attributes:
@@ -75,12 +76,12 @@ class Evaluation:
         self,
         cfg: RunConfig,
         group: distributed.Group,
-        wanted: Sequence[tuple[str, Mapping[str, Any]]],
+        wanted: Sequence[Spec],
         source: Source | None = None,
     ) -> None:
         self.cfg = cfg
         self.group = group
-        created = [(SAMPLERS[name].name, samplers.create(name, options)) for name, options in wanted]
+        created = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in wanted]
 
         # Open the generator.
         self.source = source or open_source(cfg)

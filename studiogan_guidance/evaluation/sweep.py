@@ -24,6 +24,7 @@ from studiogan_guidance.evaluation import distributed, pictures, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.generation import norm_statistics
 from studiogan_guidance.features.stats import to_uint8
+from studiogan_guidance.options import Spec
 from studiogan_guidance.samplers import Sampler, restat
 
 Point = tuple[str, Sampler, int]  # name, sampler, first seed
@@ -51,10 +52,10 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
 
     # The points, with plain sampling in front if none of them is plain.
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-    wanted = [(cfg.sampler, {**cfg.options, **options}) for options in combinations]
-    grid_samplers = [samplers.create(name, options) for name, options in wanted]
+    wanted = [Spec(cfg.sampler, {**cfg.options, **options}) for options in combinations]
+    grid_samplers = [samplers.create(spec) for spec in wanted]
     if cfg.compare_plain and not any(sampler.neutral for sampler in grid_samplers):
-        wanted.insert(0, ("plain", {}))
+        wanted.insert(0, Spec("plain"))
 
     # Measure what results.jsonl lacks.
     folder = results.writable(Path(cfg.out))

@@ -29,7 +29,8 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.source import open_source
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
-from studiogan_guidance.options import dotted, nested
+from studiogan_guidance.options import Spec, dotted, nested
+from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS
 
 OBJECTIVES = {"fid": "fid", "fid_infinity": "fid_infinity", "kid": "kid", "class_fid": "per_class"}  # and their metric
@@ -103,8 +104,9 @@ def tune(
     cfg = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=metrics)
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
-        wanted = [(cfg.sampler, options) for options in (plain, start, *_ends(lines, start))]
+        wanted = [Spec(cfg.sampler, options) for options in (plain, start, *_ends(lines, start))]
         evaluation = Evaluation(cfg, group, wanted, source)
+        check_images(cfg.seed, (1 + repeats) * evaluation.num)
         search = Search(evaluation, folder, objective, min_recall)
         if search.score(plain)[1] == math.inf:
             raise UserError(f"{objective} cannot be measured here: raise --num")

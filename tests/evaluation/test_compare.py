@@ -279,3 +279,12 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not Path("o").exists()
+
+
+def test_ranges_of_seeds_end_where_those_of_images_do(tmp_path: Path) -> None:
+    common = ["--num", 100, "--seed", 2**31 - 250, "--out", tmp_path]
+    for command, count in ((["compare", "--seeds", 3, "--with", "plain"], 300), (["tune"], 400)):
+        result = run(*command, *common)
+        assert result.exit_code == 2
+        assert f"{count} images from seed" in result.stderr
+        assert not list(tmp_path.iterdir())

@@ -28,6 +28,7 @@ from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.features.stats import FeatureStats, accumulate
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import Inputs
+from studiogan_guidance.options import Spec
 from studiogan_guidance.registry import Entry
 from studiogan_guidance.samplers import SAMPLERS, Plain, Sampled
 
@@ -157,7 +158,7 @@ def choosy(monkeypatch: pytest.MonkeyPatch) -> Choosy:
 
 
 def opened(**given: Any) -> Evaluation:
-    return Evaluation(RunConfig(metrics=("fid",), num=45, batch_size=20, **given), Group(), [("plain", {})])
+    return Evaluation(RunConfig(metrics=("fid",), num=45, batch_size=20, **given), Group(), [Spec("plain")])
 
 
 def test_a_row_tells_notes_acceptance_and_setup(choosy: Choosy) -> None:
