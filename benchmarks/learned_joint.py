@@ -26,8 +26,8 @@ from common import folders, run_host, sections
 from studiogan_guidance import config, training
 from studiogan_guidance.evaluation import distributed
 from studiogan_guidance.evaluation.evaluation import Evaluation
-from studiogan_guidance.options import Spec
 from studiogan_guidance.evaluation.source import device_of, open_source
+from studiogan_guidance.options import Spec
 
 SCALES = (0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
 REPORT = ("fid", "precision", "recall", "coverage", "accuracy")
@@ -62,7 +62,8 @@ def measure(
 ) -> list[dict[str, float]]:
     """The metrics of gandance at each of ``points``, opened once."""
     cfg = load(keys, sampler="gandance", seed=seed, metrics=metrics)
-    evaluation = Evaluation(cfg, distributed.Group(), [Spec("gandance", {**point, "profile": None}) for point in points])
+    specs = [Spec("gandance", {**point, "profile": None}) for point in points]
+    evaluation = Evaluation(cfg, distributed.Group(), specs)
     rows = [evaluation.measure(*chosen) for chosen in evaluation.chosen]
     return [row["metrics"] for row in rows if row]
 
