@@ -1,7 +1,7 @@
 """Calibration: maps from logits to log odds that an image is real, and how good they are; numpy in, numpy out.
 
 They are fitted on held-out real images and fresh fakes of the very generator that will be sampled (Turner et al. 2019,
-arXiv:1811.11357, section 4). N is the number of images, K that of the numbers that are known about each.
+arXiv:1811.11357, section 4). N is the number of images, K the number of features of an image that a map reads.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class Critic:
     one head a class), else the one unconditional logit, K = 1. Gradients flow to the images.
 
     Args:
-        discriminator: one with ``features(images)``, ``score(features, labels)`` and ``class_logits(features)``, as the
-            built-in's, or one of the host's.
+        discriminator: one of the host's, or one with methods ``features(images)``, ``score(features, labels)`` and
+            ``class_logits(features)``, as the built-in's.
 
     Raises:
         UserError: a way of conditioning without such logits (MH, PD on StyleGAN2), or a foreign network.
@@ -84,7 +84,7 @@ class Critic:
         return features, logits.logsumexp(1) - math.log(logits.shape[1])
 
     def fix_peers(self, images: Tensor, labels: Tensor) -> None:
-        """Let these images, as many as ``minibatch.count``, be the peers of every judged one from now on."""
+        """Let these images, as many as ``minibatch.count``, be the peers of every image in ``judge``."""
         times = 2 if len(images) == 1 else 1  # MD cannot answer about one image
         network: Any = self.module
         self.minibatch.fix(len(images), lambda: network(images.repeat(times, 1, 1, 1), labels.repeat(times), eval=True))

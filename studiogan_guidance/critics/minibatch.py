@@ -16,7 +16,7 @@ GROUP_SIZE = 4  # of a layer that takes the whole batch for a group
 class MinibatchPeers:
     """The images that share the minibatch statistic of every scored image.
 
-    Without such a layer, or until ``fix`` is called, a discriminator answers as ever.
+    Without such a layer, or before ``fix`` is called, the discriminator works as without this class.
 
     Args:
         discriminator: the network whose layer this is about; it is left as it was found.

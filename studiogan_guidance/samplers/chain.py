@@ -103,7 +103,7 @@ class LatentChain(GradientSampler):
 
     @abstractmethod
     def walk(self, target: Target) -> Walk:
-        """The last state and notes of chains that start at ``target.latent.start``; so does its first ``log_ratio``.
+        """The last state and notes of chains that start at ``target.latent.start``, where ``d`` is evaluated first.
 
         A walk that knows the log ratio of its last state gives it as the note ``score``, which saves a pass.
         """

@@ -58,8 +58,8 @@ class Collaborative(GradientSampler):
     the number of steps is the only restraint.
 
     Paper: Liu, Kothari, Alahi, "Collaborative sampling in generative adversarial networks", AAAI 2020,
-    arXiv:1902.00813, section 3 (without discriminator shaping, which trains the discriminator anew); layer, steps and
-    rate are among those of its scripts; momentum is our choice.
+    arXiv:1902.00813, section 3, without discriminator shaping, which trains the discriminator further; layer, steps
+    and rate are among those of its scripts; momentum is our choice.
 
     Args:
         layer: number of the block whose output is refined, coarse to fine, from 0 up.
@@ -71,7 +71,7 @@ class Collaborative(GradientSampler):
         base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``best_step``, the number of steps
-    behind the image that is kept.
+    behind the image.
 
     Raises:
         UserError: values out of range, a layer that the generator does not have or whose output leads to no image, no

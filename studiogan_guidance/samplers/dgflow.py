@@ -48,12 +48,12 @@ def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise
 class DGflow(SpaceChain):
     """Refine the latent along the gradient flow of a divergence between data and generator, discretised.
 
-    z <- z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) xi, d the log density ratio, from the plain z. Nothing holds z
-    to its prior but the number of steps: watch the note ``norm``. A uniform prior reflects at its borders. Layer noise
-    and InfoGAN's numbers of an image stay as they are.
+    z <- z + eta s_f(d) grad d(G(z)) + sqrt(2 eta gamma) xi, d the log density ratio, from the plain z. Only the number
+    of steps keeps z near its prior: watch the note ``norm``. A uniform prior reflects at its borders. Layer noise and
+    InfoGAN's numbers of an image stay as they are.
 
     Paper: Ansari, Ang, Soh, "Refining deep generative models via discriminator gradient flow", ICLR 2021,
-    arXiv:2012.00780, algorithm 1; defaults are its own.
+    arXiv:2012.00780, algorithm 1; with its defaults.
 
     Args:
         steps: from 0 (neutral) up.

@@ -127,7 +127,7 @@ class DRS(RatioSampler):
                     images[row] = candidates[number]
                     scores[row] = ratios[number]
 
-            # Go on with the open rows; where few are left, with several proposals of each at once.
+            # Propose again for the open rows; where few are left, several at once for each of them.
             open_rows = [row for row in range(count) if row not in images]
             if not open_rows:
                 break

@@ -24,8 +24,8 @@ class RatioSampler(BasedSampler):
 
     Args:
         calibration: what makes a log density ratio of the discriminator: ``logistic`` (Platt scaling of its logit),
-            ``isotonic`` (the same by a monotone map, for samplers without gradients), ``head`` (its last layer fitted
-            anew, on its logit and features: for a logit that no longer tells real images from fakes), or ``none`` (the
+            ``isotonic`` (the same by a monotone map, for samplers without gradients), ``head`` (a new last
+            layer on its logit and features: for a logit that no longer tells real images from fakes), or ``none`` (the
             logit as it is: right only for the logistic loss, at its optimum).
         calibration_images: number of held-out real images to calibrate on, at most; as many fakes of the base are made.
     """
