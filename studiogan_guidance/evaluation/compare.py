@@ -191,6 +191,7 @@ def _record(rows: Sequence[Row]) -> Record:
     setup = Counter[str]()
     for row in rows:
         setup |= Counter(row.get("setup") or {})
+
     return {
         "sampler": last["sampler"],
         "options": last["options"],

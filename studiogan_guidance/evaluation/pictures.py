@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from studiogan_guidance.evaluation.tables import HEADINGS, dotted, format_options
+from studiogan_guidance.evaluation.tables import HEADINGS, format_options
 from studiogan_guidance.files import replacing
+from studiogan_guidance.options import dotted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,7 +128,8 @@ def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
             style = {"color": "black", "marker": "*", "markersize": 12}
         else:
             style = {"color": f"C{i}", "marker": MARKERS[i // 10 % len(MARKERS)], "markersize": 6}
-        across, up = row["metrics"][x], row["metrics"][y]
+        across = row["metrics"][x]
+        up = row["metrics"][y]
         label = textwrap.fill(row["label"], 36)
         axes.errorbar(across["mean"], up["mean"], up["std"], across["std"], linestyle="", label=label, **style)
     figure.legend(loc="outside right upper", fontsize=8)

@@ -58,7 +58,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(plain_data(row)) + "\n" for row in rows).encode()
     try:
         with path.open("a+b") as file:
-            _wait_for_turn(file)
+            _lock(file)
             if _is_cut_off(file):
                 text = b"\n" + text
             file.write(text)
@@ -66,7 +66,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _wait_for_turn(file: IO[bytes]) -> None:
+def _lock(file: IO[bytes]) -> None:
     """Lock an open file until it is closed. Without locks, each process still adds lines by one write."""
     with suppress(ImportError, OSError):
         import fcntl

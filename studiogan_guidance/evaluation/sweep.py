@@ -24,7 +24,7 @@ from studiogan_guidance.evaluation import distributed, pictures, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.generation import norm_statistics
 from studiogan_guidance.features.stats import to_uint8
-from studiogan_guidance.options import Spec
+from studiogan_guidance.options import Spec, dotted
 from studiogan_guidance.samplers import Sampler, restat
 
 Point = tuple[str, Sampler, int]  # name, sampler, first seed
@@ -77,7 +77,7 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
 
 def _is_numeric(grid_samplers: Sequence[Sampler], option: str) -> bool:
     """Whether an option is a finite number in all samplers of a grid."""
-    values = [tables.dotted(samplers.options(sampler)).get(option) for sampler in grid_samplers]
+    values = [dotted(samplers.options(sampler)).get(option) for sampler in grid_samplers]
     return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
@@ -100,7 +100,8 @@ def complete(
     Points that another process is measuring are waited for. Returns nothing in processes above rank 0. If a point is
     refused while it is measured, the work ends, or the error is handed to ``refused`` and the point left out.
     """
-    path, group = folder / results.NAME, evaluation.group
+    group = evaluation.group
+    path = folder / results.NAME
     results.appendable(path)
     keys = [results.identity(evaluation.facts(*point)) for point in points]
     left_out: set[str] = set()
@@ -160,11 +161,13 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
 
     Captions give the values of ``options``.
     """
-    cfg, view = evaluation.cfg, evaluation.view
+    cfg = evaluation.cfg
+    view = evaluation.view
     seeds = range(cfg.seed, cfg.seed + min(STRIP_ROWS, evaluation.num))
-    columns, captions = [], []
+    columns = []
+    captions = []
     for name, sampler in evaluation.chosen[:STRIP_COLUMNS]:
-        values = tables.dotted(samplers.options(sampler))
+        values = dotted(samplers.options(sampler))
         captions.append(" ".join(str(values.get(key, name)) for key in options))
         with restat.applied(norm_statistics(cfg, view, sampler)):
             batch = next(sampler.stream(view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))

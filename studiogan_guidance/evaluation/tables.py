@@ -107,9 +107,9 @@ def tuned(result: Mapping[str, Any]) -> str:
         lines.append(f"{format_options(step['options'])}: {', '.join(metrics)}")
 
     # Plain sampling, the best candidate and the choice on fresh seeds.
-    objective, split = result["objective"], result["reference"]
+    objective = result["objective"]
     seeds = len(result["plain"].get(objective, {}).get("values", ()))
-    lines.append(f"\non {seeds} fresh seed ranges against the {split} split, mean ± standard deviation:")
+    lines.append(f"\non {seeds} fresh seed ranges against the {result['reference']} split, mean ± standard deviation:")
     for name in ("plain", "found", "chosen"):
         summary = result[name]
         metrics = [f"{HEADINGS[key]} {format_spread(key, summary[key])}" for key in summary if key != "options"]
@@ -186,20 +186,3 @@ def format_value(value: Any) -> Any:
         return value
     inner = format_options({key: item for key, item in value.items() if key != "name"})
     return f"{value['name']}({inner})" if inner else value["name"]
-
-
-def dotted(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with those of a base under names with a dot, as a command line takes them.
-
-    Example:
-        >>> dotted({"steps": 5, "base": {"name": "gandance", "scale": 1.1}})
-        {'steps': 5, 'base': 'gandance', 'base.scale': 1.1}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        if not isinstance(value, Mapping):
-            flat[key] = value
-            continue
-        for name, item in dotted(value).items():
-            flat[key if name == "name" else f"{key}.{name}"] = item
-    return flat

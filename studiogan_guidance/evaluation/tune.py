@@ -167,8 +167,8 @@ def _starts(cfg: RunConfig, lines: Iterable[Line]) -> tuple[Options, Options]:
             f"'{entry.name}' is plain sampling with no options, and tune compares with that: use sweep or compare"
         )
     values = samplers.options(samplers.create(entry.name, cfg.options))
-    given: Options = {key: values[key] for key in nested(cfg.options)}
-    start: Options = {**given, **entry.neutral}
+    options: Options = {key: values[key] for key in nested(cfg.options)}
+    start: Options = {**options, **entry.neutral}
 
     # Plain sampling: without options such as a base or psi, which have an effect of their own.
     plain = {key: value for key, value in start.items() if _is_plain(entry.name, {**entry.neutral, key: value})}
@@ -177,8 +177,9 @@ def _starts(cfg: RunConfig, lines: Iterable[Line]) -> tuple[Options, Options]:
             f"'{entry.name}' is not plain sampling at {tables.format_options(plain)}: tune cannot start there"
         )
 
+    # An option without an effect at plain sampling is searched from the options of the run.
     if _is_idle(entry.name, lines, start):
-        start = given
+        start = options
     if _is_idle(entry.name, lines, start):
         raise UserError(f"the options of --over have no effect on '{entry.name}': switch it on by -o")
     return plain, start
@@ -216,12 +217,12 @@ class Search:
     def row(self, options: Options, seed: int) -> dict[str, Any]:
         """The row of ``options`` from ``seed`` on, in every process."""
         evaluation = self.evaluation
-        name, group = evaluation.cfg.sampler, evaluation.group
+        name = evaluation.cfg.sampler
         sampler = evaluation.checked(samplers.create(name, options))
         key = json.dumps([seed, samplers.options(sampler)], sort_keys=True)
         if key not in self.seen:
             rows = complete(evaluation, [(name, sampler, seed)], self.folder)
-            self.seen[key] = group.agree(rows[0] if rows else {})
+            self.seen[key] = evaluation.group.agree(rows[0] if rows else {})
         return self.seen[key]
 
     def score(self, options: Options, seed: int | None = None) -> Score:
@@ -236,7 +237,8 @@ class Search:
     def along(self, line: Line, best: Options, share: int) -> Options:
         """The best options found along a line through ``best``, which is among them, with ``share`` evaluations."""
         last = self.evaluations + share
-        start, width = line.get(best), line.high - line.low
+        start = line.get(best)
+        width = line.high - line.low
         digits = 3 - math.floor(math.log10(width))
         candidates: dict[float, Options] = {}
         scores: dict[float, Score] = {}

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from studiogan_guidance.evaluation import tables
+from studiogan_guidance.options import dotted
 
 
 def test_the_table_shows_each_row_and_the_protocol() -> None:
@@ -24,7 +25,7 @@ BASE = {"name": "gandance", "scale": 1.1, "joint": "class_mean", "psi": None, "k
 def test_a_base_reads_as_one_word() -> None:
     options = {"steps": 0, "mala": False, "base": {**BASE, "base": {"name": "plain"}}}
     assert tables.format_options(options) == "steps=0 base=gandance(scale=1.1 joint=class_mean base=plain)"
-    assert tables.dotted(options)["base.base"] == "plain"
+    assert dotted(options)["base.base"] == "plain"
 
 
 def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_path: Path) -> None:
