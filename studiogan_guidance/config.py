@@ -222,8 +222,10 @@ def read(path: Path) -> dict[str, Any]:
     # The host's YAML is a file, or this one.
     if values["host"] and values.get("host_config"):
         raise UserError(f"{path} has both host_config and the host's own sections: keep one of them")
-    if values.get("host_config") and (path.parent / values["host_config"]).exists():
-        values["host_config"] = str(path.parent / values["host_config"])
+    if host_config := values.get("host_config"):
+        beside = path.parent / str(host_config)
+        if beside.is_file():
+            values["host_config"] = str(beside.resolve())  # an absolute path, whose meaning no current folder changes
 
     # Names of samplers and stages become mappings.
     if "sampler" in values:
