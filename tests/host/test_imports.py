@@ -81,7 +81,9 @@ def test_without_the_extra_shims_stay_off_and_the_missing_package_is_named(
     (tmp_path / "src" / "needy.py").write_text("import no_such_package")
     with (
         inside(Checkout(tmp_path, None)),
-        pytest.raises(UserError, match=r"the host needs the package 'no_such_package'.*see 'studiogan-guidance doctor'"),
+        pytest.raises(
+            UserError, match=r"the host needs the package 'no_such_package'.*see 'studiogan-guidance doctor'"
+        ),
     ):
         module("needy")
 
