@@ -36,25 +36,25 @@ DEFAULT_FILE = "builtin-gandance.yaml"  # what a command without -c, --sampler a
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run. These are the keys of a YAML file; most are command-line options too.
+    """All settings of a run. These are the keys of a YAML file; most are flags of the command line, too.
 
     Attributes:
         sampler: name of the sampler, or ``{name: ..., option: value, ...}`` in YAML.
-        options: the sampler's options (in YAML they stand beside ``name``).
+        options: the sampler's options (in YAML they stand in the mapping of ``sampler``, next to ``name``).
         host_config: the host's YAML: in a file, a path from the file's folder or inside the host's ``src/configs``;
             in Python, an absolute path or one inside ``src/configs``.
         ckpt: folder with the host's ``model=G*-weights-step*.pth`` files.
-        which: choose among them: best or current, ema or raw; by default best before current, ema before raw.
+        which: the checkpoint among them: best or current, ema or raw; by default best before current, ema before raw.
         data: folder of real images as the host expects it (``train/<class>/*``, ``valid/<class>/*``, or CIFAR's own).
-        held_out: folder of real images whose valid split (CIFAR: test) discriminators are calibrated on, where a
-            sampler needs that; by default ``data``. What is measured against that split should have another folder.
+        held_out: folder of real images whose valid split (CIFAR: test) calibrates the discriminator, for samplers that
+            need it; by default ``data``. Give another folder where ``reference`` is that split.
         studiogan: the host's checkout; by default it is looked for (see ``doctor``).
         out: folder for results.
         device: auto, cpu, cuda or cuda:N.
-        seed: seed K of the first image; image i has seed K + i.
+        seed: seed K of the first image; image i has seed K + i. All seeds must be below 2**31.
         num: number of images; by default as many as there are real ones (50,000 for ImageNet's train split).
         batch_size: images per forward pass.
-        classes: labels to go round; none: drawn at random.
+        classes: class labels, used in turn; by default labels are drawn at random.
         labels: how labels are drawn: uniform, or data (as often as in the real images).
         noise_mode: StyleGAN2's layer noise: random (from each image's seed) or const.
         metrics: any of fid, is, prdc, kid, fid_infinity, per_class (FID, precision and recall within each class).
@@ -65,11 +65,11 @@ class RunConfig:
         resize_on: where images are resized: cpu (the host's numbers, bit for bit) or device (two matrix products).
         channels_last: run the feature network in the channels-last memory format.
         compile: run the feature network through torch.compile.
-        pre_resizer: how real images are brought to the configured size: wo_resize, nearest, ..., lanczos.
+        pre_resizer: how real images get the configured size: wo_resize, nearest, bilinear, bicubic or lanczos.
         k: nearest neighbour of precision, recall, density and coverage.
         splits: parts of the Inception Score (host 1, literature 10).
-        restat: batches of 64 images over which the statistics of batch norms are accumulated anew with the sampler on;
-            0 keeps those of the checkpoint.
+        restat: batches of 64 images of the sampler over which batch-norm statistics are recomputed; 0 keeps those of the
+            checkpoint.
         stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
         compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``; none: every sampler.
         compare_plain: also measure plain sampling on the same seeds and labels.
