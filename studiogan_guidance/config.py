@@ -68,8 +68,8 @@ class RunConfig:
         pre_resizer: how real images get the configured size: wo_resize, nearest, bilinear, bicubic or lanczos.
         k: nearest neighbour of precision, recall, density and coverage.
         splits: parts of the Inception Score (host 1, literature 10).
-        restat: batches of 64 images of the sampler over which batch-norm statistics are recomputed; 0 keeps those of the
-            checkpoint.
+        restat: batches of 64 images of the sampler over which batch-norm statistics are recomputed; 0 keeps those of
+            the checkpoint.
         stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
         compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``; none: every sampler.
         compare_plain: also measure plain sampling on the same seeds and labels.

@@ -184,6 +184,8 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
     [
         (("sample", "--num", 10, "--seed", 2**31 - 9), "choose a seed of at most 2147483638"),
         (("sample", "--seed", 2**31 - 9), "choose a seed of at most 2147483584"),
+        (("tune", "--num", 100, "--seed", 2**31 - 399), "400 images from seed 2147483249 on need seeds up to"),
+        (("compare", "--num", 100, "--seed", 2**31 - 299, "--seeds", 3, "--with", "plain"), "300 images from seed"),
         (("eval", "--seed", 2**31 - 9), "1000 images from seed 2147483639 on need seeds up to"),
         (("eval", "-o", "scale=nan"), "gandance.scale must be a finite number"),
         (("eval", "-o", "scale"), "-o takes key=value"),
