@@ -18,6 +18,7 @@ from studiogan_guidance.training import STAGES
 
 KINDS: dict[str, Registry[Any]] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": STAGES}
 NAME_WIDTH = 24
+TEXT_WIDTH = 120 - NAME_WIDTH
 
 
 def as_data() -> dict[str, Any]:
@@ -52,6 +53,8 @@ def as_text() -> str:
 
 def _lines(row: Mapping[str, Any]) -> list[str]:
     lines = [f"  {row['name']:<{NAME_WIDTH}} {row['description']} [{row['paper']}]"]
+
+    # What it needs, where it is plain sampling, and its options.
     facts = []
     if row.get("needs"):
         facts.append(f"needs: {', '.join(row['needs'])}")
@@ -60,12 +63,22 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
     if facts:
         lines.append("; ".join(facts))
     if row.get("options"):
-        lines += textwrap.wrap(f"options: {_pairs(row['options'])}", 120 - NAME_WIDTH, break_on_hyphens=False)
+        text = f"options: {_pairs(row['options'])}"
+        lines += textwrap.wrap(text, TEXT_WIDTH, subsequent_indent=" " * len("options: "), break_on_hyphens=False)
     return lines[:1] + [f"  {'':<{NAME_WIDTH}} {line}" for line in lines[1:]]
 
 
 def _pairs(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in options.items())
+    """Options with their values, as a command line takes them."""
+    return " ".join(f"{key}={_text(value)}" for key, value in options.items())
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def documentation(name: str) -> str:

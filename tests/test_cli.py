@@ -115,13 +115,13 @@ def test_samplers_are_listed_by_family_with_what_they_need_and_where_they_are_pl
     assert rows["gandance"]["family"] == "code"
     assert rows["gandance"]["neutral"] == {"scale": 1}
     assert rows["ddls"]["options"]["base"] == "plain"
-    assert "discriminator" in rows["simplicial"]["needs"]
+    assert rows["ddls"]["needs"] == ["discriminator", "gradient"]
     families = [row["family"] for row in rows.values()]
     order = [family for family in FAMILIES if family in families]
     assert families == sorted(families, key=order.index)
     assert families[0] == "code"
     lines = run("list").output.splitlines()
-    assert lines.index("  [change the code of an image]") < lines.index("  [change the noise that images come from]")
+    assert lines.index("  [change the code of an image]") < lines.index("  [follow the discriminator]")
     (at,) = (i for i, line in enumerate(lines) if line.startswith("  gandance "))
     assert "plain sampling at: scale=1" in lines[at + 1]
 

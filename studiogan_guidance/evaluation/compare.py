@@ -65,7 +65,6 @@ def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
                 refusals.add(name, error)
 
         # Measure what results.jsonl lacks; a sampler may also be refused by what it meets while it samples.
-        check_images(cfg.seed, seeds * evaluation.num)
         ranges = [cfg.seed + i * evaluation.num for i in range(seeds)]
         points = [(name, sampler, seed) for name, sampler in chosen.values() for seed in ranges]
         rows = complete(evaluation, points, folder, lambda point, error: refusals.add(point[0], error))
