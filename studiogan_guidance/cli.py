@@ -222,9 +222,9 @@ def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **settings
     help=f"More places for losses, of {','.join(LOGS)}. [DIR/joint.jsonl only]",
 )
 def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], **settings: Any) -> None:
-    """Train the learned joint; the generator stays frozen. Give DIR/joint.safetensors to 'eval' as joint_ckpt.
+    """Train a stage on a frozen generator: the learned joint, or after it the strengths, both in DIR/joint.safetensors.
 
-    Give the same command again to resume a training that was stopped, exactly where it was.
+    Give this file to 'eval' as joint_ckpt. Give the same command again to resume a training that was stopped, exactly where it was.
 
     \b
     studiogan-guidance train --out runs/joint
