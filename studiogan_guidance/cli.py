@@ -224,7 +224,8 @@ def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **settings
 def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], **settings: Any) -> None:
     """Train a stage on a frozen generator: the learned joint, or after it the strengths, both in DIR/joint.safetensors.
 
-    Give this file to 'eval' as joint_ckpt. Give the same command again to resume a training that was stopped, exactly where it was.
+    'eval' takes this file as -o joint_ckpt=FILE. Give the same command again to resume a training that was stopped,
+    exactly where it was.
 
     \b
     studiogan-guidance train --out runs/joint
