@@ -78,7 +78,9 @@ class WView(LatentView):
 
         Computed once for a checkpoint: the table is cached on disk under the hash of the weights, if they have one.
         """
-        return self.bare.once("class means", self._class_means)
+        if self.bare is not self:
+            return self.bare.class_means()
+        return self.once("class means", self._class_means)
 
     def _class_means(self) -> Tensor:
         networks = self.networks

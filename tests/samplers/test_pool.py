@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import ToyGAN, toy_networks
 
+from studiogan_guidance import files
 from studiogan_guidance.latents import LatentView, view_for
 from studiogan_guidance.samplers import pool
 
@@ -62,3 +64,35 @@ def test_damaged_chunks_are_made_again_and_nothing_is_kept_without_a_digest(view
     nameless = view_for(dataclasses.replace(view.networks, digest=""))
     pool.values(nameless, "cubes", {}, 10, squares([]))
     assert [name for name in os.listdir(tmp_path / "pools") if "cubes" in name] == []
+
+
+def test_processes_share_the_chunks_and_wait_for_each_other_only_at_the_end(
+    view: LatentView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    monkeypatch.setattr(pool, "cache_path", lambda *args: paths.append(files.cache_path(*args)) or paths[-1])
+    pool.values(view, "squares", {}, 10, squares([]))
+    first = paths[0]
+    first.unlink()
+
+    asked: list[int] = []
+    with ExitStack() as other:
+        assert other.enter_context(files.locked(first))  # as another process that computes the first chunk
+
+        def compute(draws: range) -> torch.Tensor:
+            asked.extend(draws)
+            if draws.stop == 30:  # by now the other one has finished
+                files.write_arrays(first, {"values": np.arange(10) ** 2})
+                other.close()
+            return torch.tensor([draw * draw for draw in draws])
+
+        values = pool.values(view, "squares", {}, 30, compute)
+    assert asked == list(range(10, 30))
+    np.testing.assert_array_equal(values, np.arange(30) ** 2)
+
+
+def test_a_cache_that_may_only_be_read_is_no_error(view: LatentView, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(os.environ["STUDIOGAN_GUIDANCE_CACHE"]) / "file"
+    file.touch()
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(file))  # no folder can be made below a file
+    np.testing.assert_array_equal(pool.values(view, "squares", {}, 15, squares([])), np.arange(15) ** 2)
