@@ -68,6 +68,16 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
     return lines[:1] + [f"  {'':<{NAME_WIDTH}} {line}" for line in lines[1:]]
 
 
+def as_markdown() -> str:
+    """The samplers as the table of the README: name, what it does, paper, needs, options of plain sampling."""
+    lines = ["| name | what it does | paper | needs | plain sampling at |", "|---|---|---|---|---|"]
+    for entry in SAMPLERS:
+        neutral = "-" if entry.neutral is None else f"`{_pairs(entry.neutral)}`" if entry.neutral else "its defaults"
+        cells = (f"`{entry.name}`", entry.description, entry.paper, ", ".join(entry.needs) or "-", neutral)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _pairs(options: Mapping[str, Any]) -> str:
     """Options with their values, as a command line takes them."""
     return " ".join(f"{key}={_text(value)}" for key, value in options.items())

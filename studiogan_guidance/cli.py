@@ -277,8 +277,9 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
 
 @main.command("list")
 @AS_JSON
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of samplers in Markdown.")
 @click.argument("name", required=False)
-def list_(as_json: bool, name: str | None) -> None:
+def list_(as_json: bool, as_markdown: bool, name: str | None) -> None:
     """List samplers with their options, joints, views, training stages and configurations, with their papers.
 
     With NAME, print the documentation of that sampler, joint, view or stage.
@@ -295,7 +296,7 @@ def list_(as_json: bool, name: str | None) -> None:
     if as_json:
         click.echo(json.dumps(catalogue.as_data()))
     else:
-        click.echo(catalogue.as_text())
+        click.echo(catalogue.as_markdown() if as_markdown else catalogue.as_text())
     for reason in catalogue.broken():
         click.echo(reason, err=True)
 

@@ -17,7 +17,7 @@ from studiogan_guidance.samplers.gandance import guide
 
 @SAMPLERS.register(
     "autoguidance",
-    "extrapolate from an earlier snapshot's code towards today's",
+    "extrapolates from an earlier snapshot's code towards today's",
     "Karras et al. 2024, arXiv:2406.02507",
     family="code",
     needs=("snapshot",),

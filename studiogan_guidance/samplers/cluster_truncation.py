@@ -57,7 +57,7 @@ class DistinctRows:
 
 @SAMPLERS.register(
     "cluster_truncation",
-    "w towards the nearest of many k-means centres",
+    "pulls w towards the nearest of many k-means centres",
     "Mokady et al. 2022, arXiv:2202.12211",
     family="code",
     needs=("w",),

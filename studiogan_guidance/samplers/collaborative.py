@@ -43,7 +43,7 @@ def _rms(x: Tensor) -> Tensor:
 
 @SAMPLERS.register(
     "collaborative",
-    "refines a feature map of the generator by the discriminator's gradient",
+    "refines a feature map of the generator by the gradient of the log ratio",
     "Liu, Kothari, Alahi 2020, arXiv:1902.00813",
     family="discriminator",
     needs=("discriminator", "gradient"),

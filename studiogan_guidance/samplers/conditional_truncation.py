@@ -60,7 +60,7 @@ class TruncationTowards(BasedSampler):
 
 @SAMPLERS.register(
     "conditional_truncation",
-    "w towards the mean w of its class",
+    "pulls w towards the mean w of its class",
     "Dobler et al. 2022, arXiv:2202.11777",
     family="code",
     needs=("w",),

@@ -51,7 +51,7 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
 
 @SAMPLERS.register(
     "ddls",
-    "Langevin chain in the latent, towards what the discriminator likes",
+    "runs a Langevin chain in the latent, towards what the discriminator prefers",
     "Che et al. 2020, arXiv:2003.06060",
     family="discriminator",
     needs=("discriminator", "gradient"),

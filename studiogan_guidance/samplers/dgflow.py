@@ -38,7 +38,7 @@ def flow(z: Tensor, slope: Tensor, size: Tensor, eta: float, gamma: float, noise
 
 @SAMPLERS.register(
     "dgflow",
-    "a few noisy gradient steps of the latent up the discriminator's log ratio",
+    "takes a few noisy gradient steps of the latent up the log ratio",
     "Ansari et al. 2021, arXiv:2012.00780",
     family="discriminator",
     needs=("discriminator", "gradient"),

@@ -39,7 +39,7 @@ def projected(gradient: Tensor, z: Tensor, projection: str) -> Tensor:
 
 @SAMPLERS.register(
     "dot",
-    "transport of the latent towards higher logits, by no more than they pay for",
+    "moves the latent towards higher logits, by no more than they pay for",
     "Tanaka 2019, arXiv:1910.06832",
     family="discriminator",
     needs=("discriminator", "gradient"),

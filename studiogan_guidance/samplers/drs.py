@@ -32,7 +32,7 @@ def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0
 
 @SAMPLERS.register(
     "drs",
-    "rejection by the discriminator, with bounds for each class",
+    "proposes until the discriminator accepts, with a bound for each class",
     "Azadi et al. 2019, arXiv:1810.06758",
     family="discriminator",
     needs=("discriminator",),

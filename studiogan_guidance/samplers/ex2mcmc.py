@@ -16,7 +16,7 @@ from studiogan_guidance.samplers.isir import isir_choice
 
 @SAMPLERS.register(
     "ex2mcmc",
-    "jumps among fresh latents and Langevin steps in turn",
+    "alternates jumps among fresh latents and Langevin steps",
     "Samsonov et al. 2022, arXiv:2111.02702",
     family="discriminator",
     needs=("discriminator", "gradient"),

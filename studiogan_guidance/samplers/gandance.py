@@ -28,7 +28,7 @@ def guide(code: Tensor, joint: Tensor, scale: float | Tensor) -> Tensor:
 
 @SAMPLERS.register(
     "gandance",
-    "extrapolate from the condition-free code towards the class",
+    "extrapolates codes away from the code of no particular class",
     "Zhang et al., GANdance, ECCV 2024",
     family="code",
     neutral={"scale": 1.0},

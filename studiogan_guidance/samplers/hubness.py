@@ -45,7 +45,7 @@ def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
 
 @SAMPLERS.register(
     "hubness",
-    "latents that are near neighbours of many others (hubs)",
+    "replaces z by hubs, draws that are near neighbours of many others",
     "Liang et al. 2022, arXiv:2206.06014",
     family="pool",
     neutral={"threshold": None},

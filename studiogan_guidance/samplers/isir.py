@@ -26,7 +26,7 @@ def isir_choice(log_weights: Tensor, chance: Tensor) -> Tensor:
 
 @SAMPLERS.register(
     "isir",
-    "resampling among fresh proposals by their density ratios",
+    "resamples among the current image and fresh proposals by their density ratios",
     "Samsonov et al. 2022, arXiv:2111.02702",
     family="discriminator",
     needs=("discriminator",),

@@ -26,7 +26,7 @@ def moves(old: Tensor, new: Tensor, chance: Tensor) -> Tensor:
 
 @SAMPLERS.register(
     "metropolis",
-    "the last state of a Metropolis-Hastings chain over proposals",
+    "keeps the last state of a Metropolis-Hastings chain over proposals",
     "Turner et al. 2019, arXiv:1811.11357",
     family="discriminator",
     needs=("discriminator",),

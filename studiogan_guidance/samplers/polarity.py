@@ -43,7 +43,7 @@ def projection(pixels: int, count: int) -> Tensor:
 
 @SAMPLERS.register(
     "polarity",
-    "sample by the generator's volume change to the power rho",
+    "resamples z by the generator's volume change to the power rho",
     "Humayun et al. 2022, arXiv:2203.01993",
     family="pool",
     needs=("gradient",),

@@ -82,7 +82,7 @@ def cells_of(z: Tensor, features: Tensor, count: int) -> Cells:
 
 @SAMPLERS.register(
     "simplicial",
-    "reject latents between cells of what images look like",
+    "redraws z until it lies well inside a cluster of what images look like",
     "Issenhuth et al. 2023, arXiv:2207.10541",
     family="prior",
     needs=("discriminator",),

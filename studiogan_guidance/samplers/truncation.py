@@ -31,7 +31,7 @@ def truncated_normal(z: Tensor, threshold: float) -> Tensor:
 
 @SAMPLERS.register(
     "truncation",
-    "truncated-normal z; w towards the global or the class mean",
+    "truncates z (`threshold`), or pulls w towards the global or class mean (`psi`)",
     "Brock et al. 2019, arXiv:1809.11096; Karras et al. 2019, arXiv:1812.04948; Dobler et al. 2022, arXiv:2202.11777",
     family="code",
     neutral={"psi": 1.0, "threshold": None},
