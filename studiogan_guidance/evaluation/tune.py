@@ -39,7 +39,7 @@ STEPS = 4  # of the first look along a line
 SHARES = (0.0, 2.0)  # range of the profile's
 FINEST = 0.005  # of a range: finer differences are not looked for
 UNPORTABLE = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")  # keys that tuned.yaml lacks
-PATHS = ("host_config", "ckpt", "data", "held_out", "studiogan")
+PATHS = ("ckpt", "data", "held_out", "studiogan")  # host_config is absolute, or a name inside the host
 Options = dict[str, Any]
 Score = tuple[float, float]  # how far recall falls short, then the objective: both to be small
 

@@ -185,6 +185,18 @@ def test_the_choice_is_a_configuration_that_eval_takes(tmp_path: Path) -> None:
     assert "fresh seed ranges" in text
 
 
+def test_a_host_config_of_the_host_is_not_taken_for_a_file_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CIFAR10").mkdir()
+    (tmp_path / "CIFAR10" / "BigGAN.yaml").touch()
+    cfg = RunConfig(host_config="CIFAR10/BigGAN.yaml", ckpt="CIFAR10")
+    portable = tuning._portable(cfg, {"scale": 1.1})
+    assert portable["host_config"] == "CIFAR10/BigGAN.yaml"
+    assert portable["ckpt"] == str(tmp_path / "CIFAR10")
+
+
 def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
     for given, message in (
         (["--over", "scale=2:1"], "is no range"),

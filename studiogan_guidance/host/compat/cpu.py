@@ -20,7 +20,7 @@ def _no_gpu() -> bool:
 
 
 class CpuRank(str):
-    """The host's ``local_rank`` without a GPU: the text "cpu" for whoever wants a device, a number for the rest."""
+    """The host's ``local_rank`` without a GPU: the text "cpu" where a device is wanted, a number elsewhere."""
 
     number: int
 
