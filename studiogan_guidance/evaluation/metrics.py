@@ -92,8 +92,10 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
     """
     assert real.features is not None
     assert fake.features is not None
+    labels = set(real.labels.tolist()) & set(fake.labels.tolist())
+
     by_class: dict[str, dict[str, float]] = {}
-    for label in sorted(set(real.labels.tolist()) & set(fake.labels.tolist())):
+    for label in sorted(labels):
         x = real.features[real.labels == label]
         y = fake.features[fake.labels == label]
         values: dict[str, float] = {"num": len(y), "num_real": len(x)}

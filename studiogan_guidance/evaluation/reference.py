@@ -107,7 +107,9 @@ def _make(real: Real, backbone: Backbone, group: Group, batch_size: int, count: 
 
     numbers = np.random.default_rng(PART_SEED).choice(len(real), count, replace=False).tolist()
     part = _pass_over(real, backbone, group, batch_size, features=True, only=numbers)
-    return whole and part and dataclasses.replace(whole, features=part.features, labels=part.labels)
+    if whole is None or part is None:
+        return None
+    return dataclasses.replace(whole, features=part.features, labels=part.labels)
 
 
 def _pass_over(
