@@ -30,7 +30,8 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     """Measure the configured sampler and plain sampling on the same seeds and labels.
 
     Each row is added to results.jsonl in the folder ``cfg.out``. Plain sampling is left out without
-    ``cfg.compare_plain``, and where the options of the sampler make it plain. Under torchrun the processes take the batches in turn, so that values agree with those of one process to rounding.
+    ``cfg.compare_plain``, and where the options of the sampler make it plain. Under torchrun the processes take the
+    batches in turn, so that values agree with those of one process to rounding.
 
     Returns:
         One row a sampler: sampler, options, metrics, protocol, cost (per image), set-up (in all), notes (means over the
