@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,23 @@ def test_what_a_module_lacks_is_not_taken_for_the_module(tmp_path: Path, monkeyp
 
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         _ = room.desk
+
+
+def test_imports_point_down_the_layers(root: Path) -> None:
+    pytest.importorskip("importlinter")
+    done = subprocess.run(["lint-imports"], cwd=root, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_module_has_a_layer(root: Path) -> None:
+    """import-linter says nothing about a module that the contract does not name."""
+    contracts = configparser.ConfigParser()
+    contracts.read(root / "setup.cfg")
+    layers = contracts["importlinter:contract:layers"]["layers"].replace("|", "\n").split()
+
+    package = root / "studiogan_guidance"
+    files = [path.relative_to(root).with_suffix("") for path in package.rglob("*.py")]
+    modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    parents = {layer.rpartition(".")[0] for layer in layers}
+    homeless = [name for name in modules - parents if not any(f"{name}.".startswith(f"{layer}.") for layer in layers)]
+    assert homeless == []
