@@ -122,7 +122,10 @@ class ToyGAN(nn.Module):
     The image of w is w itself: 12 numbers as a 3x2x2 picture, read from the last of three rows.
     """
 
-    classes, z_dim, w_dim, rows = 5, 4, 12, 3
+    classes = 5
+    z_dim = 4
+    w_dim = 12
+    rows = 3
 
     def __init__(self, between: float = 1.0, interaction: float = 1.0, spread: float = 1.0) -> None:
         super().__init__()
@@ -131,7 +134,8 @@ class ToyGAN(nn.Module):
         self.A = spread * torch.randn(self.z_dim, self.w_dim, generator=g)
         self.Q = interaction * torch.randn(self.z_dim, self.w_dim, generator=g)
         b, d = torch.randn(2, self.classes, self.w_dim, generator=g)
-        self.b, self.d = between * (b - b.mean(0)), d - d.mean(0)
+        self.b = between * (b - b.mean(0))
+        self.d = d - d.mean(0)
         self.register_buffer("w_avg", self.mean.clone())
         self.scale = nn.Parameter(torch.ones(()))
         self.synthesis = Readout(self.rows)
@@ -146,7 +150,7 @@ class ToyGAN(nn.Module):
 
 
 def table_noise(toy: ToyGAN) -> Tensor:
-    """Mean noise of the draws behind the toy's class means, [1, z_dim]: these are exactly the codes of this noise."""
+    """Mean noise of the draws behind the toy's class means, [1, z_dim]: the means are its codes."""
     gens = rng.generators(range(stylegan.TABLE_SEED, stylegan.TABLE_SEED + stylegan.TABLE_DRAWS))
     return rng.randn(gens, toy.z_dim).mean(0, keepdim=True)
 
@@ -170,7 +174,9 @@ class ToyCritic(nn.Module):
 
     def __init__(self, gan: ToyGAN, slope: float = 0.3, curve: float = 0.05) -> None:
         super().__init__()
-        self.num_classes, self.mean, self.curve = gan.classes, gan.mean, curve
+        self.num_classes = gan.classes
+        self.mean = gan.mean
+        self.curve = curve
         self.slope = slope * torch.randn(gan.w_dim, generator=torch.Generator().manual_seed(2))
 
     def forward(self, x: Tensor, labels: Tensor, eval: bool = False, adc_fake: bool = False) -> dict[str, Tensor]:
@@ -215,7 +221,8 @@ def identity_view(
     """An ``IdentityView`` whose discriminator says ``logit(x [B, Z], labels) [B]``; ``real`` are held-out images."""
 
     class Says(nn.Module):
-        d_cond_mtd, num_classes = "MD", classes
+        d_cond_mtd = "MD"
+        num_classes = classes
 
         def forward(self, x: Tensor, labels: Tensor, eval: bool = False, adc_fake: bool = False) -> dict[str, Tensor]:
             return {"h": x, "adv_output": logit(x, labels)}
@@ -226,8 +233,8 @@ def identity_view(
 
     companions = Companions(Says, held_out, lambda: "nowhere", lambda path: nn.Identity())
     device = torch.device("cpu")
-    given = {"digest": "", "source": "the identity", "companions": companions, **more}
-    return IdentityView(Networks(nn.Identity(), "identity", classes, z_dim, 1, device, **given))
+    facts = {"digest": "", "source": "the identity", "companions": companions, **more}
+    return IdentityView(Networks(nn.Identity(), "identity", classes, z_dim, 1, device, **facts))
 
 
 @pytest.fixture
