@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -85,7 +86,8 @@ def folders(out: Path) -> tuple[Path, Path]:
     return out / "digits", out / "digits-test"
 
 
-def run_host(device: str, *arguments: object) -> None:
-    """The host's own program, in a process of its own."""
-    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", *arguments]
+def run_host(device: str, save_every: int, *arguments: object) -> None:
+    """A training by the host's own program, in a process of its own; it wants to print where it saves."""
+    often = ["--num_workers", 1, "--save_freq", save_every, "--print_freq", math.gcd(100, save_every)]
+    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", "-t", *arguments, *often]
     subprocess.run(list(map(str, command)), check=True, env={"WANDB_MODE": "disabled", **os.environ})

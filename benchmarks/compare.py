@@ -63,7 +63,7 @@ def train(out: Path, name: str, device: str, width: int, early: int, steps: int)
         if list(folder.glob(f"*/model=D*step={until}.pth")):
             return
         files = ["-cfg", path, "-data", out / "digits", "-save", out / name, "-metrics", "none", *resume]
-        run_host(device, "-t", *files, "--num_workers", 1, "--save_freq", save_every, "--print_freq", 100)
+        run_host(device, save_every, *files)
 
     # Train to the early step, keep a copy, and resume.
     if not snapshot.exists():

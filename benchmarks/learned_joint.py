@@ -46,9 +46,7 @@ def train_host(out: Path, name: str, device: str, width: int, steps: int) -> tup
     path.write_text(yaml.safe_dump(sections(name, width, steps)))
     if not list((out / name).glob("checkpoints/*/model=G*")):
         files = ["-cfg", path, "-data", out / "digits", "-save", out / name]
-        run_host(
-            device, "-t", *files, "-metrics", "none", "--num_workers", 1, "--save_freq", steps, "--print_freq", 100
-        )
+        run_host(device, steps, *files, "-metrics", "none")
     return path, next((out / name).glob("checkpoints/*"))
 
 
