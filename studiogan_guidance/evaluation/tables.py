@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studiogan_guidance.files import replacing
+from studiogan_guidance.options import Spec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -184,5 +185,6 @@ def format_value(value: Any) -> Any:
     """The value of an option for a table: a base with its options as one text, anything else unchanged."""
     if not isinstance(value, Mapping):
         return value
-    inner = format_options({key: item for key, item in value.items() if key != "name"})
-    return f"{value['name']}({inner})" if inner else value["name"]
+    spec = Spec.parse(value)
+    options = format_options(spec.options)
+    return f"{spec.name}({options})" if options else spec.name
