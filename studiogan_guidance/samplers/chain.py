@@ -103,7 +103,7 @@ class LatentChain(GradientSampler):
 
     @abstractmethod
     def walk(self, target: Target) -> Walk:
-        """The last state and notes of chains. They start at ``target.latent.start``, and call ``log_ratio`` there first.
+        """The last state and notes of chains. They start at ``target.latent.start``, and score it first.
 
         A walk that knows the log ratio of its last state gives it as the note ``score``, which saves a pass.
         """
