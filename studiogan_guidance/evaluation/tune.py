@@ -196,7 +196,9 @@ def _is_idle(sampler: str, lines: Iterable[Line], options: Options) -> bool:
 
 
 def _is_plain(sampler: str, options: Options) -> bool:
-    return samplers.create(sampler, options).neutral
+    """Whether the images of a sampler are those of the generator, by its name or by its options."""
+    created = samplers.create(sampler, options)
+    return SAMPLERS[sampler].name == "plain" or created.neutral
 
 
 class Search:

@@ -202,6 +202,7 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
         (["--over", "scale=2:1"], "is no range"),
         (["--over", "scale=1"], "--over takes a range"),
         (["--over", "scal=1:2"], "did you mean 'scale'"),
+        (["--sampler", "plain"], "sampler 'plain' has no option 'scale'"),
         (["--over", "scale=a:b"], "--over takes a range"),
         (["--objective", "fidd"], "did you mean 'fid'"),
         (["--budget", 3], "give at least 2 repeats and --budget"),
