@@ -71,3 +71,11 @@ def test_every_module_has_a_layer(root: Path) -> None:
     parents = {layer.rpartition(".")[0] for layer in layers}
     homeless = [name for name in modules - parents if not any(f"{name}.".startswith(f"{layer}.") for layer in layers)]
     assert homeless == []
+
+
+def test_every_folder_of_modules_is_installed(root: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    installed = set(setup["options"]["packages"].split()) - {"studiogan_guidance.configs"}
+    folders = (path.parent.relative_to(root) for path in (root / "studiogan_guidance").rglob("__init__.py"))
+    assert installed == {".".join(folder.parts) for folder in folders}
