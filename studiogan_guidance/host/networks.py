@@ -24,10 +24,12 @@ from studiogan_guidance.latents import VIEWS
 from studiogan_guidance.latents.base import Networks, weights_digest
 
 
-def load(cfg: RunConfig, checkout: Checkout, sections: Mapping[str, Any], device: torch.device) -> Networks:
+def load(
+    cfg: RunConfig, checkout: Checkout, device: torch.device, sections: Mapping[str, Any] | None = None
+) -> Networks:
     """The generator that ``cfg`` names, with its weights, in evaluation mode on ``device``.
 
-    ``sections`` are the host's own of the configuration: see ``host_yaml``.
+    ``sections`` are the host's own of the configuration, if they have been read already: see ``host_yaml``.
 
     Raises:
         UserError: a configuration that the host rejects, a missing, damaged or foreign checkpoint, a backbone or a way
@@ -39,7 +41,7 @@ def load(cfg: RunConfig, checkout: Checkout, sections: Mapping[str, Any], device
         )
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
-    networks = build(sections, checkout, device)
+    networks = build(sections or host_yaml(cfg, checkout), checkout, device)
     _fill(networks.generator, state, path, cfg)
     return dataclasses.replace(networks, digest=weights_digest(networks.generator), source=str(path))
 
@@ -55,7 +57,7 @@ def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.
 
 
 def load_discriminator(
-    cfg: RunConfig, checkout: Checkout, sections: Mapping[str, Any], device: torch.device
+    cfg: RunConfig, checkout: Checkout, device: torch.device, sections: Mapping[str, Any] | None = None
 ) -> torch.nn.Module:
     """The discriminator beside the generator that ``load`` gives, in evaluation mode on ``device``.
 
@@ -70,7 +72,7 @@ def load_discriminator(
             f"{path.name} is not of the step of {generator.name}: give --which best or current, whichever has both"
         )
     state = read(path)
-    _, discriminator = build_both(sections, checkout, device)
+    _, discriminator = build_both(sections or host_yaml(cfg, checkout), checkout, device)
     _fill(discriminator, state, path, cfg)
     return discriminator
 

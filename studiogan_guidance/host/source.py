@@ -73,7 +73,7 @@ class HostSource:
     def networks(self, device: torch.device) -> Networks:
         """The generator of the checkpoint and its companions, loaded once for each device."""
         if device not in self._networks:
-            loaded = networks.load(self.cfg, self.checkout, self.sections, device)
+            loaded = networks.load(self.cfg, self.checkout, device, self.sections)
             built = companions(
                 discriminator=lambda: self.discriminator(device),
                 held_out=lambda: self._held_out(loaded.image_size),
@@ -84,7 +84,7 @@ class HostSource:
 
     def discriminator(self, device: torch.device) -> torch.nn.Module:
         """The discriminator of the checkpoint, loaded anew."""
-        return networks.load_discriminator(self.cfg, self.checkout, self.sections, device)
+        return networks.load_discriminator(self.cfg, self.checkout, device, self.sections)
 
     def real(self, split: str, image_size: int) -> RealImages:
         """The images of one split in ``cfg.data``."""
