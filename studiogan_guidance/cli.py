@@ -183,15 +183,16 @@ def tune(config: str | None, as_json: bool, **settings: Any) -> None:
     multiple=True,
     callback=flags.specs,
     metavar="NAME[:KEY=VALUE,...]",
-    help="A sampler; repeatable. [every one]",
+    help="A sampler; repeatable. [the list `compare:` of the YAML]",
 )
+@click.option("--all", "every", is_flag=True, help="Every sampler at its defaults, which may take days.")
 @argument("compare", "--seeds", type=int, metavar="N", help="Seed ranges to measure each sampler on.")
 @click.argument("rows", nargs=-1, metavar="[RESULTS]...")
-def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **settings: Any) -> None:
+def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...], **settings: Any) -> None:
     """Measure samplers on the same seeds and labels, plain first: results.jsonl, compare.{txt,csv,json,png} in DIR.
 
-    Without --with and a list `compare:` in the YAML, every sampler is measured at its defaults. With RESULTS, which are
-    files results.jsonl or folders that hold one, nothing is measured: the rows are compared if their protocols agree.
+    The samplers are those of --with, or of a list `compare:` in the YAML. With RESULTS, which are files results.jsonl
+    or folders that hold one, nothing is measured: the rows are compared if their protocols agree.
     Give the same command again to resume a run that was stopped. Several processes may work on one folder.
 
     \b
@@ -200,13 +201,16 @@ def compare(config: str | None, as_json: bool, rows: tuple[str, ...], **settings
     studiogan-guidance compare runs/a runs/b/results.jsonl
     """
     arguments = take(settings, "seeds")
-    if rows and (settings["compare"] or arguments):
-        raise UserError("RESULTS are only read, so that --with and --seeds have no meaning: drop them, or the paths")
+    if rows and (settings["compare"] or every or arguments):
+        raise UserError("RESULTS are only read, so --with, --all and --seeds have no meaning: drop them, or the paths")
     cfg = load(config, settings)
     from studiogan_guidance.evaluation import compare as module
     from studiogan_guidance.evaluation import tables
 
-    result = module.reread(cfg, [Path(path) for path in rows]) if rows else module.compare(cfg, **arguments)
+    if rows:
+        result = module.reread(cfg, [Path(path) for path in rows])
+    else:
+        result = module.compare(cfg, **arguments, every=every)
     _emit(result, as_json, tables.compared)
 
 

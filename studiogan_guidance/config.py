@@ -71,7 +71,7 @@ class RunConfig:
         restat: batches of 64 images of the sampler over which batch-norm statistics are recomputed; 0 keeps those of
             the checkpoint.
         stages: extra training after the host's own, names or ``{name: ..., option: value}`` (host runs only).
-        compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``; none: every sampler.
+        compare: samplers that ``compare`` measures, names or ``{name: ..., option: value}``.
         compare_plain: also measure plain sampling on the same seeds and labels.
         host: sections in capitals of the host's YAML (DATA, MODEL, ...), where the file has them.
     """

@@ -31,30 +31,31 @@ PARTS = ("sampler", "options", "metrics", "protocol", "generator", "cost", "seco
 OFF = {None: "none", False: "false"}
 
 
-def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
-    """Measure plain sampling, then the samplers of ``cfg.compare`` or every one at its defaults.
+def compare(cfg: RunConfig, seeds: int = 1, every: bool = False) -> dict[str, Any]:
+    """Measure plain sampling, then the samplers of ``cfg.compare``, or every one at its defaults.
 
     Args:
         cfg: the run; its ``sampler`` has no part in it.
         seeds: ranges of seeds for each sampler, one after the other, from ``cfg.seed`` on.
+        every: measure every sampler, where ``cfg.compare`` is empty. At the defaults, those of the papers, this may
+            take days.
 
     Returns:
         See ``summary``; in processes above rank 0, nothing. In ``cfg.out`` are results.jsonl (which may hold more than
         this comparison), compare.txt, compare.csv, compare.json and compare.png.
 
     Raises:
-        UserError: unknown samplers or options, or such without a meaning here. (Without a list, samplers that are
-            refused on this generator are left out, with a line on stderr.)
+        UserError: no samplers, or a list and ``every``; unknown samplers or options; options that have no meaning on
+            this generator. (With ``every``, samplers that are refused are left out, with a line on stderr.)
     """
     if not 1 <= seeds < 2**20:
         raise UserError(f"--seeds must be a whole number from 1 up, found {seeds}")
-    specs = [Spec.parse(spec, "a sampler to compare") for spec in cfg.compare] or [Spec(e.name) for e in SAMPLERS]
-    candidates = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in specs]
+    candidates = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in _specs(cfg, every)]
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, [Spec("plain")])
         check_images(cfg.seed, seeds * evaluation.num)
-        refusals = Refusals(are_errors=bool(cfg.compare), are_printed=group.rank == 0)
+        refusals = Refusals(are_errors=not every, are_printed=group.rank == 0)
 
         # Each sampler once, plain sampling first.
         chosen = {_settings(*pair): pair for pair in evaluation.chosen}
@@ -71,6 +72,20 @@ def compare(cfg: RunConfig, seeds: int = 1) -> dict[str, Any]:
         if group.rank:
             return {}
     return _written(folder, summary([row for row in rows if row["sampler"] not in refusals.names]))
+
+
+def _specs(cfg: RunConfig, every: bool) -> list[Spec]:
+    """The samplers of the configuration, or every one; UserError for none of the two, and for both."""
+    if every and cfg.compare:
+        raise UserError("--all is for every sampler, and a list of samplers is given: drop one of the two")
+    if every:
+        return [Spec(entry.name) for entry in SAMPLERS]
+    if not cfg.compare:
+        raise UserError(
+            "no samplers to compare: add --with NAME[:KEY=VALUE,...] for each of them, or --all for every one at its "
+            "defaults, which may take days"
+        )
+    return [Spec.parse(spec, "a sampler to compare") for spec in cfg.compare]
 
 
 class Refusals:
@@ -125,7 +140,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     Returns:
         ``protocol``, with the first seeds of all ranges if there are several, and ``rows``: sampler, options, those of
         them in which it ``differs`` from its defaults, a label, metrics (mean, standard deviation, values over the
-        seeds), cost and notes (means), set-up (the most), seconds, and ``time``, that of sampling as a multiple of
+        seeds), cost and notes (means), set-up (the largest), seconds, and ``time``, that of sampling as a multiple of
         plain sampling's, if both were timed on devices of the same name at the same batch size.
 
     Raises:

@@ -241,8 +241,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_without_a_list_every_sampler_is_measured_that_is_not_refused(tmp_path: Path) -> None:
-    result = run("compare", "--num", 40, "--metrics", "fid", "--out", tmp_path, "--json")
+def test_with_all_every_sampler_is_measured_that_is_not_refused(tmp_path: Path) -> None:
+    result = run("compare", "--all", "--num", 40, "--metrics", "fid", "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.output
     assert [row["sampler"] for row in json.loads(result.stdout)["rows"]] == ["plain", "gandance"]
     assert result.stderr.splitlines() == [
@@ -265,9 +265,13 @@ def test_without_a_list_every_sampler_is_measured_that_is_not_refused(tmp_path: 
         (("--with", "gandance:scale"), "--with takes a sampler such as"),
         (("--with", "gandance:"), "--with takes a sampler such as"),
         (("--with", "ddls:base.scale=1.1"), "ddls.base must be a name or a mapping with a name"),
+        ((), "no samplers to compare: add --with NAME[:KEY=VALUE,...] for each of them, or --all for every one"),
+        (("--all", "--with", "plain"), "--all is for every sampler, and a list of samplers is given"),
+        (("-c", "CIFAR10/BigGAN-compare.yaml", "--all"), "--all is for every sampler, and a list of samplers is given"),
         (("--seeds", "0"), "--seeds must be a whole number from 1 up, found 0"),
         (("nowhere",), "no results in nowhere"),
         (("nowhere", "--with", "plain"), "RESULTS are only read"),
+        (("nowhere", "--all"), "RESULTS are only read"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
