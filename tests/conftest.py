@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from studiogan_guidance import rng
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.cli import main
+from studiogan_guidance.config import RunConfig
 from studiogan_guidance.doctor import INCEPTION, missing_host_packages
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation.source import open_backbone, open_source
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import LatentView, Networks, stylegan, view_for
@@ -250,3 +252,14 @@ def toy_view(toy: ToyGAN):
 @pytest.fixture(scope="session")
 def root() -> Path:
     return Path(__file__).parent.parent
+
+
+def backbone_of(spec: str | None, **options: Any) -> Any:
+    """The feature network that a configuration names, on the CPU."""
+    cfg = RunConfig(backbone=spec, **options)
+    return open_backbone(cfg, open_source(cfg), torch.device("cpu"))
+
+
+def random_images(size: int = 32, count: int = 5) -> Tensor:
+    """Images with some pixels beyond [-1, 1], the same for the same size."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(size)) * 2.2 - 1.1

@@ -34,12 +34,23 @@ def test_the_builtin_is_the_source_of_a_configuration_without_a_host() -> None:
     assert weights_digest(mine) == weights_digest(other)
 
 
-@pytest.mark.parametrize("spec", ["builtn", "builtin:x", "host:Inception", "torchscript:", "dinov2", "ResNet"])
+@pytest.mark.parametrize(
+    "spec",
+    ["builtn", "builtin:x", "host:Inception", "host:", "torchscript:", "torchscript", "torchscrip:x.pt", "dinov2",
+     "dinov2:", "ResNet", "inception", "net.pt"],
+)  # fmt: skip
 def test_unknown_backbones_are_refused_with_the_known_ones(spec: str) -> None:
     cfg = RunConfig(backbone=spec)
     with pytest.raises(UserError, match=f"--backbone is '{spec}'") as error:
         open_backbone(cfg, open_source(cfg), CPU)
     assert all(name in str(error.value) for name in KNOWN)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_network_of_the_host_is_answered_with_the_nearest() -> None:
+    cfg = RunConfig(backbone="host:InceptionV3")
+    with pytest.raises(UserError, match="'host:InceptionV3': did you mean 'host:InceptionV3_tf'\\? known: builtin, "):
+        open_backbone(cfg, open_source(cfg), CPU)
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", "cuda:99"])

@@ -119,7 +119,7 @@ def test_networks_with_a_hook_are_the_hosts_get_outputs_bit_for_bit(
             assert features.shape == (3, 2048)
             assert torch.equal(features, expected[0])
             assert torch.equal(logits, expected[1])
-        backbone._seen.outputs.append((torch.zeros(1),))  # what a pass that ran out of memory leaves
+        backbone._inputs.outputs.append((torch.zeros(1),))  # what a pass that ran out of memory leaves
         assert torch.equal(backbone(prepared)[0], expected[0])
 
 

@@ -1,0 +1,115 @@
+"""TorchScript files as feature networks."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import backbone_of, random_images
+from torch import Tensor, nn
+
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.features.stats import accumulate, to_uint8
+from studiogan_guidance.features.torchscript import TorchScript
+from studiogan_guidance.files import file_digest
+
+
+class Means(nn.Module):
+    """Features are means of channels of uint8 images; with ``return_features`` unset, something else comes out."""
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        assert x.dtype == torch.uint8
+        means = x.float().mean((2, 3))
+        return means if return_features else means[:, :1] * 0
+
+
+class Scores(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.float().mean((2, 3)), x.float().amax((2, 3))
+
+
+class Maps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+class Cramped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return x.float().mean((2, 3))
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().view(-1, 3, 64, 64).mean((2, 3))
+
+
+def script(module: nn.Module, path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, as it may be
+        torch.jit.save(torch.jit.script(module), str(path))
+    return f"torchscript:{path}"
+
+
+def test_torchscript(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    spec = script(Means(), tmp_path / "net.pt")
+    recwarn.clear()
+    backbone = backbone_of(spec)
+    assert len(recwarn) == 0
+    means = to_uint8(random_images()).float().mean((2, 3))
+    features, logits = backbone(backbone.prepare(random_images()))
+    assert torch.equal(features, means)
+    assert logits is None
+    assert not backbone.classifies
+    assert backbone.protocol == {
+        "backbone": "torchscript:net.pt",
+        "backbone_sha256": file_digest(tmp_path / "net.pt")[:16],
+        "resizer": "own",
+    }
+    for option in ({"resize_on": "device"}, {"channels_last": True}, {"compile": True}):
+        with pytest.raises(UserError, match="runs as it was saved: leave out"):
+            backbone_of(spec, **option)
+    both = backbone_of(script(Scores(), tmp_path / "both.pt"))
+    features, logits = both(both.prepare(random_images()))
+    assert torch.equal(features, means)
+    assert torch.equal(logits, to_uint8(random_images()).float().amax((2, 3)))
+    stats = accumulate([(random_images(), torch.arange(5))], both)
+    np.testing.assert_array_equal(stats.features, means.numpy())
+
+
+def test_torchscript_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    def message(backbone: TorchScript, size: int = 32) -> str:
+        with pytest.raises(UserError) as caught:
+            backbone(backbone.prepare(random_images(size)))
+        return str(caught.value)
+
+    maps = backbone_of(script(Maps(), tmp_path / "maps.pt"))
+    assert "maps.pt returned a tensor [5, 3, 32, 32] for 5 images: it must return features [B, D]" in message(maps)
+    picky = backbone_of(script(Picky(), tmp_path / "picky.pt"))
+    assert picky(picky.prepare(random_images(64)))[0].shape == (5, 3)
+    assert "picky.pt failed on uint8 images [5, 3, 32, 32] (" in message(picky)
+    assert "invalid for input of size" in message(picky)
+    assert "\n" not in message(picky)
+    cramped = backbone_of(script(Cramped(), tmp_path / "cramped.pt"))  # its interpreter hides what kind of error it was
+    stats = accumulate([(random_images(), torch.arange(5))], cramped, probabilities=False)
+    np.testing.assert_array_equal(stats.features, to_uint8(random_images()).float().mean((2, 3)).numpy())
+
+
+def test_files_that_are_no_torchscript_are_refused_in_one_line(tmp_path: Path) -> None:
+    def message(path: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            backbone_of(f"torchscript:{path}")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    missing = tmp_path / "missing.pt"
+    assert f"cannot read --backbone {missing}: No such file" in message(missing)
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"no network")
+    assert f"--backbone {broken} is not a TorchScript module" in message(broken)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
+    assert "weights.pt is not a TorchScript module" in message(tmp_path / "weights.pt")
