@@ -55,11 +55,13 @@ def shift(images: Tensor, most: int = 3) -> Tensor:
 
 def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
     """A digit classifier; its last hidden layer is the feature space of the built-in's metrics."""
+    # A small network and its optimiser.
     images, labels = data.digits("train")
     net = network.FeatureNet()
     optimiser = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
 
+    # Train on shifted digits.
     for _ in range(steps):
         pick = torch.randint(len(images), (batch,))
         loss = F.cross_entropy(net(shift(images[pick], 2))[1], labels[pick])
@@ -68,6 +70,7 @@ def train_features(steps: int = 3000, batch: int = 64) -> network.FeatureNet:
         optimiser.step()
         schedule.step()
 
+    # Print its accuracy.
     with torch.no_grad():
         for split in ("train", "valid"):
             x, y = data.digits(split)

@@ -183,7 +183,7 @@ def of_view(view: LatentView) -> Critic:
         UserError: no discriminator beside the generator, or one without scores of single images.
     """
     bare = view.bare
-    return bare.once("critic", lambda: _opened(bare))
+    return bare.once("critic", lambda: _open(bare))
 
 
 def digest_of(view: LatentView) -> str:
@@ -191,12 +191,12 @@ def digest_of(view: LatentView) -> str:
     return view.bare.once("critic digest", lambda: weights_digest(of_view(view).module))
 
 
-def _opened(view: LatentView) -> Critic:
+def _open(view: LatentView) -> Critic:
     if view.networks.companions is None:
         raise UserError(f"this sampler needs a discriminator, and there is none beside {view.networks.source}")
     critic = Critic(view.networks.companions.discriminator())
 
-    # The peers are fakes of the plain generator.
+    # Draw its peers, fakes of the plain generator.
     if critic.minibatch.count:
         seeds = range(rng.PEERS, rng.PEERS + critic.minibatch.count)
         with view.frozen(), torch.no_grad():

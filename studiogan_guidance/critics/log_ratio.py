@@ -81,7 +81,7 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
 
     Raises:
         UserError: no discriminator, fewer than 10 held-out images, classes that the generator does not have, or a
-            logistic map that falls.
+            logistic map with a negative slope.
     """
     critic = of_view(view)
     raw = LogRatio(view, critic, torch.ones(1))
@@ -97,7 +97,7 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
     evidence = torch.cat([real, fake]).numpy()
     is_real = np.arange(len(evidence)) < len(real)
 
-    # Fit, and ask how good such a fit is.
+    # Fit the map, and measure its quality on images that it was not fitted on.
     def fit(evidence: Array, is_real: Flags) -> Map:
         ratio = _fitted(raw, calibration, evidence, is_real)
         return lambda unseen: np.asarray(ratio.of_evidence(torch.from_numpy(unseen)))

@@ -57,10 +57,10 @@ class Networks:
         digest: the hash of the weights; if it is empty, nothing about them is cached on disk.
         source: the checkpoint, for messages.
         z_prior: "gaussian" or "uniform".
-        g_cond_mtd: the host's word for how the generator takes labels; "W/O" is not at all.
-        info_discrete, info_discrete_dim: InfoGAN generators take ``info_discrete`` one-hot vectors of this width
-            behind z,
-        info_continuous: and behind those so many numbers in [-1, 1].
+        g_cond_mtd: the host's word for how the generator takes labels; "W/O" is unconditional.
+        info_discrete: number of InfoGAN's one-hot vectors, which follow the prior noise in z.
+        info_discrete_dim: width of each of them.
+        info_continuous: number of InfoGAN's numbers in [-1, 1], which follow the one-hot vectors.
         batch_statistics: batch norms keep their mode, so that a host can use the statistics of each batch.
         companions: opens the discriminator and the like.
     """
@@ -205,11 +205,13 @@ class LatentView(ABC):
             plan: where labels come from.
             noise_mode: "random" for per-image layer noise, "const" for the generator's own constant noise.
         """
+        # Noise and labels.
         gens = rng.generators(seeds)
         prior = self.prior(gens)
         labels = torch.stack([plan.draw(first + i, self.num_classes, gen) for i, gen in enumerate(gens)])
         z = torch.cat([prior, self.info(gens)], 1)
 
+        # Layer noise.
         sizes = self.noise_sizes() if noise_mode == "random" else []
         noise = [rng.randn(gens, 1, size, size).to(self.device) for size in sizes]
         return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise or None, gens)

@@ -80,6 +80,8 @@ class LearnedJoint(nn.Module):
             "hidden": hidden,
             "depth": depth,
         }
+
+        # A joint equal to its base, with strengths of 1.
         self.residual = _mlp(z_width, width, hidden, depth) if depth else Constant(width)
         self.register_buffer("unit", torch.ones(()))
         self.class_strength = nn.Parameter(torch.ones(num_classes))

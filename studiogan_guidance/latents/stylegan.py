@@ -92,6 +92,8 @@ class WView(LatentView):
             "seed": TABLE_SEED,
             "draws": TABLE_DRAWS,
         }
+
+        # One table serves all rows.
         with self.frozen(), torch.no_grad():
             arrays = cached("class-means", key, self._class_table, enabled=bool(networks.digest))
         return torch.from_numpy(arrays["means"]).to(self.device)[:, None].expand(-1, self.rows, -1)

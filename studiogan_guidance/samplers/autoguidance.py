@@ -133,10 +133,12 @@ class Autoguidance(BasedSampler):
 
     def _check_fit(self, view: LatentView, reference: LatentView) -> None:
         """Raise UserError unless both views have codes of one shape, but not the same codes."""
+        # Encode the same noise in both.
         with view.frozen(), reference.frozen(), torch.no_grad():
             inputs = view.draw(range(rng.PILOTS, rng.PILOTS + 4), 0, LabelPlan(), "const")
             code = view.encode(inputs.z, inputs.labels)
             reference_code = reference.encode(inputs.z, inputs.labels)
+
         source = view.networks.source
         if code.shape != reference_code.shape:
             raise UserError(

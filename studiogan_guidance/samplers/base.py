@@ -198,6 +198,13 @@ def check_at_least(sampler: Sampler, **bounds: float) -> None:
             raise UserError(f"{SAMPLERS.name_of(sampler)}.{key} must be a number from {bound:g} up, found {value}")
 
 
+def check_positive(name: str, value: float, advice: str) -> None:
+    """Raise UserError, with ``advice`` such as "0.1 is usual", unless ``value`` is a positive finite number."""
+    check_finite(name, value)
+    if not value > 0:
+        raise UserError(f"{name} must be positive, found {value}: {advice}")
+
+
 def check_choice(sampler: Sampler, **choices: Sequence[str]) -> None:
     """Raise UserError unless each of these options is one of its words."""
     for key, words in choices.items():

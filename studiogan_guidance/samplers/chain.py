@@ -53,7 +53,7 @@ class Target:
         return d
 
     def energy(self, u: Tensor) -> Tensor:
-        """E(u) = -log p0(u) - d(G(u)), [B]; for ``climb``, as a pass backward is counted for it."""
+        """E(u) = -log p0(u) - d(G(u)), [B]. It is for ``climb``: a backward pass is counted, too."""
         self.view.ledger.cost["backward"] += len(u)
         return self.latent.energy(u) - self.log_ratio(u)
 

@@ -136,14 +136,14 @@ class ClusterTruncation(TruncationTowards):
     def _rows(self, view: LatentView) -> DistinctRows:
         """The rows of w that differ, as one pilot draw shows."""
 
-        def compared() -> DistinctRows:
+        def compare() -> DistinctRows:
             with view.frozen(), torch.no_grad():
                 inputs = view.draw([rng.PILOTS], 0, LabelPlan(), "const")
                 code = view.encode(inputs.z, inputs.labels)[0]
             _, groups, sizes = torch.unique_consecutive(code, dim=0, return_inverse=True, return_counts=True)
             return DistinctRows(sizes.cumsum(0) - 1, groups, sizes.to(code).sqrt()[:, None])
 
-        return view.once("rows of w that differ", compared)
+        return view.once("rows of w that differ", compare)
 
     def _tables(self, view: LatentView) -> Tensor:
         """Centres of each class, or of all classes together, [groups, clusters, width]."""
@@ -159,6 +159,7 @@ class ClusterTruncation(TruncationTowards):
         def compute(groups: range) -> Tensor:
             return torch.stack([centres_of(self._points(view, group), self.clusters) for group in groups])
 
+        # One table a class, or one in all.
         count = view.num_classes if self.per_class else 1
         return torch.from_numpy(pool.values(view, "cluster centres", key, count, compute)).to(view.device)
 

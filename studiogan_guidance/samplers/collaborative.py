@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from studiogan_guidance.critics.log_ratio import LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_positive
 from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
 
 
@@ -95,9 +95,7 @@ class Collaborative(GradientSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, layer=0, steps=0, momentum=0)
-        check_finite("collaborative.rate", self.rate)
-        if not self.rate > 0:
-            raise UserError(f"collaborative.rate must be positive, found {self.rate}: 0.1 is usual")
+        check_positive("collaborative.rate", self.rate, "0.1 is usual")
         if not self.momentum < 1:
             raise UserError(f"collaborative.momentum must be below 1, found {self.momentum}: 0.9 is usual")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_positive
 from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, climb
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
@@ -98,9 +98,7 @@ class DDLS(SpaceChain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, temperature=0)
-        check_finite("ddls.step", self.step)
-        if not self.step > 0:
-            raise UserError(f"ddls.step must be positive, found {self.step}: 0.01 is usual")
+        check_positive("ddls.step", self.step, "0.01 is usual")
         if self.mala and self.temperature != 1:
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
 

@@ -12,7 +12,7 @@ from studiogan_guidance.critics.log_ratio import BATCH_SIZE, LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers import spaces
-from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_choice, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_choice, check_positive
 from studiogan_guidance.samplers.chain import LatentChain, Target, Walk
 
 PROJECTIONS = ("tangent", "none")
@@ -62,9 +62,9 @@ class DOT(LatentChain):
 
     Args:
         steps: from 0 (neutral) up.
-        rate: of the descent, positive.
-        k_eff: positive: that number for all classes; None estimates it for each.
-        pairs: of draws behind each estimate, from 1 up.
+        rate: step size of the descent, positive.
+        k_eff: positive, the same for all classes; None estimates it for each class.
+        pairs: number of pairs of draws behind each estimate, from 1 up.
         projection: for Gaussian priors, tangent, or none.
         base, calibration, calibration_images: see ``RatioSampler``.
 
@@ -93,18 +93,16 @@ class DOT(LatentChain):
         super().__post_init__()
         check_at_least(self, pairs=1)
         check_choice(self, projection=PROJECTIONS)
-        for name, value in (("rate", self.rate), ("k_eff", self.k_eff)):
-            if value is None:
-                continue
-            check_finite(f"dot.{name}", value)
-            if not value > 0:
-                raise UserError(f"dot.{name} must be positive, found {value}: leave it out for the default")
+        check_positive("dot.rate", self.rate, "leave it out for the default")
+        if self.k_eff is not None:
+            check_positive("dot.k_eff", self.k_eff, "leave it out for the default")
 
     def walk(self, target: Target) -> Walk:
         start = target.latent.start
         labels = target.inputs.labels.tolist()
         k = torch.tensor([self.constant(target.view, label, target.ratio) for label in labels]).to(start)
 
+        # Descend, and stay in the prior.
         z = start
         for _ in range(self.steps):
             _, slope = target.slope(z)

@@ -59,7 +59,7 @@ class DRS(RatioSampler):
     Notes of each image: ``score``, its log ratio; ``tries``, its number of proposals.
 
     Raises:
-        UserError: values out of range, no discriminator, or 10,000 proposals in vain.
+        UserError: values out of range, no discriminator, or 10,000 proposals of an image rejected.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
@@ -88,14 +88,17 @@ class DRS(RatioSampler):
 
     def limits(self, view: LatentView, label: int, noise_mode: str) -> tuple[float, float]:
         """(bound, gamma) of a class."""
-        return view.once(f"limits {label} {noise_mode} of {self}", lambda: self._estimated(view, label, noise_mode))
+        return view.once(f"limits {label} {noise_mode} of {self}", lambda: self._estimate(view, label, noise_mode))
 
-    def _estimated(self, view: LatentView, label: int, noise_mode: str) -> tuple[float, float]:
+    def _estimate(self, view: LatentView, label: int, noise_mode: str) -> tuple[float, float]:
+        # The bound is the largest log ratio of the burn-in.
         size = max(LEAST, math.ceil(self.burn_in / view.num_classes))
         ratios = torch.from_numpy(self.pool_ratios(view, label, size, noise_mode))
         bound = float(ratios.max())
         if self.gamma is not None:
             return bound, self.gamma
+
+        # Gamma is a percentile of F.
         return bound, float(np.percentile(acceptance(ratios, bound).numpy(), self.percentile or 0))
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
@@ -103,6 +106,7 @@ class DRS(RatioSampler):
         labels = inputs.labels.tolist()
         limits = torch.tensor([self.limits(view, label, inputs.noise_mode) for label in labels], dtype=torch.float64)
         count = len(labels)
+
         tries = torch.zeros(count)
         images: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}

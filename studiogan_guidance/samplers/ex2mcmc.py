@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_positive
 from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, climb
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
@@ -36,9 +35,9 @@ class Ex2MCMC(SpaceChain):
 
     Args:
         steps: number of jumps, from 0 (neutral) up, each with its Langevin moves.
-        particles: among which a jump chooses, from 2 up, the current one included.
+        particles: number of latents that a jump chooses among, from 2 up, the current one included.
         mala_steps: Langevin moves after each jump, from 1 up.
-        step: their epsilon, positive.
+        step: epsilon of the Langevin moves, positive.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
         base, calibration, calibration_images: see ``RatioSampler``.
 
@@ -65,9 +64,7 @@ class Ex2MCMC(SpaceChain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, particles=2, mala_steps=1)
-        check_finite("ex2mcmc.step", self.step)
-        if not self.step > 0:
-            raise UserError(f"ex2mcmc.step must be positive, found {self.step}: 0.1 is usual")
+        check_positive("ex2mcmc.step", self.step, "0.1 is usual")
 
     def walk(self, target: Target) -> Walk:
         z = target.latent.start

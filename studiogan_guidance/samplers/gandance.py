@@ -86,6 +86,7 @@ class GANdance(Sampler):
     _network: LearnedJoint | None = dataclasses.field(default=None, init=False, repr=False)  # see ``away_from``
 
     def __post_init__(self) -> None:
+        # Numbers.
         check_finite("gandance.scale", self.scale)
         for share in self.profile or ():
             check_finite("gandance.profile", share)
@@ -93,6 +94,7 @@ class GANdance(Sampler):
         if self.subset < 1:
             raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
 
+        # The joint, and options that only a learned one has.
         JOINTS[self.joint]
         for name in ("joint_ckpt", "strengths"):
             if getattr(self, name) and self.joint != "learned":

@@ -24,7 +24,7 @@ Hubs = tuple[Tensor, float]  # z [H, z_dim], share of the pool
 
 
 def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
-    """In how many of the others' lists of ``k`` nearest neighbours each point of [N, D] is, int64 [N]; they sum to N k.
+    """How many others have each point of [N, D] among their ``k`` nearest neighbours, int64 [N]; the sum is N k.
 
     Liang et al. 2022, arXiv:2206.06014. A part of the N x N table of distances is held at a time.
     """

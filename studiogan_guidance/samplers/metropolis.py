@@ -117,7 +117,7 @@ class Metropolis(RatioSampler):
         """As ``_through_fresh``, among the ``size`` proposals of each class that all chains share."""
         accepted = torch.zeros(len(start))
         scores = torch.zeros(len(start))
-        members: list[Inputs] = []
+        members = []
         for row, (label, gen) in enumerate(zip(inputs.labels.tolist(), inputs.generators)):
             ratios = self._ratios(view, label, size, inputs.noise_mode)
 
@@ -131,11 +131,12 @@ class Metropolis(RatioSampler):
             if not states:
                 states = walk(torch.tensor(-torch.inf), ratios[order], chance)
 
-            # Draw the last state again.
-            last = int(order[states[-1]])
-            scores[row] = ratios[last]
-            members.append(pool.inputs(view, label, size, [last], inputs.noise_mode))
-        return _joined(inputs, members), scores, accepted
+            # Keep the last state.
+            members.append(int(order[states[-1]]))
+            scores[row] = ratios[members[-1]]
+
+        last = pool.inputs(view, inputs.labels.tolist(), size, members, inputs.noise_mode)
+        return last, scores, accepted
 
     def _ratios(self, view: LatentView, label: int, size: int, noise_mode: str) -> Tensor:
         """Log ratios [size] of the shared proposals of a class."""
@@ -168,15 +169,6 @@ class _Chain:
         self.inputs.put(moved, proposal)
         self.ratio = torch.where(moved, ratio, self.ratio)
         return moved
-
-
-def _joined(inputs: Inputs, members: list[Inputs]) -> Inputs:
-    """``inputs`` with z and layer noise of members that have one image each."""
-    z = torch.cat([member.z for member in members])
-    noise = None
-    if inputs.noise:
-        noise = [torch.cat(layers) for layers in zip(*(member.noise or [] for member in members))]
-    return Inputs(inputs.seeds, z, inputs.labels, noise, inputs.generators)
 
 
 def _real_score(ratio: LogRatio, label: int, gen: Generator) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_finite, options
 
@@ -106,37 +105,37 @@ class Polarity(BasedSampler):
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
         labels = inputs.labels.tolist()
-        mode = inputs.noise_mode
+        noise_mode = inputs.noise_mode
         chances = rng.unit(inputs.generators).double()
 
         # Draw a member of the pool of each image's class.
         members = []
         effective = torch.zeros(len(labels))
         for row, label in enumerate(labels):
-            edges, effective[row] = self.edges(view, label, mode)
+            edges, effective[row] = self.edges(view, label, noise_mode)
             member = torch.searchsorted(edges, chances[row] * edges[-1], right=True)
             members.append(int(member.clamp(max=len(edges) - 1)))
 
-        images = view.images(self._members(view, labels, members, mode))
+        images = view.images(pool.inputs(view, labels, self._size(view), members, noise_mode))
         return Sampled(images, {"effective": effective})
 
-    def edges(self, view: LatentView, label: int, mode: str) -> tuple[Tensor, float]:
+    def edges(self, view: LatentView, label: int, noise_mode: str) -> tuple[Tensor, float]:
         """Sums of the weights of the pool of a class up to each member, float64 [N], and its effective share."""
 
-        def summed() -> tuple[Tensor, float]:
-            weights = polarity_weights(self.volumes(view, label, mode), self.rho)
+        def accumulate() -> tuple[Tensor, float]:
+            weights = polarity_weights(self.volumes(view, label, noise_mode), self.rho)
             return weights.cumsum(0), float(1 / (len(weights) * weights.square().sum()))
 
-        return view.once(f"edges {label} {mode} of {self}", summed)
+        return view.once(f"edges {label} {noise_mode} of {self}", accumulate)
 
-    def volumes(self, view: LatentView, label: int, mode: str) -> Tensor:
+    def volumes(self, view: LatentView, label: int, noise_mode: str) -> Tensor:
         """S of each member of the pool of a class, float64 [N]; cached on disk."""
         size = self._size(view)
         key = {
             "version": VERSION,
             "base": options(self)["base"],
             **self.files(view),
-            "noise": mode,
+            "noise": noise_mode,
             "of": size,
             "class": label,
             "k": self.k,
@@ -144,7 +143,7 @@ class Polarity(BasedSampler):
         }
 
         def compute(draws: range) -> Tensor:
-            inputs = self._members(view, [label] * len(draws), draws, mode)
+            inputs = pool.inputs(view, [label] * len(draws), size, draws, noise_mode)
             return log_volume(self.jacobian(view, inputs), self.k)
 
         return torch.from_numpy(pool.values(view, "log volumes", key, size, compute))
@@ -158,6 +157,7 @@ class Polarity(BasedSampler):
             images = view.images(dataclasses.replace(inputs, z=torch.cat([z, info], 1))).flatten(1)
             projected = (images @ self._projection(view, images.shape[1])).unbind(1)
 
+            # Its gradients by z.
             rows = []
             for values in projected:
                 (slope,) = torch.autograd.grad(values.sum(), z, retain_graph=True)
@@ -173,9 +173,3 @@ class Polarity(BasedSampler):
     def _size(self, view: LatentView) -> int:
         """Number of members of the pool of a class."""
         return math.ceil(self.pool / view.num_classes)
-
-    def _members(self, view: LatentView, labels: Sequence[int], members: Sequence[int], mode: str) -> Inputs:
-        """Members of the pools of classes, each by a seed of its own, with its own layer noise."""
-        size = self._size(view)
-        seeds = [rng.POOLS + (label * size + member) % 2**30 for label, member in zip(labels, members)]
-        return view.draw(seeds, 0, LabelPlan(tuple(labels)), mode)

@@ -21,10 +21,15 @@ Array = NDArray[Any]
 Compute = Callable[[range], Tensor]
 
 
-def inputs(view: LatentView, label: int, size: int, draws: Sequence[int], noise_mode: str = "random") -> Inputs:
-    """Members ``draws`` of the pool of ``size`` draws of a class, each by a seed of its own, with layer noise."""
-    seeds = [rng.POOLS + (label * size + draw) % 2**30 for draw in draws]
-    return view.draw(seeds, 0, LabelPlan((label,)), noise_mode)
+def inputs(
+    view: LatentView, labels: Sequence[int], size: int, draws: Sequence[int], noise_mode: str = "random"
+) -> Inputs:
+    """Members of pools, each by a seed of its own, with layer noise: one of ``draws`` from the pool of each label.
+
+    A class has one pool of each ``size``; its members are numbered from 0.
+    """
+    seeds = [rng.POOLS + (label * size + draw) % 2**30 for label, draw in zip(labels, draws)]
+    return view.draw(seeds, 0, LabelPlan(tuple(labels)), noise_mode)
 
 
 def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compute: Compute) -> Array:
@@ -39,7 +44,7 @@ def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compu
         key: plain data that names everything else that the values depend on, with ``"version": N``, which is raised
             when the maths of ``compute`` change.
         size: of the pool.
-        compute: numbers of up to 64 draws -> their values, [len, ...].
+        compute: the numbers of up to 64 draws -> the values of these draws, [len, ...].
     """
     pool = _Pool(view, what, key, compute)
     chunks = [range(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]

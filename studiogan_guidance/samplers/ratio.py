@@ -23,10 +23,10 @@ class RatioSampler(BasedSampler):
     """A sampler that asks the discriminator about images of its base.
 
     Args:
-        calibration: what makes a log density ratio of the discriminator: ``logistic`` (Platt scaling of its logit),
-            ``isotonic`` (the same by a monotone map, for samplers without gradients), ``head`` (a new last
-            layer on its logit and features: for a logit that no longer tells real images from fakes), or ``none`` (the
-            logit as it is: right only for the logistic loss, at its optimum).
+        calibration: the map from the discriminator to a log density ratio: ``logistic`` (Platt scaling of its logit),
+            ``isotonic`` (a monotone map of its logit, for samplers without gradients), ``head`` (a new last layer on
+            its logit and features, for a logit that no longer tells real images from fakes), or ``none`` (the logit as
+            it is: right only for the logistic loss, at its optimum).
         calibration_images: number of held-out real images to calibrate on, at most; as many fakes of the base are made.
     """
 
@@ -64,24 +64,21 @@ class RatioSampler(BasedSampler):
         return view.once(key, lambda: calibrated(view, self.calibration, self.calibration_images, noise_mode))
 
     def pool_ratios(self, view: LatentView, label: int, size: int, noise_mode: str) -> Array:
-        """Log ratios [size] of the images of ``pool.inputs(view, label, size, range(size), noise_mode)``.
-
-        They are computed once and kept on disk.
-        """
+        """Log ratios [size] of the images of the pool of a class, see ``pool.inputs``; cached on disk."""
         ratio = self.ratio(view, noise_mode)
         key = {
             "version": POOL_VERSION,
             "class": label,
             "of": size,
             "noise": noise_mode,
-            "base": str(options(self)["base"]),
+            "base": options(self)["base"],
             "critic": self.files(view),
             "calibration": self.calibration,
             "by": self.calibration_images,
         }
 
         def compute(draws: range) -> Tensor:
-            inputs = pool.inputs(view, label, size, draws, noise_mode)
+            inputs = pool.inputs(view, [label] * len(draws), size, draws, noise_mode)
             return ratio(view.images(inputs), inputs.labels).double()
 
         return pool.values(view, "scores of fakes", key, size, compute)

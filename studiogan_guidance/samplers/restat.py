@@ -55,10 +55,13 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
 def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Batch norms average the statistics of all batches inside the with-block, and are then as before."""
     before = [(norm, dict(norm.__dict__), dict(norm._buffers)) for norm in norms]
+
     try:
         for norm in norms:
+            # Average in copies of the buffers.
             copies = {key: value.clone() for key, value in norm._buffers.items() if value is not None}
             norm._buffers.update(copies)
+
             norm.training = True
             norm.track_running_stats = True
             norm.momentum = None  # the mean of all batches

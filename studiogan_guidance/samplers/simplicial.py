@@ -65,7 +65,7 @@ def cells_of(z: Tensor, features: Tensor, count: int) -> Cells:
         raise UserError("simplicial finds no clusters, as the discriminator has the same features for all images")
     fit = LogisticRegression(max_iter=1000).fit(latents[~held_out], cells[~held_out])
 
-    # Of two classes scikit-learn has the difference of the logits only.
+    # Of two classes scikit-learn keeps the difference of their logits only.
     slopes = torch.from_numpy(fit.coef_)
     constants = torch.from_numpy(fit.intercept_)
     if len(fit.classes_) == 2:
@@ -114,7 +114,7 @@ class Simplicial(BasedSampler):
     the share of held-out latents whose cell is predicted correctly: at 1 / cells, z does not determine the cell.
 
     Raises:
-        UserError: values out of range, no discriminator for clusters, or 10,000 latents in vain.
+        UserError: values out of range, no discriminator for clusters, or 10,000 latents of an image rejected.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
@@ -228,13 +228,14 @@ class Simplicial(BasedSampler):
         }
 
         def compute(draws: range) -> Tensor:
-            inputs = pool.inputs(view, label, size, draws)
+            inputs = pool.inputs(view, [label] * len(draws), size, draws)
             images = view.images(inputs)
             view.ledger.cost["discriminator"] += len(images)
             features, _ = discriminator.judge(images, inputs.labels)
             return features.float()
 
+        # The features of the pool of the class, and the prior noise behind them.
         features = torch.from_numpy(pool.values(view, "features of fakes", key, size, compute))
-        inputs = pool.inputs(view, label, size, range(size), "const")
+        inputs = pool.inputs(view, [label] * size, size, range(size), "const")
         prior, _ = view.split(inputs.z)
         return cells_of(prior.cpu(), features, self.cells)

@@ -50,8 +50,8 @@ def of_inputs(view: LatentView, inputs: Inputs, space: str = "z") -> Latent:
     """The latent of a batch: the prior noise ``z`` (InfoGAN's numbers stay), or ``w`` of a class, whitened.
 
     ``w``: w = m_c + u S, with the class mean m_c and S S^T the covariance of w within classes over 10,000 draws, so
-    that u is about standard normal (our design: w has no tractable density). It is that of the first row; all rows move
-    alike. The part of w outside the span of S stays, and so does the layer noise.
+    that u is about standard normal (our design: w has no tractable density). S is estimated on the first row of w, and
+    all rows move by the same u S. The part of w outside the span of S stays, and so does the layer noise.
 
     Raises:
         UserError: space w on a generator without w.
