@@ -24,7 +24,7 @@ from torch import Tensor
 from studiogan_guidance import samplers
 from studiogan_guidance.config import CHOICES, read_yaml
 from studiogan_guidance.doctor import INCEPTION
-from studiogan_guidance.evaluation.source import HOST
+from studiogan_guidance.evaluation.source import HOST_NETWORKS
 from studiogan_guidance.features.resize import filter_of, resize, resize_on_device
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.host.backbone import HostBackbone
@@ -113,7 +113,7 @@ def hosts_pass(checkout: Checkout, networks: Networks, model: Any, num: int, bat
 @click.option("--batch-size", default=16, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--threads", default=0, help="Of torch; by default as many as it takes.")
-@click.option("--backbone", type=click.Choice(HOST), default="InceptionV3_tf", show_default=True)
+@click.option("--backbone", type=click.Choice(HOST_NETWORKS), default="InceptionV3_tf", show_default=True)
 @click.option("--resizer", type=click.Choice(CHOICES["resizer"]), default="legacy", show_default=True)
 @click.option("--width", default=0, help="g_conv_dim of the generator; by default the configuration's.")
 def main(

@@ -27,7 +27,7 @@ CHOICES = {
     "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
 }
 WORD_LISTS = {"metrics": METRICS, "which": WHICH}
-IN_RUN = ("sampler", "stages", "restat")  # our keys that may stand in the host's RUN section
+RUN_KEYS = ("sampler", "stages", "restat")  # our keys that may stand in the host's RUN section
 LEAST = {"num": 1, "batch_size": 1, "k": 1, "splits": 1, "seed": 0, "restat": 0}
 LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
 MOST = 2**62  # of a whole number
@@ -249,11 +249,11 @@ def _out_of_run(content: dict[str, Any], path: Path) -> dict[str, Any]:
     run = content.get("RUN") or {}
     if not isinstance(run, dict):
         return content
-    ours = {key: value for key, value in run.items() if key in IN_RUN}
+    ours = {key: value for key, value in run.items() if key in RUN_KEYS}
     for key in ours:
         if key in content:
             raise UserError(f"{path} has {key} twice, at the top and in RUN: keep one of them")
-    rest = {key: value for key, value in run.items() if key not in IN_RUN}
+    rest = {key: value for key, value in run.items() if key not in RUN_KEYS}
     outside = {key: value for key, value in content.items() if key != "RUN"}
     return {**outside, **ours, **({"RUN": rest} if rest else {})}
 

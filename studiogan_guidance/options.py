@@ -130,7 +130,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     try:
         return _converted(value, required)
     except (TypeError, ValueError, KeyError, OverflowError):
-        raise UserError(f"{name} must be {WORDS[required]}, found {value!r}") from None
+        raise UserError(f"{name} must be {WORDS.get(required, required)}, found {value!r}") from None
 
 
 def _without_none(kind: Any) -> Any:
@@ -182,7 +182,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         member = typing.get_args(required)[0]
         fits = member is Any or all(_is_instance(item, member) for item in value)
     if not fits:
-        raise UserError(f"{name} must be {WORDS[required]}, found {value!r}")
+        raise UserError(f"{name} must be {WORDS.get(required, required)}, found {value!r}")
 
 
 def _is_instance(value: Any, kind: type) -> bool:

@@ -99,7 +99,7 @@ class Evaluation:
         # Refuse what cannot work before the pass over the real images.
         _check_counts(cfg, self.num, len(self.real), group.size)
         check_images(cfg.seed, self.num)
-        if "is" in cfg.metrics and not cfg.compile:
+        if metrics.need(cfg, "probabilities") and not cfg.compile:
             self._check_logits()
 
     def _check_logits(self) -> None:
@@ -123,7 +123,7 @@ class Evaluation:
 
     @property
     def _with_features(self) -> bool:
-        return metrics.needs_features(self.cfg)
+        return metrics.need(self.cfg, "features")
 
     def protocol(self, seed: int) -> dict[str, Any]:
         """Everything that changes the values of a row, but for the generator and the sampler."""
@@ -240,7 +240,7 @@ class Evaluation:
                 progress(meter, name, total=batches),
                 self.backbone,
                 features=self._with_features,
-                probabilities="is" in self.cfg.metrics or self.backbone.classifies,
+                probabilities=metrics.need(self.cfg, "probabilities") or self.backbone.classifies,
             )
         return Pass(stats, meter.cost, meter.notes, meter.seconds)
 

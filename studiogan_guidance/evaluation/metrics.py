@@ -21,7 +21,6 @@ from studiogan_guidance.features.stats import FeatureStats
 
 Array = NDArray[Any]
 T = TypeVar("T")
-NEED_FEATURES = {"prdc", "kid", "fid_infinity", "per_class"}  # moments are not enough for these
 BY_CLASS = "per_class"  # beside the values: those of each class
 
 
@@ -59,9 +58,22 @@ class Comparison:
         return function("cpu")
 
 
-def needs_features(cfg: RunConfig) -> bool:
-    """Whether a metric of the run needs the features of all images."""
-    return bool(NEED_FEATURES & set(cfg.metrics))
+@dataclass(frozen=True)
+class Metric:
+    """One word of ``--metrics``.
+
+    Attributes:
+        values: gives its values by name; a metric may have several.
+        needs: "moments" of the features, the "features" of all images, or the "probabilities" of their classes.
+    """
+
+    values: Callable[[Comparison], dict[str, Any]]
+    needs: str = "features"
+
+
+def need(cfg: RunConfig, what: str) -> bool:
+    """Whether a metric of the run needs ``what``: see ``Metric``."""
+    return any(METRICS[name].needs == what for name in cfg.metrics)
 
 
 def compute(comparison: Comparison) -> dict[str, Any]:
@@ -72,7 +84,7 @@ def compute(comparison: Comparison) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, metric in METRICS.items():
         if name in comparison.cfg.metrics:
-            values |= metric(comparison)
+            values |= metric.values(comparison)
     if comparison.classifies:
         values["accuracy"] = accuracy(comparison.fake)
     return values
@@ -107,37 +119,42 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
     return by_class
 
 
-def _fid(of: Comparison) -> dict[str, Any]:
-    real, fake = of.real.stats, of.fake
-    return {"fid": frechet_distance(real.mean, real.cov, fake.mean, fake.cov, of.real.factor)}
+def _fid(comparison: Comparison) -> dict[str, Any]:
+    real, fake = comparison.real.stats, comparison.fake
+    return {"fid": frechet_distance(real.mean, real.cov, fake.mean, fake.cov, comparison.real.factor)}
 
 
-def _inception_score(of: Comparison) -> dict[str, Any]:
-    assert of.fake.probabilities is not None
-    return {"is": inception_score(of.fake.probabilities, of.cfg.splits)}
+def _inception_score(comparison: Comparison) -> dict[str, Any]:
+    assert comparison.fake.probabilities is not None
+    return {"is": inception_score(comparison.fake.probabilities, comparison.cfg.splits)}
 
 
-def _fid_infinity(of: Comparison) -> dict[str, Any]:
-    real = of.real.stats
+def _fid_infinity(comparison: Comparison) -> dict[str, Any]:
+    real = comparison.real.stats
     try:
-        return {"fid_infinity": frechet_infinity(of.features[1], real.mean, real.cov, of.real.factor)}
+        return {"fid_infinity": frechet_infinity(comparison.features[1], real.mean, real.cov, comparison.real.factor)}
     except ValueError as error:
         raise UserError(f"{error}: raise --num, or leave fid_infinity out of --metrics") from error
 
 
-def _kid(of: Comparison) -> dict[str, Any]:
-    return {"kid": kid(*of.features)}
+def _kid(comparison: Comparison) -> dict[str, Any]:
+    return {"kid": kid(*comparison.features)}
 
 
-def _prdc(of: Comparison) -> dict[str, Any]:
-    real, fake = of.features
-    k = of.cfg.k
-    return dict(of.on_device(lambda device: prdc(real, fake, k, of.real.radii(k, device), device)))
+def _prdc(comparison: Comparison) -> dict[str, Any]:
+    real, fake = comparison.features
+    k = comparison.cfg.k
+    return dict(comparison.on_device(lambda device: prdc(real, fake, k, comparison.real.radii(k, device), device)))
 
 
-def _per_class(of: Comparison) -> dict[str, Any]:
+def _per_class(comparison: Comparison) -> dict[str, Any]:
     """``class_*``: the mean of each value over the classes that have it; and the values of each class."""
-    by_class = of.on_device(lambda device: within_classes(of.real.stats, of.fake, of.cfg.k, device))
+    real = comparison.real.stats
+    fake = comparison.fake
+    k = comparison.cfg.k
+    by_class = comparison.on_device(lambda device: within_classes(real, fake, k, device))
+
+    # The mean of each value over the classes that have it.
     columns: dict[str, list[float]] = {}
     for values in by_class.values():
         for name, value in values.items():
@@ -147,11 +164,12 @@ def _per_class(of: Comparison) -> dict[str, Any]:
     return {**means, BY_CLASS: by_class}
 
 
-METRICS: dict[str, Callable[[Comparison], dict[str, Any]]] = {
-    "fid": _fid,
-    "is": _inception_score,
-    "fid_infinity": _fid_infinity,
-    "kid": _kid,
-    "prdc": _prdc,
-    "per_class": _per_class,
+# A new metric is a line here, a word of ``config.METRICS``, and a heading in ``tables.HEADINGS``.
+METRICS = {
+    "fid": Metric(_fid, "moments"),
+    "is": Metric(_inception_score, "probabilities"),
+    "fid_infinity": Metric(_fid_infinity),
+    "kid": Metric(_kid),
+    "prdc": Metric(_prdc),
+    "per_class": Metric(_per_class),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,9 +91,7 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-HOST = ("InceptionV3_tf", "InceptionV3_torch", "ResNet50_torch", "SwAV_torch", "DINO_torch", "Swin-T_torch")
-KNOWN = ("builtin", *(f"host:{name}" for name in HOST), "torchscript:PATH", "dinov2:PATH")
-NAMES = {"builtin": ("",), "host": HOST}  # what may follow each kind; a path follows the others
+HOST_NETWORKS = ("InceptionV3_tf", "InceptionV3_torch", "ResNet50_torch", "SwAV_torch", "DINO_torch", "Swin-T_torch")
 
 
 def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backbone:
@@ -100,7 +99,7 @@ def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backb
 
     ====================  ==============================================================================================
     builtin               the classifier of digits, for images of 32x32
-    host:NAME, or NAME    one of the host's networks (see HOST), with the host's resizers
+    host:NAME, or NAME    one of the host's networks (see HOST_NETWORKS), with the host's resizers
     torchscript:PATH      takes uint8 images [B, 3, H, W], returns features [B, D], or them and class logits [B, K];
                           ``return_features`` of its forward (NVIDIA's inception-2015-12-05.pt) is set to true
     dinov2:PATH           facebook's or timm's weights of a DINOv2 ViT, as .pth or .safetensors; needs timm
@@ -110,12 +109,31 @@ def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backb
         UserError: an unknown name, a missing, damaged or foreign file, a missing package.
     """
     spec = cfg.backbone or source.default_backbone
-    kind, _, name = (f"host:{spec}" if spec in HOST else spec).partition(":")
-    names = NAMES.get(kind)
-    is_name = bool(name) if names is None else name in names
-    if kind not in BACKBONES or not is_name:
-        raise UserError(f"--backbone is '{spec}': {nearest(spec, KNOWN)}")
-    return BACKBONES[kind](cfg, source, name, device)
+    kind, _, name = (f"host:{spec}" if spec in HOST_NETWORKS else spec).partition(":")
+    if kind not in BACKBONES or not BACKBONES[kind].takes(name):
+        raise UserError(f"--backbone is '{spec}': {nearest(spec, known_backbones())}")
+    return BACKBONES[kind].open(cfg, source, name, device)
+
+
+@dataclass(frozen=True)
+class BackboneKind:
+    """The word before the colon of ``--backbone``: how it is opened, and the names that may follow (None: a path)."""
+
+    open: Callable[[RunConfig, Source, str, torch.device], Backbone]
+    names: tuple[str, ...] | None = None
+
+    def takes(self, name: str) -> bool:
+        """Whether ``name`` may stand behind the colon."""
+        return bool(name) if self.names is None else name in self.names
+
+
+def known_backbones() -> list[str]:
+    """What ``--backbone`` takes, for errors: builtin, host:InceptionV3_tf, ..., torchscript:PATH."""
+    return [
+        f"{word}:{name}".rstrip(":")
+        for word, kind in BACKBONES.items()
+        for name in (("PATH",) if kind.names is None else kind.names)
+    ]
 
 
 def _builtin(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
@@ -142,9 +160,10 @@ def _dinov2(cfg: RunConfig, source: Source, path: str, device: torch.device) -> 
     return DinoV2(Path(path), device, cfg.resize_on, cfg.channels_last, cfg.compile)
 
 
-BACKBONES: dict[str, Callable[[RunConfig, Source, str, torch.device], Backbone]] = {
-    "builtin": _builtin,
-    "host": _of_host,
-    "torchscript": _torchscript,
-    "dinov2": _dinov2,
+# A new feature network is a line here, and one in the table of ``open_backbone``.
+BACKBONES = {
+    "builtin": BackboneKind(_builtin, ("",)),
+    "host": BackboneKind(_of_host, HOST_NETWORKS),
+    "torchscript": BackboneKind(_torchscript),
+    "dinov2": BackboneKind(_dinov2),
 }

@@ -43,8 +43,8 @@ PASSES = {
 
 def table(rows: Sequence[Row]) -> str:
     """Rows of an evaluation as text: one line a sampler, and the protocol below."""
-    metrics = _present(HEADINGS, rows, "metrics")
-    grid = _empty_table([*(HEADINGS[key] for key in metrics), "s"])
+    metrics = _metrics(rows)
+    grid = _empty_table([*(HEADINGS.get(key, key) for key in metrics), "s"])
     for row in rows:
         values = [format_metric(key, row["metrics"].get(key)) for key in metrics]
         grid.add_row(row["sampler"], format_options(row["options"]), *values, f"{row['seconds']:.1f}")
@@ -58,15 +58,21 @@ def compared(result: Mapping[str, Any]) -> str:
     share of the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling.
     """
     rows = result["rows"]
-    metrics = _present(HEADINGS, rows, "metrics")
+    metrics = _metrics(rows)
     passes = _present(PASSES, rows, "cost")
-    grid = _empty_table([*(HEADINGS[key] for key in metrics), *(PASSES[key] for key in passes), "time"])
+    grid = _empty_table([*(HEADINGS.get(key, key) for key in metrics), *(PASSES[key] for key in passes), "time"])
     for row in rows:
         values = [format_spread(key, row["metrics"].get(key, {})) for key in metrics]
         costs = [f"{row['cost'][key]:.4g}" if key in row["cost"] else "-" for key in passes]
         time = "-" if row["time"] is None else f"{row['time']:.2f}"
         grid.add_row(row["sampler"], format_options(row["differs"]), *values, *costs, time)
     return _text(grid, result["protocol"])
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    """The metrics that some row has: those with headings in the order of HEADINGS, then all others."""
+    others = dict.fromkeys(key for row in rows for key in row["metrics"] if key not in HEADINGS)
+    return [*_present(HEADINGS, rows, "metrics"), *others]
 
 
 def _present(keys: Iterable[str], rows: Sequence[Row], part: str) -> list[str]:
@@ -113,7 +119,8 @@ def tuned(result: Mapping[str, Any]) -> str:
     lines.append(f"\non {seeds} fresh seed ranges against the {result['reference']} split, mean ± standard deviation:")
     for name in ("plain", "found", "chosen"):
         summary = result[name]
-        metrics = [f"{HEADINGS[key]} {format_spread(key, summary[key])}" for key in summary if key != "options"]
+        values = {key: value for key, value in summary.items() if key != "options"}
+        metrics = [f"{HEADINGS.get(key, key)} {format_spread(key, value)}" for key, value in values.items()]
         lines.append(f"{name:<7} {format_options(summary['options'])}: {', '.join(metrics)}")
 
     # The difference, and how to use the choice.
@@ -158,10 +165,10 @@ def _csv_line(row: Row, reserved: set[str]) -> dict[str, Any]:
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A metric for the screen; KID is of the order of 0.001."""
+    """A metric for the screen: three decimals, but six digits for KID, which is of the order of 0.001, and others."""
     if value is None:
         return "-"
-    return f"{value:.6g}" if metric == "kid" else f"{value:.3f}"
+    return f"{value:.6g}" if metric == "kid" or metric not in HEADINGS else f"{value:.3f}"
 
 
 def format_spread(metric: str, value: Mapping[str, Any]) -> str:

@@ -26,7 +26,8 @@ class Backbone(Protocol):
     """A feature network in two steps, so that the first can run ahead of the second in another thread.
 
     ``protocol`` names everything about it that changes a metric; ``classifies`` says that its classes are the
-    generator's labels, so that class accuracy means something.
+    generator's labels, so that class accuracy means something. Training through the features (``training.strengths``)
+    needs one more method, ``soft``: images [B, 3, H, W] in [-1, 1] to features [B, D], with gradients.
     """
 
     protocol: dict[str, Any]
@@ -34,7 +35,7 @@ class Backbone(Protocol):
     device: torch.device
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> the network's input [B, ...]: of 8 bits, resized, normalised."""
+        """Images [B, 3, H, W] in [-1, 1] -> the network's input [B, ...]: in 8 bits, then resized, then normalised."""
 
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
         """What ``prepare`` returned -> (features [B, D], class logits [B, K] or None)."""
@@ -137,15 +138,15 @@ def accumulate(
             for feats, logits in halving(backbone, prepared):
                 moments.add(feats)
                 if features:
-                    all_features.append(_to_host(feats))
+                    all_features.append(_to_cpu(feats))
                 if probabilities:
-                    all_probabilities.append(_to_host(_softmax(logits, backbone)))
+                    all_probabilities.append(_to_cpu(_softmax(logits, backbone)))
 
     # Join the parts.
     if moments.count < 2:
         raise ValueError(f"metrics need at least 2 images, found {moments.count}")
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the copies of _to_host
+        torch.cuda.synchronize(device)  # the copies of _to_cpu
     return FeatureStats(
         count=moments.count,
         mean=moments.mean(),
@@ -162,7 +163,7 @@ def _softmax(logits: Tensor | None, backbone: Backbone) -> Tensor:
     return logits.float().softmax(1)
 
 
-def _to_host(values: Tensor) -> Tensor:
+def _to_cpu(values: Tensor) -> Tensor:
     """A float32 copy on the CPU, which a GPU fills in later; a copy, since a view would keep a whole activation."""
     return values.to("cpu", torch.float32, non_blocking=True, copy=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from studiogan_guidance import samplers
-from studiogan_guidance.config import RunConfig, read
+from studiogan_guidance.config import RUN_KEYS, RunConfig, read
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.host.imports import root
@@ -25,7 +25,6 @@ from studiogan_guidance.samplers.ratio import GradientSampler
 from studiogan_guidance.training.stage import STAGES, Stage
 
 STYLE = ("stylegan2", "stylegan3")
-KEYS = ("sampler", "stages", "restat")
 
 
 # ---------------------------------------------------------------------------- what the YAML names
@@ -89,7 +88,7 @@ def overwrite_cfgs(original: Any) -> Any:
     def overwrite(self: Any, cfg_file: str) -> None:
         # Split the file into our keys and the host's sections.
         values = read(Path(cfg_file))
-        foreign = sorted(key for key in set(values) - {"host", "host_config", *KEYS} if values[key] != ())
+        foreign = sorted(key for key in set(values) - {"host", "host_config", *RUN_KEYS} if values[key] != ())
         if foreign:
             raise UserError(
                 f"{cfg_file} has {', '.join(foreign)}, which only 'studiogan-guidance sample' and 'eval' read: in a "
@@ -104,7 +103,7 @@ def overwrite_cfgs(original: Any) -> Any:
             raise UserError(f"the host rejects {cfg_file}: {one_line(error)}") from error
 
         RunConfig(restat=values.get("restat", 0), stages=values["stages"])  # checks their types
-        for key in KEYS:
+        for key in RUN_KEYS:
             setattr(self.RUN, key, values.get(key))
         self.model_sha256 = model_digest(sections)
 

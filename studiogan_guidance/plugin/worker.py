@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import samplers
-from studiogan_guidance.config import RunConfig
+from studiogan_guidance.config import RUN_KEYS, RunConfig
 from studiogan_guidance.evaluation import results, tables
 from studiogan_guidance.host.backbone import backbone_protocol
 from studiogan_guidance.host.images import RealImages, fingerprint, held_out_split
@@ -25,7 +25,7 @@ from studiogan_guidance.host.networks import describe, snapshot
 from studiogan_guidance.host.source import companions
 from studiogan_guidance.latents import Networks
 from studiogan_guidance.latents.base import Companions, weights_digest
-from studiogan_guidance.plugin.keys import KEYS, guides, has_loss, sampler_of, stages_of
+from studiogan_guidance.plugin.keys import guides, has_loss, sampler_of, stages_of
 from studiogan_guidance.plugin.seam import RunState, Session, active
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.stage import DiscriminatorStep, Trained
@@ -110,7 +110,7 @@ class GuidedWorker:
 
         if self._writes:
             self.logger.info(f"Sampler: {self._sampler_line()}")
-            module("wandb").config.update({key: getattr(self.RUN, key) for key in KEYS}, allow_val_change=True)
+            module("wandb").config.update({key: getattr(self.RUN, key) for key in RUN_KEYS}, allow_val_change=True)
             if self.RUN.eval_metrics:
                 self._protocol()  # reads all file names once, before the training
         if any(map(has_loss, self._stages)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,3 +231,28 @@ def test_a_pass_is_merged_in_the_order_of_the_ranks() -> None:
     }  # fmt: skip
     assert whole.mean_notes() == {"late": 1, "rate": 3}
     assert Pass.merge([first], 2) == first
+
+
+# Keys whose values are in the protocol of a row, or in its other parts that identify it: as they are, or by a hash.
+PROTOCOL = ("classes", "k", "labels", "noise_mode", "num", "reference", "restat", "seed", "splits")
+HOST_PROTOCOL = ("backbone", "data", "pre_resizer", "resize_on", "resizer", "studiogan")
+OTHER_PARTS = ("ckpt", "held_out", "host", "host_config", "metrics", "options", "sampler", "which")
+NO_NUMBER = ("batch_size", "channels_last", "compare", "compare_plain", "compile", "device", "out", "stages")
+
+
+def test_every_key_of_a_configuration_identifies_a_row_or_changes_no_number() -> None:
+    """A new key that changes numbers must be in the protocol, or a sweep takes rows of another value for its own."""
+    keys = [*PROTOCOL, *HOST_PROTOCOL, *OTHER_PARTS, *NO_NUMBER]
+    assert sorted(keys) == sorted(field.name for field in dataclasses.fields(RunConfig))
+
+    usual = opened().protocol(0)
+    for key, value in {
+        "classes": (1, 2),
+        "k": 4,
+        "labels": "data",
+        "noise_mode": "const",
+        "reference": "valid",
+        "restat": 1,
+        "splits": 2,
+    }.items():
+        assert opened(**{key: value}).protocol(0) != usual, key

@@ -9,7 +9,7 @@ from studiogan_guidance import builtin
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation.source import KNOWN, device_of, open_backbone, open_source
+from studiogan_guidance.evaluation.source import device_of, known_backbones, open_backbone, open_source
 from studiogan_guidance.latents.base import weights_digest
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_unknown_backbones_are_refused_with_the_known_ones(spec: str) -> None:
     cfg = RunConfig(backbone=spec)
     with pytest.raises(UserError, match=f"--backbone is '{spec}'") as error:
         open_backbone(cfg, open_source(cfg), CPU)
-    assert all(name in str(error.value) for name in KNOWN)
+    assert all(name in str(error.value) for name in known_backbones())
     assert "\n" not in str(error.value)
 
 

@@ -56,3 +56,16 @@ def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_p
         "notes.acceptance": "0.25",
         "k": "5",
     }
+
+
+def test_a_metric_without_a_heading_is_shown_under_its_own_name() -> None:
+    row = {
+        "sampler": "plain",
+        "options": {},
+        "metrics": {"mmd": 0.000123456, "fid": 2.0},
+        "seconds": 1.0,
+        "protocol": {},
+    }
+    heading, values, *_ = tables.table([row]).splitlines()
+    assert heading.split() == ["sampler", "options", "FID", "mmd", "s"]
+    assert values.split() == ["plain", "2.000", "0.000123456", "1.0"]

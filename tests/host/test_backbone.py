@@ -11,7 +11,7 @@ from torch import Tensor
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation.source import HOST, open_backbone, open_source
+from studiogan_guidance.evaluation.source import HOST_NETWORKS, open_backbone, open_source
 from studiogan_guidance.features.preparation import Preparation
 from studiogan_guidance.features.resize import filter_of, resize
 from studiogan_guidance.host.backbone import HostBackbone
@@ -125,7 +125,7 @@ def test_networks_with_a_hook_are_the_hosts_get_outputs_bit_for_bit(
 
 def test_names_are_those_that_the_host_knows(checkout: Checkout) -> None:
     source = (checkout.path / "src" / "config.py").read_text() + (checkout.path / "src" / "main.py").read_text()
-    assert all(name in source for name in HOST)
+    assert all(name in source for name in HOST_NETWORKS)
     with pytest.raises(UserError, match="the host has no backbone 'VGG'"):
         HostBackbone("VGG", checkout, CPU)
 
