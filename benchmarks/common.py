@@ -88,6 +88,6 @@ def folders(out: Path) -> tuple[Path, Path]:
 
 def run_host(device: str, save_every: int, *arguments: object) -> None:
     """A training by the host's own program, in a process of its own; it wants to print where it saves."""
-    often = ["--num_workers", 1, "--save_freq", save_every, "--print_freq", math.gcd(100, save_every)]
-    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", "-t", *arguments, *often]
+    flags = ["--num_workers", 1, "--save_freq", save_every, "--print_freq", math.gcd(100, save_every)]
+    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", "-t", *arguments, *flags]
     subprocess.run(list(map(str, command)), check=True, env={"WANDB_MODE": "disabled", **os.environ})

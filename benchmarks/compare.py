@@ -7,7 +7,7 @@
 
 Data are the MNIST digits of the built-in; features are those of its digit classifier, not Inception. Discriminators are
 calibrated on the validation split everywhere. Settings are those of the least FID among the few of ``CANDIDATES``; what
-is printed is 'compare' itself, whose files are in DIR/<generator>-test. A run that was stopped goes on where it was.
+is printed is 'compare' itself, whose files are in DIR/<generator>-test. A stopped run resumes where it was.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ def choose(cfg: config.RunConfig, reference: Path | None, names: list[str]) -> l
 
         # Measure them.
         rows = complete(evaluation, points, folder)
-        chosen = min(rows, key=lambda row: row["metrics"]["fid"])
+        best_row = min(rows, key=lambda row: row["metrics"]["fid"])
         for row in rows:
-            mark = "*" if row is chosen else " "
+            mark = "*" if row is best_row else " "
             click.echo(f"{mark} {name} {tables.format_options(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
-        return {"name": name, **results.plain_data(chosen["options"])}
+        return {"name": name, **results.plain_data(best_row["options"])}
 
     chosen = [best(name) for name in names if reference or name != "autoguidance"]
     if ON_TOP in names and chosen[0]:

@@ -28,9 +28,9 @@ from studiogan_guidance.evaluation.source import HOST_NETWORKS
 from studiogan_guidance.features.resize import filter_of, resize, resize_on_device
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.host.backbone import HostBackbone
-from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
+from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.host.networks import build
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
 

@@ -256,13 +256,13 @@ def main(out: Path, device: str, weak: float, gans: int, only: tuple[str, ...], 
             options = choose(view, name, grid)
             values = run(view, name, options, TESTED)
             figures.setdefault(row, []).append(values)
-            said = " ".join(f"{key}={value}" for key, value in options.items() if key in grid)
-            chosen.setdefault(row, []).append(said)
+            choice = " ".join(f"{key}={value}" for key, value in options.items() if key in grid)
+            chosen.setdefault(row, []).append(choice)
 
             # Keep the result.
             with (out / "results.jsonl").open("a") as file:
                 file.write(json.dumps({"seed": seed, "row": row, "options": options, **values}) + "\n")
-            click.echo(f"  {row} {said}: {values}", err=True)
+            click.echo(f"  {row} {choice}: {values}", err=True)
 
     click.echo("| sampler | modes | good | deviation / data's | KL of modes | G | D | backward | acceptance | chosen |")
     click.echo("|---|---|---|---|---|---|---|---|---|---|")

@@ -39,9 +39,9 @@ from common import folders, machine, sections
 from learned_joint import OBJECTIVES
 
 from studiogan_guidance import config, host, training
-from studiogan_guidance.host.compat import swapped
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import locate
+from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.plugin import hooks
 from studiogan_guidance.training import joint_latent
 
@@ -147,8 +147,8 @@ def stage_steps(folder: Path, name: str, options: dict[str, Any], meter: Meter) 
             return update(self, step)
 
     with swapped(joint_latent.Training, "update", metered), tempfile.TemporaryDirectory() as out:
-        given = {"ckpt": str(next((folder / name).glob("checkpoints/*"))), "data": str(folder / "digits"), "out": out}
-        cfg = config.load(str(folder / f"{name}.yaml"), {**given, "device": str(meter.device)})
+        keys = {"ckpt": str(next((folder / name).glob("checkpoints/*"))), "data": str(folder / "digits"), "out": out}
+        cfg = config.load(str(folder / f"{name}.yaml"), {**keys, "device": str(meter.device)})
         training.train(cfg, "joint", {**options, "steps": meter.count, "eval_every": 0})
 
 

@@ -26,14 +26,16 @@ from studiogan_guidance.host.locate import locate
 SCALES = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)  # all of them guided: the host has other seeds at 1
 
 
-def run(what: list[str], cache: Path) -> float:
+def run(arguments: list[str], cache: Path) -> float:
     """Seconds of one process of the command line."""
     env = {**os.environ, "STUDIOGAN_GUIDANCE_CACHE": str(cache), "WANDB_MODE": "disabled"}
     env["STUDIOGAN_ROOT"] = str(locate().path)
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "studiogan_guidance", *what], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "studiogan_guidance", *arguments], env=env, capture_output=True, text=True
+    )
     if done.returncode:
-        raise click.ClickException(f"{' '.join(what)} failed: {done.stderr[-1500:]}")
+        raise click.ClickException(f"{' '.join(arguments)} failed: {done.stderr[-1500:]}")
     return time.perf_counter() - started
 
 

@@ -116,7 +116,7 @@ def _width(state: Mapping[str, Tensor]) -> int | None:
 
 def _positions(embedding: Tensor, side: int, registers: bool) -> Tensor:
     """Position embeddings [1, (1 +) n * n, D] for ``side * side`` patches, by the rule that facebook evaluates with."""
-    # Part the class token's from those of the patches; timm's reg4 has none of the class token.
+    # Separate the class token's from those of the patches; timm's reg4 has none for the class token.
     prefix = int(math.isqrt(embedding.shape[1]) ** 2 != embedding.shape[1])
     first = embedding[:, :prefix]
     patches = embedding[:, prefix:]
@@ -135,6 +135,7 @@ def _positions(embedding: Tensor, side: int, registers: bool) -> Tensor:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """The weights in a file, by name."""
+    # Read the file, and run no code of it.
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -146,6 +147,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can make the readers raise anything
         raise UserError(f"cannot read the weights {path} ({one_line(error)}): download them again") from error
 
+    # Check that it holds tensors only.
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds more than a dictionary of tensors: give dinov2_vit*14_pretrain.pth as it came")
     return state

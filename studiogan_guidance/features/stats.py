@@ -198,6 +198,7 @@ def _ahead(items: Generator[T, None, None], count: int, device: torch.device) ->
             with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 return next(items, end)  # gradient mode and device belong to a thread
 
+        # Compute the next items in a thread, in order.
         with ThreadPoolExecutor(1, "ahead") as thread:
             waiting = deque(thread.submit(step) for _ in range(count))
             try:

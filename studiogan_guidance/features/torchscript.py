@@ -32,6 +32,8 @@ class TorchScript:
         self.device = device
         self._path = path
         digest = weights_sha256(path)
+
+        # Open the module.
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated; files of it will live on
@@ -41,6 +43,8 @@ class TorchScript:
             raise UserError(
                 f"--backbone {path} is not a TorchScript module ({one_line(error)}): save one there"
             ) from error
+
+        # Ask for features where it has a choice.
         self._options = {"return_features": True} if "return_features" in arguments else {}
         self.protocol = {"backbone": f"torchscript:{path.name}", "backbone_sha256": digest, "resizer": "own"}
 

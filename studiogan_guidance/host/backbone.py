@@ -50,14 +50,17 @@ class HostBackbone:
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
+        # Load the host's network.
         host = _load(name, checkout, device, resizer)
         host.eval()
         host.model.requires_grad_(False)
         self.protocol = backbone_protocol(name, host.model, resizer, resize_on)
+
+        # Run it, and prepare its images, as the options say.
         self.device = device
         self._net = tuned(host.model, channels_last, compile)
         self._is_hooked = name in HOOKED
-        self._inputs = host.save_output
+        self._inputs = host.save_output  # takes the inputs of ``fc`` where that is hooked
         self._prepare = Preparation(
             host.res, filter_of(resizer, name), host.mean, host.std, device, resize_on, channels_last
         )
@@ -68,12 +71,14 @@ class HostBackbone:
 
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, D] and class logits [B, K] of prepared images."""
-        self._inputs.clear()  # of a pass that ran out of memory
+        self._inputs.clear()  # a pass that ran out of memory leaves some
         outputs = self._net(prepared)
         if not self._is_hooked:
             self._inputs.clear()
             features, logits = outputs
             return features, logits
+
+        # Take the features from the hook.
         features = self._inputs.outputs[0][0][: len(outputs)]
         self._inputs.clear()
         return features, outputs
@@ -86,6 +91,7 @@ class HostBackbone:
 def _load(name: str, checkout: Checkout, device: torch.device, resizer: str) -> Any:
     """The host's LoadEvalModel; UserError if it does not know the network or cannot load its weights."""
     shims = [shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key"]
+
     with inside(checkout), compat.active(shims):
         try:
             return module("metrics.preparation").LoadEvalModel(name, resizer, 1, False, device)

@@ -52,10 +52,11 @@ class RealImages:
             raise UserError(
                 "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
             )
+
+        # Check folder and split.
         self.root = Path(cfg.data)
         self.size = image_size
         self.split = cfg.reference or "train"
-
         splits = ("train", held_out_split(name))
         if self.split not in splits:
             raise UserError(f"{name} has no {self.split} split in the host: use --reference {' or '.join(splits)}")
@@ -64,12 +65,14 @@ class RealImages:
                 f"--data {self.root} is not a folder: give the one with train/<class>/* and valid/<class>/*"
             )
 
+        # Open the images.
         self._dataset = self._open(checkout, name, cfg.pre_resizer)
         self.cache_key = cache_key(self.root, name, image_size, cfg.pre_resizer, self.split)
         self.fingerprint = _without_times(self.cache_key)
 
     def _open(self, checkout: Checkout, name: str, pre_resizer: str) -> Any:
         processed = name not in UNPROCESSED
+
         with inside(checkout):
             try:
                 return module("data_util").Dataset_(
@@ -115,6 +118,7 @@ class RealImages:
         Raises:
             UserError: an unreadable image, one of another size than the configuration's, a loading process that died.
         """
+        # Load batches in processes of their own.
         chosen = only or range(len(self))
         batches = list(torch.utils.data.BatchSampler(chosen, batch_size, drop_last=False))
         workers = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
@@ -125,6 +129,7 @@ class RealImages:
             multiprocessing_context="fork" if workers else None,
         )
 
+        # Check the size of the images.
         loaded = iter(loader)
         while (batch := self._next(loaded)) is not None:
             images, labels = batch

@@ -122,6 +122,7 @@ def build_both(
                 module(f"utils.style_ops.{name}")._init = lambda: False
         module("utils.custom_ops").verbosity = "none"
 
+    # Describe both as they will be used.
     for network in (generator, discriminator):
         network.eval().requires_grad_(False)
     source = "a freshly initialised one"
@@ -244,6 +245,7 @@ def find(folder: Path, model: str, which: tuple[str, ...] = ()) -> Path:
     whens = [word for word in ("best", "current") if word in which] or ["best", "current"]
     patterns = [f"model={kind}-{when}-weights-step*.pth" for when in whens for kind in kinds]
 
+    # Take the last step of the first name that is there.
     for pattern in patterns:
         files = sorted(folder.glob(pattern), key=_step)
         if files:
@@ -265,6 +267,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: a file that cannot be read, that holds more than weights, or that is no checkpoint of the host.
     """
+    # Read weights, and nothing else.
     try:
         with torch.serialization.safe_globals(compat.ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal
@@ -278,6 +281,7 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise UserError(f"cannot read the checkpoint {path}: damaged or truncated ({_typed(error)})") from error
 
+    # Check that they are those of a network.
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")

@@ -1,4 +1,4 @@
-"""Inside a run of PyTorch-StudioGAN: the only code that swaps names in the host's modules."""
+"""Inside a run of PyTorch-StudioGAN: its evaluations use our samplers, and our stages follow its training."""
 
 from __future__ import annotations
 

@@ -147,13 +147,19 @@ def _join_all(join: Any) -> Any:
 
 
 def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
+    """What a process of the host's -DDP runs: the function ``name`` of the module ``home``, with pickled arguments."""
     with ExitStack() as stack:
+        # Enter the host, with hooks and shims.
         if not _registered:
             stack.enter_context(inside(Checkout(Path(src).parent, None), quiet=False))
             register()
             stack.callback(unregister)
-        if sys.platform == "linux":  # what loads data inherits the shims (main.py asked for spawn, for this process)
+
+        # Processes that load data inherit the shims (main.py asked for spawn, for this process).
+        if sys.platform == "linux":
             multiprocessing.set_start_method("fork", force=True)
+
+        # Call the function as the host would have.
         function = getattr(module(home), name)
         args = pickle.loads(arguments)
         function(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)

@@ -96,12 +96,14 @@ def overwrite_cfgs(original: Any) -> Any:
             )
         sections = host_sections(values["host"], values.get("host_config"), root())
 
+        # Let the host read its sections.
         try:
             with yaml_file(sections) as path:
                 original(self, path)
         except (AttributeError, KeyError) as error:
             raise UserError(f"the host rejects {cfg_file}: {one_line(error)}") from error
 
+        # Keep our keys in RUN.
         RunConfig(restat=values.get("restat", 0), stages=values["stages"])  # checks their types
         for key in RUN_KEYS:
             setattr(self.RUN, key, values.get(key))
@@ -142,11 +144,13 @@ def _check_sampler(cfgs: Any) -> None:
             raise UserError("restat needs a sampler: add sampler to the YAML (plain, for statistics of plain images)")
         return
 
+    # Keep the sampler with all its options, for the log.
     name = Spec.parse(run.sampler).name
-    run.sampler = {"name": name, **results.plain_data(samplers.options(sampler))}  # with the defaults
+    run.sampler = {"name": name, **results.plain_data(samplers.options(sampler))}
     if not guides(run):
         return
 
+    # Refuse what guidance cannot work with.
     if cfgs.MODEL.g_cond_mtd == "W/O":
         raise UserError("guidance needs a conditional generator, but MODEL.g_cond_mtd is 'W/O': drop the sampler")
     for conflict in CONFLICTS:

@@ -39,9 +39,9 @@ class RunState:
         image_size: side of the images.
         training: whether the host's training loop is running.
         direct: whether the analysis calls the generator by itself, as interpolation and SeFa do.
-        first: position in the run of seeds of the first image of an analysis.
+        first: position of an analysis's first image in the sequence of seeds.
         session: the analysis, from its first image on.
-        position: position in the run of seeds of its next image.
+        position: position of its next image in that sequence.
         cost: number of images, and passes through each network for them, of each batch.
         notes: the sampler's notes of each batch.
     """
@@ -143,9 +143,12 @@ class Session:
         self.bare.on_disk = False  # pools do not know of --truncation_factor and statistics
         self.view = truncation_of(model, run.truncation_factor, run.truncation_cutoff).while_drawing(self.bare)
 
+        # The sampler of the YAML.
         sampler = sampler_of(run, state.training)
         assert sampler is not None
         sampler.check(self.view)
+
+        # What the images of the analysis depend on.
         self.state = state
         self.generator = generator
         self.sampler = sampler
@@ -161,12 +164,16 @@ class Session:
 
     def images(self, count: int, plan: LabelPlan) -> tuple[Tensor, Tensor]:
         """The next ``count`` images [count, 3, H, W] and their labels; chosen labels go round from the first image."""
+        # Sample.
         seeds = self._next_seeds(count)
         with restat.applied(self.statistics()):
             batches = list(self.sampler.stream(self.view, seeds, self._batch_size(count), plan))
+
+        # Keep costs and notes for the row of results.
         for batch in batches:
             self.state.cost.append((len(batch.images), batch.cost))
             self.state.notes.append(batch.notes)
+
         images = torch.cat([batch.images for batch in batches])
         labels = torch.cat([batch.labels for batch in batches])
         return images, labels
@@ -234,10 +241,13 @@ def in_blocks(original: Any, count: str) -> Any:
         values = signature.bind(*args, **kwargs).arguments
         state = current()
         start = state.position
+
+        # Start where the blocks of lower ranks end.
         if torch.distributed.is_initialized():
             batch_size = values["batch_size"]
             batches = math.ceil(values[count] / batch_size) // torch.distributed.get_world_size() + 1
             state.position += torch.distributed.get_rank() * batches * batch_size
+
         try:
             return original(*args, **kwargs)
         finally:
@@ -247,7 +257,7 @@ def in_blocks(original: Any, count: str) -> Any:
 
 
 def prepare(original: Any) -> Any:
-    """``prepare_generator``, with which every analysis of the host begins: so does the run of seeds."""
+    """``prepare_generator``, with which every analysis of the host begins; it restarts the sequence of seeds."""
 
     def prepare_generator(self: Any) -> Any:
         state = current()
@@ -255,6 +265,8 @@ def prepare(original: Any) -> Any:
         generator, mapping, synthesis = original(self)
         if not state.direct:
             return generator, mapping, synthesis
+
+        # Hand out a guided generator.
         cfgs = self.cfgs
         session = Session(state, generator, cfgs.RUN, cfgs.MODEL, cfgs.DATA.num_classes, self.device)
         return Guided(generator, session), mapping, synthesis

@@ -89,17 +89,21 @@ class GuidedWorker:
     run_name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Let the host build its worker.
         self.run_state = RunState()
         super().__init__(*args, **kwargs)
+
         self._stages = stages_of(self.RUN)
         self._evaluations = 0  # of those after the training, which --num_eval repeats
         self._writes = bool(self.RUN.sampler) and self.global_rank == 0
+
+        # Share what rank 0 knows of the run.
         self.run_state.seed = _shared(self.RUN.seed, self.DDP)
         self.run_state.folder = _shared(self.RUN.ckpt_dir, self.DDP)
         self.run_state.companions = self._companions()
         self.run_state.image_size = self.DATA.img_size
 
-        # What cannot work fails before the training.
+        # Check sampler and stages before the training.
         if guides(self.RUN):
             with swapped(self.run_state, "training", True):
                 generator, device = self.gen_ctlr.generator, self.local_rank
@@ -108,6 +112,7 @@ class GuidedWorker:
             for stage in self._stages:
                 stage.check(self._networks(), self._discriminator(), self._processes)
 
+        # Log the sampler.
         if self._writes:
             self.logger.info(f"Sampler: {self._sampler_line()}")
             module("wandb").config.update({key: getattr(self.RUN, key) for key in RUN_KEYS}, allow_val_change=True)
@@ -181,6 +186,8 @@ class GuidedWorker:
         stages = self._stages if has_trained else []
         if value or not (self.DDP or stages):
             return
+
+        # Continue with the weights that will be evaluated.
         self._load_best()
         if stages:
             run = self._trained()
@@ -225,7 +232,7 @@ class GuidedWorker:
         )
 
     def _real(self, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training images without end: the host's batches, which hold those of all its updates of a step, in parts."""
+        """Endless training images: this process's shares of batches, cut from the larger batches of the host."""
         share = batch_size // self._processes
         while True:
             for images, labels in self.train_dataloader:
@@ -246,7 +253,7 @@ class GuidedWorker:
             values.update(kwargs["value_dict"])
             return convert(*args, **kwargs)
 
-        # Repeated evaluations go on in the run of seeds.
+        # Repeated evaluations continue the sequence of seeds.
         first = 0 if training else self._evaluations * self.num_eval[self.RUN.ref_dataset]
         self._evaluations += not training
 
@@ -316,7 +323,7 @@ class GuidedWorker:
             "statistics": self._statistics(),
         }
 
-        # The host's own truncation stands there where it is on only.
+        # Record the host's own truncation only where it is on.
         truncation = [value for value in (run.truncation_factor, run.truncation_cutoff) if value not in (None, -1)]
         if truncation:
             protocol["truncation"] = truncation
@@ -345,7 +352,7 @@ class GuidedWorker:
         return "checkpoint"
 
     def _sampler_line(self) -> str:
-        """The sampler that makes the images now, and its options, for a log."""
+        """The present sampler and its options, for a log."""
         run = self.RUN
         words = [run.sampler["name"]]
         sampler = sampler_of(run, self.run_state.training)

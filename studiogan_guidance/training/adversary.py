@@ -95,6 +95,7 @@ class Adversary:
     def _new_head(self, view: LatentView, group: Group, inputs: Inputs, hidden: int, seed: int) -> Head:
         """A head whose unit is the root mean square of the features of a batch, alike in all processes."""
         with frozen_parameters(self.critic.module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            # Features of a batch of generated images.
             images = view.images(inputs)
             try:
                 features = self.critic(images)[0]
@@ -103,6 +104,8 @@ class Adversary:
                     f"the discriminator cannot take {len(images)} images at once ({one_line(error, 120)}): make the "
                     "option batch a multiple of its minibatch groups, for each process"
                 ) from error
+
+            # Their root mean square over all processes.
             power = features.square().mean()
             group.average([power])
 
@@ -124,12 +127,14 @@ class Adversary:
 
     def head_loss(self, fake: Evidence, step: int) -> Tensor:
         """The head's loss on these fakes and on the next real images, with R1 where its turn has come."""
+        # Examine real images.
         images = next(self._real)[0].to(fake.features.device)
         regularised = bool(self.r1) and step % self.r1_every == 0
         with torch.set_grad_enabled(regularised):
             images.requires_grad_(regularised)
             real = self.examine(images)
 
+        # The logistic loss, and R1.
         logits = self._logits(real)
         loss = F.softplus(-logits).mean() + F.softplus(self._logits(fake)).mean()
         if regularised:

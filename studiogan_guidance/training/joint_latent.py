@@ -208,22 +208,28 @@ class Training:
         self.trained = run
         self.view = view
         self.group = group
+
+        # What learns, and what it learns against.
         self.joint = self._new_joint()
         self.average = copy.deepcopy(self.joint)
         self.unit = self.joint.get_buffer("unit")
         self.learning = list(self.joint.residual.parameters())
         self.adversary = self._new_adversary() if stage.adversarial else None
 
+        # Networks and optimisers of the loop.
         modules: dict[str, nn.Module] = {"joint": self.joint, "average": self.average}
         self.optimisers: dict[str, torch.optim.Optimizer] = {"joint_optimiser": self._adam(self.learning, stage.rate)}
         if self.adversary:
             modules["head"] = self.adversary.head
             self.optimisers["head_optimiser"] = self._adam(self.adversary.head.parameters(), stage.head_lr)
 
+        # Validation.
         self.evaluation: Evaluation | None = None
         if run.evaluation and stage.eval_every:
             self.evaluation = run.evaluation()
         self.files = {name: run.folder / f"{name}.safetensors" for name in ("joint", "joint-last")}
+
+        # Resume what the folder holds of this run.
         identity = self._identity()
         anew = () if run.evaluation else tuple(identity)  # a host run cannot choose another folder
         self.loop = Loop(run.folder / "joint", identity, modules, self.optimisers, group, run.record, anew)
@@ -347,8 +353,11 @@ class Training:
 
     def _latent_loss(self, h: Tensor, step: int) -> Tensor:
         """The distance between joints [B, D] and as many codes of other inputs, in units of the spread of classes."""
+        # Codes of other inputs.
         inputs = self._draw(2 * step + 1)
         codes = first_row(self.view.encode(inputs.z, inputs.labels))
+
+        # Their distance from the joints.
         with self._autocast(False):
             x = (h / self.unit).float()
             y = (codes / self.unit).float()
@@ -366,6 +375,7 @@ class Training:
         last = loop.step == stage.steps
         facts = {**dataclasses.asdict(stage), "seed": self.trained.seed, "step": loop.step}
 
+        # Write the last joint, or measure and write the best.
         if self.evaluation is None:
             if last:
                 loop.result = {"step": loop.step}

@@ -68,6 +68,7 @@ class Loop:
 
     def _load(self, anew: Sequence[str]) -> bool:
         """Take up the state in the file; false if it is out of date."""
+        # Read the file.
         try:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             saved: dict[str, Any] = json.loads(state["identity"])
@@ -162,7 +163,7 @@ class Loop:
                 if last or stop or self.step % save_every == 0:
                     self.save()
                 if stop:
-                    text = f"stopped at step {self.step} of {steps}: the same command goes on from here"
+                    text = f"stopped at step {self.step} of {steps}: the same command resumes from here"
                     print(text, file=sys.stderr)
                     raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))
 
@@ -194,6 +195,7 @@ def _stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, handlers[number] or signal.SIG_DFL)
 
+    # Receive signals until the end of the block.
     for number in handlers:
         signal.signal(number, receive)
     try:
@@ -208,6 +210,7 @@ def frozen_parameters(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients of parameters, so that nothing in ``modules`` moves; restored at the end."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     gradients = [(value, value.requires_grad) for module in modules for value in module.parameters()]
+
     try:
         for part, _ in modes:
             part.training = False

@@ -106,7 +106,7 @@ def test_networks_with_a_hook_are_the_hosts_get_outputs_bit_for_bit(
     assert backbone.protocol["backbone"] == "ResNet50_torch"
     with inside(checkout):
         preparation = module("metrics.preparation")
-        assert "ResNet50_torch" not in preparation.model_versions  # which our backbone mends for its own use
+        assert "ResNet50_torch" not in preparation.model_versions  # which our backbone fixes for itself
         monkeypatch.setitem(preparation.model_versions, "ResNet50_torch", "pytorch/vision:v0.10.0")
         host = preparation.LoadEvalModel("ResNet50_torch", "friendly", 1, False, CPU)
         host.eval()

@@ -308,7 +308,7 @@ def test_restat_uses_the_statistics_of_guided_images(host: None, checkout: Check
 def test_processes_take_consecutive_blocks_of_images(
     host: None, checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the host joins by rank is the run of seeds of one process, and the next analysis goes on where it ends."""
+    """What the host joins by rank is the sequence of seeds of one process, and the next analysis continues it."""
     made = networks("resnet", checkout)
     run = spec({"name": "gandance", "scale": 1.5})
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

@@ -24,9 +24,10 @@ from host_models import assert_same_images, write_yaml
 from studiogan_guidance import config
 from studiogan_guidance import host as host_package
 from studiogan_guidance.host import compat
-from studiogan_guidance.host.compat import RUN_SHIMS, swapped
+from studiogan_guidance.host.compat import RUN_SHIMS
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.host.source import HostSource
 from studiogan_guidance.plugin import hooks, seam
 from studiogan_guidance.training.stage import STAGES, DiscriminatorStep, Stage, Trained

@@ -77,6 +77,16 @@ def test_strengths_of_a_joint_elsewhere_leave_it_as_it_is(tmp_path: Path) -> Non
     assert torch.equal(load_file(found["joint"])["row_strength"], load_file(path)["row_strength"])
 
 
+def test_strengths_that_do_not_help_are_not_written(tmp_path: Path) -> None:
+    """Without steps they change nothing, so the FID does not fall."""
+    path = ok("train", "--out", tmp_path / "joint", "-o", "steps=0", "-o", "eval_every=0")["joint"]
+    options = ["-o", "steps=0", "-o", "scale=1.5", "-o", f"joint_ckpt={path}"]
+    result = ok("train", "--stage", "strengths", "--out", tmp_path / "o", "--num", 50, *options)
+    assert result["fid_strengths"] == result["fid_plain_scale"]
+    assert result["joint"] == path
+    assert not (tmp_path / "o" / "joint.safetensors").exists()
+
+
 def test_strengths_need_a_learned_joint(tmp_path: Path) -> None:
     result = run("train", "--stage", "strengths", "--out", tmp_path)
     assert result.exit_code == 2, result.output

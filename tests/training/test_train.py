@@ -68,7 +68,7 @@ def test_sigterm_saves_the_step_that_it_came_in(tmp_path: Path, whole: Path) -> 
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
     step = torch.load(tmp_path / "joint.state", weights_only=True)["step"]
-    assert f"stopped at step {step} of 40: the same command goes on from here" in said
+    assert f"stopped at step {step} of 40: the same command resumes from here" in said
     ok("train", "--out", tmp_path, *BOTH)
     assert files(tmp_path) == files(whole)
     before = (tmp_path / "joint.state").stat().st_mtime_ns

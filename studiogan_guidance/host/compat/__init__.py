@@ -11,20 +11,16 @@ from studiogan_guidance.host.compat.libraries import ALLOWED
 from studiogan_guidance.host.compat.faults import PLUGINS, no_compiler
 
 # isort: split
-from studiogan_guidance.host.compat.cpu import PROCESSES, CpuRank
-from studiogan_guidance.host.compat.table import RUN_SHIMS, SHIMS, Shim, active, shim
-from studiogan_guidance.host.modules import swapped
+from studiogan_guidance.host.compat.cpu import CpuRank
+from studiogan_guidance.host.compat.table import RUN_SHIMS, SHIMS, Shim, active
 
 __all__ = [
     "ALLOWED",
     "PLUGINS",
-    "PROCESSES",
     "RUN_SHIMS",
     "SHIMS",
     "CpuRank",
     "Shim",
     "active",
     "no_compiler",
-    "shim",
-    "swapped",
 ]

@@ -69,9 +69,9 @@ def shim(
 def active(shims: Sequence[Shim] | None = None) -> Iterator[None]:
     """The shims (by default ``SHIMS``) that this environment needs, for the time of a with-block."""
     with ExitStack() as stack:
-        for one in SHIMS if shims is None else shims:
-            if one.needed():
-                stack.enter_context(one.apply())
+        for entry in SHIMS if shims is None else shims:
+            if entry.needed():
+                stack.enter_context(entry.apply())
         yield
 
 
