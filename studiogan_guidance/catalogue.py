@@ -72,7 +72,10 @@ def as_markdown() -> str:
     """The samplers as the table of the README: name, what it does, paper, needs, options of plain sampling."""
     lines = ["| name | what it does | paper | needs | plain sampling at |", "|---|---|---|---|---|"]
     for entry in SAMPLERS:
-        neutral = "-" if entry.neutral is None else f"`{_pairs(entry.neutral)}`" if entry.neutral else "its defaults"
+        if entry.neutral is None:
+            neutral = "-"
+        else:
+            neutral = f"`{_pairs(entry.neutral)}`" if entry.neutral else "its defaults"
         cells = (f"`{entry.name}`", entry.description, entry.paper, ", ".join(entry.needs) or "-", neutral)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -108,5 +111,5 @@ def documentation(name: str) -> str:
 
 
 def broken() -> tuple[str, ...]:
-    """A line for each package whose samplers cannot be imported."""
-    return SAMPLERS.broken()
+    """A line for each sampler, joint or stage of another package that cannot be imported."""
+    return tuple(reason for registry in KINDS.values() for reason in registry.broken())

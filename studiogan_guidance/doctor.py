@@ -124,11 +124,11 @@ def _host_packages() -> Check:
 
 
 def _plugins() -> Check:
-    from studiogan_guidance.samplers import SAMPLERS
+    from studiogan_guidance import catalogue
 
-    if broken := SAMPLERS.broken():
+    if broken := catalogue.broken():
         return Check("other packages", "warn", "; ".join(broken), "update or uninstall what cannot be imported")
-    return Check("other packages", "ok", "all samplers of other packages can be imported")
+    return Check("other packages", "ok", "all that they register can be imported")
 
 
 def _inception() -> Check:

@@ -234,6 +234,10 @@ def test_an_unwritable_output_is_refused_before_work(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_and_asking_for_help_import_no_torch() -> None:
+    for help_of in ("['-h']", "['eval', '-h']"):
+        code = f"import sys; from studiogan_guidance.cli import main; main({help_of}, standalone_mode=False); "
+        code += "sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
     code = "import sys, studiogan_guidance, studiogan_guidance.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     code = "import sys, studiogan_guidance.samplers, studiogan_guidance.latents; sys.exit('torchvision' in sys.modules)"

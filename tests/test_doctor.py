@@ -3,6 +3,8 @@ import importlib.metadata
 import pytest
 
 from studiogan_guidance import doctor
+from studiogan_guidance.latents.joint import JOINTS
+from studiogan_guidance.training import STAGES
 
 
 def test_everything_that_can_be_missing_is_checked_with_a_fix(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -18,6 +20,13 @@ def test_everything_that_can_be_missing_is_checked_with_a_fix(monkeypatch: pytes
     assert checks["host packages"].found == "missing: no-such-package"
     assert all(check.fix for check in checks.values() if check.status != "ok")
     assert checks["host packages"].fix == "pip install no-such-package"
+
+
+def test_joints_and_stages_of_other_packages_are_checked_as_samplers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (JOINTS, STAGES):
+        monkeypatch.setattr(registry, "_broken", {"x": f"cannot import {registry.kind} 'x'"})
+    (check,) = [check for check in doctor.run() if check.name == "other packages"]
+    assert (check.status, check.found) == ("warn", "cannot import joint 'x'; cannot import stage 'x'")
 
 
 def test_a_clone_that_is_not_installed_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:

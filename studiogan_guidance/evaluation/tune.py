@@ -33,18 +33,21 @@ from studiogan_guidance.options import Spec, dotted, nested
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS
 
-OBJECTIVES = {"fid": "fid", "fid_infinity": "fid_infinity", "kid": "kid", "class_fid": "per_class"}  # and their metric
+OBJECTIVES = {  # each with the metric that gives it
+    "fid": "fid",
+    "fid_infinity": "fid_infinity",
+    "kid": "kid",
+    "class_fid": "per_class",
+}
+OVER = {"scale": (0.8, 2.0)}  # options that are searched by default, with their ranges
 GOLDEN = 0.381966  # 2 - golden ratio
 STEPS = 4  # of the first look along a line
-SHARES = (0.0, 2.0)  # range of the profile's
-FINEST = 0.005  # of a range: finer differences are not looked for
+SHARES = (0.0, 2.0)  # range of a share of the profile
+FINEST = 0.005  # the smallest step of a search, as a part of the range
 UNPORTABLE = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")  # keys that tuned.yaml lacks
 PATHS = ("ckpt", "data", "held_out", "studiogan")  # host_config is absolute, or a name inside the host
 Options = dict[str, Any]
-Score = tuple[float, float]  # how far recall falls short, then the objective: both to be small
-
-
-OVER = {"scale": (0.8, 2.0)}  # the ranges of options that are searched by default
+Score = tuple[float, float]  # how far recall falls short, then the objective; smaller is better
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ def tune(
             seeds it is the mean that must reach it, within its standard error.
         budget: evaluations in all, up to ``2 * repeats`` of them for the comparison with plain sampling.
         repeats: seed ranges of that comparison, 2 or more.
-        groups: after that, search ``profile``, the share of the guidance that each of so many equal groups of w rows
-            gets, from 0 to 2; 0: none.
+        groups: after that, search ``profile``, the share of the guidance that each of this many equal groups of w rows
+            gets, from 0 to 2; 0: no such search.
 
     Returns:
         ``plain``, ``found`` and ``chosen``, the better of the two (options; values, mean and deviation over the fresh
@@ -89,8 +92,8 @@ def tune(
         in processes above rank 0, nothing.
 
     Raises:
-        UserError: an unknown objective, an empty range, a budget too small, options without a meaning here, a sampler
-            that is plain sampling with no options.
+        UserError: an unknown objective, an empty range, a budget too small, options that have no meaning on this
+            generator, a sampler that is plain sampling with no options.
     """
     lines = _lines(over, groups)
     _check_request(cfg, over, objective, groups)
@@ -111,7 +114,7 @@ def tune(
         if search.score(plain)[1] == math.inf:
             raise UserError(f"{objective} cannot be measured here: raise --num")
 
-        # Search one line after the other; what a line leaves of its share goes to the next ones.
+        # Search one line after the other; evaluations that a line does not use go to the next ones.
         candidates = [start] if _is_idle(cfg.sampler, lines, plain) else [plain, start]
         best = min(candidates, key=search.score)
         for i, line in enumerate(lines):
@@ -127,10 +130,12 @@ def tune(
 
 
 def _check_request(cfg: RunConfig, over: Mapping[str, tuple[float, float]], objective: str, groups: int) -> None:
-    """Raise UserError for an unknown objective, a range that is none, an option that is no number, useless groups."""
+    """Raise UserError for an unknown objective, no range or an empty one, an option that is no number, useless groups."""
     if objective not in OBJECTIVES:
         raise UserError(f"the objective is '{objective}': {nearest(objective, OBJECTIVES)}")
 
+    if not over:
+        raise UserError("no option to search: add --over with an option and its range, such as scale=0.8:2")
     kinds = typing.get_type_hints(SAMPLERS[cfg.sampler].target)
     for name, (low, high) in over.items():
         if not (math.isfinite(low) and low < high < math.inf):
@@ -152,7 +157,7 @@ def _takes_fractions(kind: Any) -> bool:
 def _check_budget(budget: int, repeats: int, lines: int) -> None:
     """Raise UserError unless each of ``lines`` line searches can take its first look."""
     least = 2 * repeats + 1 + STEPS * lines
-    if not lines or repeats < 2 or budget < least:
+    if repeats < 2 or budget < least:
         raise UserError(
             f"a budget of {budget} with {repeats} repeats is too small for {lines} line searches: give at least 2 "
             f"repeats and --budget {max(least, 5 + STEPS * lines)}"
@@ -171,7 +176,8 @@ def _starts(cfg: RunConfig, lines: Iterable[Line]) -> tuple[Options, Options]:
     start: Options = {**options, **entry.neutral}
 
     # Plain sampling: without options such as a base or psi, which have an effect of their own.
-    plain = {key: value for key, value in start.items() if _is_plain(entry.name, {**entry.neutral, key: value})}
+    effective = [key for key, value in start.items() if _has_effect(entry.name, {**entry.neutral, key: value})]
+    plain = {key: value for key, value in start.items() if key not in effective}
     if not _is_plain(entry.name, plain):
         raise UserError(
             f"'{entry.name}' is not plain sampling at {tables.format_options(plain)}: tune cannot start there"
@@ -201,6 +207,14 @@ def _is_plain(sampler: str, options: Options) -> bool:
     return SAMPLERS[sampler].name == "plain" or created.neutral
 
 
+def _has_effect(sampler: str, options: Options) -> bool:
+    """Whether options are not plain sampling; those that are refused without another option are no effect."""
+    try:
+        return not _is_plain(sampler, options)
+    except UserError:  # such as the file of a learned joint without joint=learned
+        return False
+
+
 class Search:
     """Scores of options, each measured once; ``seen`` holds the rows of the search in their order."""
 
@@ -213,7 +227,7 @@ class Search:
 
     @property
     def evaluations(self) -> int:
-        """How many were asked for so far."""
+        """How many rows the search has asked for."""
         return len(self.seen)
 
     def row(self, options: Options, seed: int) -> dict[str, Any]:
@@ -228,7 +242,7 @@ class Search:
         return self.seen[key]
 
     def score(self, options: Options, seed: int | None = None) -> Score:
-        """What is to be made small, at the seeds of the search or from ``seed`` on."""
+        """The score of ``options`` at the seeds of the search, or at those from ``seed`` on."""
         metrics = self.row(options, self.evaluation.cfg.seed if seed is None else seed)["metrics"]
         value = metrics.get(self.objective)
         if value is None or math.isnan(value):
@@ -237,7 +251,7 @@ class Search:
         return shortfall, value
 
     def along(self, line: Line, best: Options, share: int) -> Options:
-        """The best options found along a line through ``best``, which is among them, with ``share`` evaluations."""
+        """The best options along a line, ``best`` among them, by at most ``share`` evaluations."""
         last = self.evaluations + share
         start = line.get(best)
         width = line.high - line.low
@@ -325,6 +339,8 @@ def _outcome(search: Search, best: Options, plain: Options, seeds: list[int]) ->
     searched = [{"options": row["options"], "metrics": row["metrics"]} for row in search.seen.values()]
     is_better = best is not plain and search.mean(best, seeds) < search.mean(plain, seeds)
     chosen = best if is_better else plain
+
+    # The difference on each range of seeds.
     pairs = [search.score(best, seed)[1] - search.score(plain, seed)[1] for seed in seeds]
     return {
         "objective": search.objective,

@@ -215,6 +215,8 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
         assert result.exit_code == 2, given
         assert message in result.stderr
         assert not list(tmp_path.rglob("results.jsonl"))
+    with pytest.raises(UserError, match="no option to search: add --over"):
+        tune(config(tmp_path), {})
 
 
 def test_samplers_whose_defaults_are_not_plain_start_from_their_neutral_options(tmp_path: Path) -> None:
@@ -240,6 +242,9 @@ def test_plain_sampling_lacks_what_has_an_effect_and_keeps_the_rest(tmp_path: Pa
     plain, start = _starts(config(tmp_path, options=options), lines(scale=(0.5, 2)))
     assert plain == {"joint": "class_shift", "scale": 1}
     assert start == {"joint": "class_shift", "scale": 1, "psi": 0.9}
+    learned = {"joint": "learned", "joint_ckpt": "a.safetensors"}  # the file is refused without the joint
+    plain, start = _starts(config(tmp_path, options=learned), lines(scale=(0.5, 2)))
+    assert plain == start == {**learned, "scale": 1}
     options = {"base": "gandance", "base.scale": "1.5", "psi": "0.8"}
     cfg = config(tmp_path, sampler="conditional_truncation", options=options)
     plain, start = _starts(cfg, lines(psi=(0.5, 1)))
