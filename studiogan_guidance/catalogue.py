@@ -59,7 +59,7 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
     if row.get("needs"):
         facts.append(f"needs: {', '.join(row['needs'])}")
     if row.get("neutral") is not None:
-        facts.append(f"plain sampling at: {_pairs(row['neutral']) or 'its defaults'}")
+        facts.append(f"plain sampling at: {_neutral(row['neutral'])}")
     if facts:
         lines.append("; ".join(facts))
     if row.get("options"):
@@ -72,13 +72,15 @@ def as_markdown() -> str:
     """The samplers as the table of the README: name, what it does, paper, needs, options of plain sampling."""
     lines = ["| name | what it does | paper | needs | plain sampling at |", "|---|---|---|---|---|"]
     for entry in SAMPLERS:
-        if entry.neutral is None:
-            neutral = "-"
-        else:
-            neutral = f"`{_pairs(entry.neutral)}`" if entry.neutral else "its defaults"
-        cells = (f"`{entry.name}`", entry.description, entry.paper, ", ".join(entry.needs) or "-", neutral)
+        needs = ", ".join(entry.needs) or "-"
+        neutral = "-" if entry.neutral is None else _neutral(entry.neutral, quote="`")
+        cells = (f"`{entry.name}`", entry.description, entry.paper, needs, neutral)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _neutral(options: Mapping[str, Any], quote: str = "") -> str:
+    return f"{quote}{_pairs(options)}{quote}" if options else "its defaults"
 
 
 def _pairs(options: Mapping[str, Any]) -> str:

@@ -295,7 +295,8 @@ def list_(as_json: bool, as_markdown: bool, name: str | None) -> None:
     from studiogan_guidance import catalogue
 
     if name:
-        click.echo(catalogue.documentation(name))
+        text = catalogue.documentation(name)
+        _emit({"name": name, "documentation": text}, as_json, lambda _: text)
         return
     if as_json:
         click.echo(json.dumps(catalogue.as_data()))

@@ -30,7 +30,7 @@ WORD_LISTS = {"metrics": METRICS, "which": WHICH}
 RUN_KEYS = ("sampler", "stages", "restat")  # our keys that may stand in the host's RUN section
 LEAST = {"num": 1, "batch_size": 1, "k": 1, "splits": 1, "seed": 0, "restat": 0}
 LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
-MOST = 2**62  # of a whole number
+MOST = 2**62  # whole numbers are below it
 DEFAULT_FILE = "builtin-gandance.yaml"  # what a command without -c, --sampler and -o runs
 
 
@@ -149,9 +149,9 @@ class RunConfig:
 def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """Read a configuration file, if any, and put the command line's ``overrides`` (None: not given) on top.
 
-    Options of the file's sampler are kept where the command line names the same sampler or none. Without a file, a
-    sampler or an option on the command line is about the sampler's own defaults; without any of these, the packaged
-    ``builtin-gandance.yaml`` is what runs.
+    Options of the file's sampler are kept where the command line names the same sampler or none. Without a file,
+    options of the command line are added to the defaults of the sampler. Without a file, a sampler and options, the
+    packaged ``builtin-gandance.yaml`` runs.
     """
     settings = {key: value for key, value in overrides.items() if value not in (None, (), {})}
     file = path

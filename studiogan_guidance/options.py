@@ -53,7 +53,7 @@ class Spec:
         """A Spec from its text, its mapping, or itself; ``what`` it is about stands in the error.
 
         Raises:
-            UserError: neither, or a text that breaks the grammar ``name:key=value,key=value``.
+            UserError: ``spec`` is neither of these, or a text that breaks the grammar ``name:key=value,key=value``.
         """
         if isinstance(spec, Spec):
             return spec
@@ -119,14 +119,19 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     any other class: a thing with a name, whose ``Spec`` is returned, or an instance of the class as it is.
 
     Raises:
-        UserError: a value that is none; the message calls it ``name``.
+        UserError: a value that does not fit; the message calls it ``name``.
     """
+    # Nothing, where that is allowed.
     required = _without_none(kind)
     if required != kind and (value is None or (isinstance(value, str) and value in ("none", "null"))):
         return None
+
+    # A thing with a name.
     if not _is_plain(required):
         is_one = required is Any or (isinstance(required, type) and isinstance(value, required))
         return value if is_one else Spec.parse(value, name)
+
+    # Anything else.
     try:
         return _converted(value, required)
     except (TypeError, ValueError, KeyError, OverflowError):
@@ -146,7 +151,7 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """``value`` as one of the types in WORDS; KeyError, TypeError, ValueError or OverflowError if it is none."""
+    """``value`` as one of the types in WORDS; KeyError, TypeError, ValueError or OverflowError if it does not fit."""
     if kind is bool:
         return TRUTH[value]
 
@@ -160,7 +165,7 @@ def _converted(value: Any, kind: Any) -> Any:
         items = re.split(separators, value) if isinstance(value, str) else value
         return tuple(_converted(item.strip() if isinstance(item, str) else item, member) for item in items)
 
-    # Numbers and text, of which a bool is none.
+    # Numbers and text; a bool is neither.
     if isinstance(value, bool):
         raise ValueError
     if kind is int:

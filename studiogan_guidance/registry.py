@@ -135,15 +135,18 @@ class Registry(Generic[T]):
 
         Args:
             spec: a name, or a name with options: see ``options.Spec``.
-            options: more options, which count more than those of ``spec``.
+            options: more options; they override those of ``spec``.
 
         Raises:
             UserError: unknown name or option (the nearest known one is named), a value of the wrong type or range.
         """
+        # The options that the thing takes, with their types.
         spec = Spec.parse(spec, f"the {self.kind}")
         cls: Any = self[spec.name].target
         hints = typing.get_type_hints(cls)
         kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+        # Its options as these types.
         values: dict[str, Any] = {}
         for key, value in nested({**spec.options, **(options or {})}).items():
             if key not in kinds:

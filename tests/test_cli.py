@@ -134,6 +134,7 @@ def test_list_with_a_name_prints_its_documentation(name: str) -> None:
     assert title.startswith({"mh": "metropolis"}.get(name, name) + ": ")
     assert blank == ""
     assert len(" ".join(text)) > 40
+    assert ok("list", name) == {"name": name, "documentation": result.output.rstrip("\n")}
 
 
 def test_a_name_that_is_not_listed_is_answered_with_the_nearest() -> None:
@@ -152,11 +153,11 @@ def test_joints_and_stages_of_ours_are_not_ascribed_to_the_paper() -> None:
 
 def test_defaults_of_helps_are_those_of_the_functions() -> None:
     text = " ".join(run("tune", "-h").output.split())
-    for words in ("[64]", "[runs]", "[fid,is,prdc]", "[on]" if "--compare-plain" in text else "[off]"):
+    for words in ("[64]", "[runs]", "[fid,is,prdc]", "torch.compile. [off]"):
         assert words in text
     assert "repeatable. [scale=0.8:2]" in text
     assert "Evaluations in all. [16]" in text
-    assert "[3]" in text
+    assert "comparison with plain sampling. [3]" in text
     assert "measure each sampler on. [1]" in " ".join(run("compare", "-h").output.split())
     assert "Also measure plain sampling. [on]" in " ".join(run("eval", "-h").output.split())
 

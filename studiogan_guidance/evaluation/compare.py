@@ -261,7 +261,7 @@ def _add_labels(records: Sequence[Record]) -> None:
 def non_default_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the defaults of the sampler; of a base, those that differ from the base's.
 
-    Options that are switched off, unlike the default, have the words ``none`` and ``false``.
+    An option that is off, but not by default, has the word ``none`` or ``false`` as its value.
     """
     try:
         defaults = results.plain_data(samplers.options(samplers.create(name)))

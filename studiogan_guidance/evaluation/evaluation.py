@@ -40,14 +40,15 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: what the configuration lacks, or a folder or file that cannot be written, before any work is done.
     """
-    path = results.writable(Path(cfg.out)) / results.NAME
-    results.appendable(path)
-
+    # Plain sampling first, unless the sampler is plain itself.
     wanted = [Spec(cfg.sampler, cfg.options)]
     is_plain = SAMPLERS[cfg.sampler].name == "plain" or samplers.create(wanted[0]).neutral
     if cfg.compare_plain and not is_plain:
         wanted.insert(0, Spec("plain"))
 
+    # Open, measure and add the rows to the file.
+    path = results.writable(Path(cfg.out)) / results.NAME
+    results.appendable(path)
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, wanted)
         rows = [evaluation.measure(name, sampler) for name, sampler in evaluation.chosen]
@@ -131,6 +132,7 @@ class Evaluation:
         protocol = {"num": self.num, "num_real": len(self.real)}
         if self._with_features and self.real.default_count < len(self.real):
             protocol["num_real_features"] = self.real.default_count
+
         return {
             **protocol,
             "seed": seed,
@@ -198,7 +200,7 @@ class Evaluation:
         return row | ({metrics.BY_CLASS: by_class} if by_class else {})
 
     def warm_up(self) -> None:
-        """Sample one batch for nothing on a GPU, whose first pass takes longer; later calls do nothing."""
+        """Sample and discard one batch on a GPU, whose first pass takes longer; later calls do nothing."""
         if self._is_warm or self.view.device.type != "cuda":
             return
         self._is_warm = True
@@ -217,17 +219,20 @@ class Evaluation:
             UserError: the sampler is refused while it samples, in one process or more; the same in all of them.
         """
         share: Pass | UserError
+        # Sample the share of this process.
         try:
             share = self._share(name, sampler, seed)
         except UserError as error:
             share = error
 
+        # Raise the first refusal of any process in all of them.
         shares = self.group.gather(share)
         refusals = [share for share in shares if isinstance(share, UserError)]
         refusal = self.group.agree(refusals[0] if refusals else None)
         if refusal:
             raise refusal
 
+        # Join the shares.
         passes = [share for share in shares if isinstance(share, Pass)]
         return Pass.merge(passes, self.cfg.batch_size) if passes else None
 

@@ -20,7 +20,7 @@ from studiogan_guidance.samplers import Sampler, Samples, restat
 
 @dataclass(frozen=True)
 class Pass:
-    """What is left of a pass over generated images.
+    """The result of a pass over generated images.
 
     Attributes:
         stats: statistics of their features.
@@ -115,8 +115,8 @@ def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> La
 def norm_statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:
     """The batch-norm statistics that a run asks for; empty for those of the checkpoint.
 
-    They are those of this sampler's images, so what was computed once under other statistics is forgotten, and nothing
-    is kept on disk.
+    They belong to the images of this sampler. So the view forgets what it computed under other statistics, and keeps
+    nothing on disk.
     """
     if not cfg.restat:
         return {}

@@ -244,7 +244,7 @@ def _cross(
 
 
 def _recall(recalled: Tensor, real: Tensor, fake: Tensor, fake_radii: Tensor, i: Tensor, j: Tensor) -> None:
-    """Mark the reals of pairs (i, j) that are inside the fake's ball, by distances of the pairs that still matter."""
+    """Mark the reals of pairs (i, j) that are inside the fake's ball; no distance is taken for reals marked before."""
     unsure = ~recalled[i]
     i = i[unsure]
     j = j[unsure]
@@ -265,14 +265,16 @@ def _tensor(features: NDArray[Any], device: str) -> Tensor:
 
 
 def _scale(*sets: Tensor) -> float:
-    """What brings differences of any two features to [-1, 1]."""
+    """The factor that brings the differences of any two features into [-1, 1]."""
     largest = max((float(x.abs()) for s in sets if s.numel() for x in s.aminmax()), default=0.0)
     return 0.5 / (largest or 1.0)
 
 
 def _centred(*sets: Tensor) -> list[_Points]:
-    """The sets less the median of some rows of the first, scaled to numbers of at most 1: no outlier moves the median
-    far from the others."""
+    """The sets, shifted by one centre and scaled to numbers of at most 1.
+
+    The centre is the median of some rows of the first set, because outliers hardly move a median.
+    """
     # Choose centre and scale.
     first = sets[0]
     scale = _scale(*sets)

@@ -57,8 +57,8 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     split = cfg.reference or source.default_split
     real = source.real(split, view.networks.image_size) if cfg.labels == "data" else None
     plan = label_plan(cfg, view.num_classes, real)
-    folder = results.writable(Path(cfg.out))
     check_images(cfg.seed, cfg.num or DEFAULT_COUNT)
+    folder = results.writable(Path(cfg.out))
 
     # Sample the same seeds with each variant.
     blocks = [_sampled(cfg, view, sampler, plan) for sampler in chosen]

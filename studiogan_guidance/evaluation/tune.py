@@ -71,8 +71,9 @@ def tune(
 ) -> dict[str, Any]:
     """Choose options of ``cfg.sampler`` on the validation split; the choice is a configuration that ``eval`` takes.
 
-    The search starts from the options of ``cfg`` with the neutral ones of the sampler, which is plain sampling; but
-    where the options to search have no effect there (the step of a chain of no steps), from the options of ``cfg``.
+    The search starts from plain sampling, or from the options of ``cfg`` with the neutral ones of the sampler, if these
+    are better. Where the options to search have no effect there (such as the step of a chain of no steps), it starts
+    from the options of ``cfg``.
 
     Args:
         cfg: the run; the split is that of validation unless ``cfg.reference`` names another.
@@ -130,7 +131,7 @@ def tune(
 
 
 def _check_request(cfg: RunConfig, over: Mapping[str, tuple[float, float]], objective: str, groups: int) -> None:
-    """Raise UserError for an unknown objective, no range or an empty one, an option that is no number, useless groups."""
+    """Raise UserError for an unknown objective, no range or an empty one, a wrong option, useless groups."""
     if objective not in OBJECTIVES:
         raise UserError(f"the objective is '{objective}': {nearest(objective, OBJECTIVES)}")
 
