@@ -60,7 +60,7 @@ class Critic:
         self.minibatch = MinibatchPeers(discriminator)
         self._adapter: Adapter
         if hasattr(discriminator, "class_logits"):
-            self._adapter = OurAdapter(discriminator)
+            self._adapter = MethodsAdapter(discriminator)
         else:
             self._adapter = HostAdapter(discriminator, self.minibatch)
 
@@ -90,8 +90,8 @@ class Critic:
         self.minibatch.fix(len(images), lambda: network(images.repeat(times, 1, 1, 1), labels.repeat(times), eval=True))
 
 
-class OurAdapter:
-    """A discriminator with methods for its features and for the logits of them, as the built-in's."""
+class MethodsAdapter:
+    """A discriminator with the methods ``features``, ``score`` and ``class_logits``, as the built-in's."""
 
     def __init__(self, discriminator: Any) -> None:
         self.discriminator = discriminator

@@ -89,11 +89,11 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
     if calibration == "none" or companions is None:
         return raw
 
-    # The evidence about real images, then about fakes of the same classes.
+    # Score held-out real images, then fakes of the same classes; a head reads features, too (more than one weight).
     images, labels = _held_out(companions, count, view.num_classes)
-    blank = raw if calibration != "head" else LogRatio(view, critic, torch.ones(2))
-    real = _evidence(blank, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
-    fake = _evidence(blank, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
+    reader = LogRatio(view, critic, torch.ones(2)) if calibration == "head" else raw
+    real = _evidence(reader, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
+    fake = _evidence(reader, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
     evidence = torch.cat([real, fake]).numpy()
     is_real = np.arange(len(evidence)) < len(real)
 

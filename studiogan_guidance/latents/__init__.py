@@ -21,12 +21,7 @@ for _name, _view, _description, _paper in (
     ("stylegan3", StyleGANView, "w of StyleGAN3", "Karras et al. 2021, arXiv:2106.12423"),
     ("big_resnet", EmbeddingView, "shared class embedding of BigGAN", "Brock et al. 2019, arXiv:1809.11096"),
     ("big_resnet_deep_legacy", EmbeddingView, "shared embedding of BigGAN-deep", "Brock et al. 2019, arXiv:1809.11096"),
-    (
-        "big_resnet_deep_studiogan",
-        EmbeddingView,
-        "the same, the host's deep variant",
-        "Kang et al. 2022",
-    ),
+    ("big_resnet_deep_studiogan", EmbeddingView, "shared embedding of the host's own BigGAN-deep", "Kang et al. 2022"),
     ("resnet", LabelView, "label vector of cBN ResNets (SNGAN, SAGAN)", "Miyato et al. 2018, arXiv:1802.05957"),
     ("deep_conv", LabelView, "label vector of cBN DCGANs", "Radford et al. 2016, arXiv:1511.06434"),
     ("builtin", WView, "w of the built-in GAN", "this package"),

@@ -14,7 +14,7 @@ from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
 from studiogan_guidance.latents.learned import LearnedJoint
-from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_at_least, check_finite
 from studiogan_guidance.samplers.truncation import Truncation
 
 
@@ -91,8 +91,7 @@ class GANdance(Sampler):
         for share in self.profile or ():
             check_finite("gandance.profile", share)
         self.truncation()  # which checks psi and threshold
-        if self.subset < 1:
-            raise UserError(f"gandance.subset must be at least 1, found {self.subset}: give a number of classes")
+        check_at_least(self, subset=1)
 
         # The joint, and options that only a learned one has.
         JOINTS[self.joint]
@@ -119,12 +118,14 @@ class GANdance(Sampler):
         if self.joint == "learned" and self.scale != 1:
             self._learned(view)
 
-        # Layers and profile are about rows of w.
+        # Layers and profile need rows of w.
         rows = view.rows or 0
         for name in ("layers", "profile"):
             if getattr(self, name) is not None and view.rows is None:
                 backbone = view.networks.backbone
                 raise UserError(f"gandance.{name} needs a generator with w rows, but {backbone} has none: leave it out")
+
+        # They fit the rows of this generator.
         if self.layers is not None:
             low, high = self.layers
             if not 0 <= low < high <= rows:
@@ -192,7 +193,7 @@ class GANdance(Sampler):
         return learned.of_view(view, self.joint_ckpt) if self._network is None else self._network
 
     def _away(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
-        """``code`` guided away from ``joint``, in the rows and with the strengths that the options say."""
+        """``code`` guided away from ``joint``, by the scale, in the rows and with the norm that the options ask for."""
         guided = guide(code, joint, self._scale(view, labels, code))
 
         # Keep the norm of the plain code.
@@ -208,7 +209,7 @@ class GANdance(Sampler):
         return guided
 
     def _scale(self, view: LatentView, labels: Tensor, code: Tensor) -> float | Tensor:
-        """The scale of each image and row that ``profile`` and ``strengths`` make of ``scale``."""
+        """``scale`` with ``profile`` and ``strengths``: one number, or one for each image and row."""
         scale: float | Tensor = self.scale
         if self.profile is not None:
             rows = view.rows or 1

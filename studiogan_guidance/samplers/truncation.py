@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import of_class
-from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_choice, check_finite
 
 CENTRES = ("global", "class")
 
@@ -73,8 +73,7 @@ class Truncation(Sampler):
             raise UserError(
                 f"truncation.threshold must be positive, found {self.threshold}: leave it out to switch it off"
             )
-        if self.center not in CENTRES:
-            raise UserError(f"truncation.center must be one of {', '.join(CENTRES)}, found '{self.center}'")
+        check_choice(self, center=CENTRES)
 
     @property
     def neutral(self) -> bool:

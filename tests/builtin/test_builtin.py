@@ -56,6 +56,8 @@ def test_the_generator_is_healthy(tmp_path: Path) -> None:
     assert metrics["precision"] > 0.5
     assert metrics["recall"] > 0.1
     assert metrics["coverage"] > 0.3
+
+    # Images of each class are read as that class, and differ.
     net, _ = builtin.load(network.FeatureNet, "features")
     gen, _ = builtin.load(network.Generator, "generator")
     labels = torch.arange(10).repeat_interleave(20)

@@ -22,6 +22,8 @@ def test_the_built_in_discriminator_has_a_logit_for_every_class() -> None:
         torch.testing.assert_close(logits[:, label], expected)
         torch.testing.assert_close(Critic(discriminator).judge(images, torch.full((4,), label))[1], expected)
     assert features.shape == (4, 96)
+
+    # The marginal logit is the mean over classes.
     _, score = Critic(discriminator).marginal(images)
     torch.testing.assert_close(score, logits.exp().mean(1).log())
     (slope,) = torch.autograd.grad(score.sum(), images)

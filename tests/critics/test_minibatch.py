@@ -34,6 +34,7 @@ def test_each_image_forms_a_group_with_the_peers_alone(group_size: int | None, c
     assert peers.count == count
     images, others = torch.randn(5, 3), torch.randn(count, 3)
     peers.fix(count, lambda: net(others.repeat(4, 1)))
+
     with torch.no_grad():
         with peers.joined(5):
             together = net(images)
@@ -42,6 +43,7 @@ def test_each_image_forms_a_group_with_the_peers_alone(group_size: int | None, c
             alone = network(count + 1)
             alone[0] = net[0]
             torch.testing.assert_close(row, alone(torch.cat([image[None], others]))[0])
+
     assert net[1].group_size == group_size
     assert not net[1]._forward_hooks
     assert not net[1]._forward_pre_hooks

@@ -41,6 +41,7 @@ def test_the_mean_over_classes_is_the_same_in_any_chunks(
     labels = torch.arange(5).expand(11, -1)
     whole = toy_view.mean_over_classes(z, labels)
     assert torch.allclose(whole[:, 0], toy.mean + z @ toy.A, atol=1e-5)
+
     seen = []
     original = toy.mapping
     monkeypatch.setattr(toy_view, "mapping", lambda z, c: (seen.append(len(z)), original(z, c))[1])
@@ -62,9 +63,12 @@ def test_class_means_are_kept_by_the_hash_of_the_weights(
     monkeypatch.setattr(stylegan.WView, "_class_table", lambda self: calls.append(1) or zeros)
     assert torch.equal(view_for(toy_networks(toy, "a" * 64)).class_means(), first)
     assert calls == []
+
     assert not view_for(toy_networks(toy, "b" * 64)).class_means().any()
     assert calls == [1]
-    file.write_bytes(b"junk")  # damaged: computed again
+
+    # A damaged file is computed again.
+    file.write_bytes(b"junk")
     assert not view_for(toy_networks(toy, "a" * 64)).class_means().any()
     assert calls == [1, 1]
     assert len(list(tmp_path.rglob("*.npz"))) == 2

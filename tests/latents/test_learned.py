@@ -81,6 +81,7 @@ def test_strengths_multiply_what_the_scale_adds(tmp_path: Path, toy_view: Latent
             scale = 1 + 0.5 * (joint.class_strength[c] + joint.row_strength[r] - 1)
             by_hand[i, r] = h[i, r] + scale * (code[i, r] - h[i, r])
     torch.testing.assert_close(guided(toy_view, scale=1.5, **options), by_hand)
+
     soft = dataclasses.replace(inputs, labels=torch.nn.functional.one_hot(inputs.labels, 5).float())  # interpolations
     sampler = samplers.create("gandance", {"joint": "learned", "scale": 1.5, **options})
     torch.testing.assert_close(sampler.guided(toy_view, soft, code), guided(toy_view, scale=1.5, **options))
@@ -120,6 +121,7 @@ def test_what_is_no_joint_is_refused(tmp_path: Path, toy_view: LatentView) -> No
     save_file(load_file(path), tmp_path / "plain.safetensors")
     save_file(load_file(path), tmp_path / "new.safetensors", {learned.KEY: '{"format": 99, "generator_sha256": ""}'})
     (tmp_path / "cut.safetensors").write_bytes(cut)
+
     for name, message in (
         ("missing", "no learned joint"),
         ("plain", "is no learned joint: give the joint.safetensors"),

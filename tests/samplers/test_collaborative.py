@@ -123,6 +123,8 @@ def test_of_maps_beside_rgb_only_the_map_moves_and_the_suffix_alone_carries_grad
     z = view.draw(range(6), 0, LabelPlan()).z
     with torch.no_grad():
         x, img = net.blocks[0](z, torch.zeros(6, 3))
+
+    # Four steps by hand.
     velocity = torch.zeros_like(x)
     for _ in range(4):
         x = x.detach().requires_grad_()
@@ -132,6 +134,7 @@ def test_of_maps_beside_rgb_only_the_map_moves_and_the_suffix_alone_carries_grad
         velocity = 0.5 * velocity + slope
         x = (x + 0.05 * velocity).detach()
     expected = img + net.blocks[1].rgb(net.blocks[1].x(x.relu()))
+
     found = run(view, layer=0, steps=4, rate=0.05, momentum=0.5)
     rising = found.notes["best_step"] == 4
     assert rising.sum() >= 3

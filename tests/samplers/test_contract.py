@@ -65,12 +65,16 @@ def test_what_a_sampler_needs_is_what_it_is_refused_without(name: str) -> None:
     view = IdentityView(dataclasses.replace(networks, companions=None))
     options = {**REAL[name], "centers": "clusters"} if name == "simplicial" else REAL[name]
     entry = SAMPLERS[name]
+
+    # It is refused for what it needs, and else runs.
     refusal = "needs a generator with w|needs a discriminator|without a way to open other checkpoints"
     if set(entry.needs) & {"w", "discriminator", "snapshot"}:
         with pytest.raises(UserError, match=refusal):
             draw(view, name, options, range(2), 2)
     else:
         assert draw(view, name, options, range(2), 2).shape == (2, 4)
+
+    # Base classes say some of it.
     if issubclass(entry.target, RatioSampler):
         assert "discriminator" in entry.needs
     if issubclass(entry.target, GradientSampler):
@@ -124,12 +128,12 @@ def test_strings_become_the_type_of_the_option() -> None:
         ("gandance", {"scale": "nan"}, "gandance.scale must be a finite number"),
         ("gandance", {"scale": "much"}, "gandance.scale must be a number, found 'much'"),
         ("gandance", {"scale": True}, "gandance.scale must be a number"),
-        ("gandance", {"subset": 0}, "gandance.subset must be at least 1"),
+        ("gandance", {"subset": 0}, "gandance.subset must be a number from 1 up"),
         ("gandance", {"subset": "2.5"}, "gandance.subset must be a whole number"),
         ("gandance", {"joint": "class_maen"}, "did you mean 'class_mean'"),
         ("gandance", {"layers": "2"}, "gandance.layers must be two whole numbers"),
         ("truncation", {"threshold": 0}, "truncation.threshold must be positive"),
-        ("truncation", {"center": "clas"}, "truncation.center must be one of"),
+        ("truncation", {"center": "clas"}, "truncation.center is 'clas': did you mean 'class'"),
         ("plain", {"scale": 1}, "has no option 'scale': it takes none"),
     ],
 )

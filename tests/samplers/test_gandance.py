@@ -75,6 +75,7 @@ def test_each_group_of_rows_has_its_share_of_the_scale(toy_view: LatentView) -> 
     for row, scale in enumerate((3, 1, 0.5)):
         one = samplers.create("gandance", {"scale": scale}).guided(toy_view, inputs, code)
         torch.testing.assert_close(several[:, row], one[:, row], atol=1e-6, rtol=0)
+
     two = samplers.create("gandance", {"scale": 3, "profile": "1:0"}).guided(toy_view, inputs, code)  # 2 rows, then 1
     torch.testing.assert_close(two[:, 1], several[:, 0])
     with pytest.raises(UserError, match="has 4 groups, but this generator has 3"):
@@ -88,6 +89,7 @@ def test_psi_narrows_each_class_and_keeps_the_distance_between_classes(toy: ToyG
     noise, offset, interaction = toy.parts(0.25 * z + 0.75 * table_noise(toy), labels)
     expected = toy.mean + noise + 2 * (offset + interaction)
     torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+
     toy.w_avg += 1  # not the mean over classes: it has no part in this
     again, _, _ = guided(toy_view, scale=2, psi=0.25, joint="class_mean")
     torch.testing.assert_close(again, images)

@@ -58,12 +58,16 @@ def test_images_of_a_block_are_the_hubs_of_its_pool_each_once() -> None:
     pool = pool_of(3, 1500, 40)  # that of seeds 192 to 255
     hubs = pool[hub_counts(pool, 5) > 15]
     assert len(hubs) >= 64
+
+    # A block takes each of them once.
     z = draw(view, range(192, 256), 64, **options)
     assert len(torch.unique(z, dim=0)) == 64
     assert all((hubs == one).all(1).any() for one in z)
     batch = next(samplers.create("hubness", options).stream(view, range(192, 194), 2, LabelPlan()))
     torch.testing.assert_close(batch.notes["hubs"], torch.full((2,), len(hubs) / 1500))
-    both = draw(view, range(180, 204), 7, **options)  # over the border of two pools
+
+    # Seeds on both sides of the border of two pools.
+    both = draw(view, range(180, 204), 7, **options)
     assert torch.equal(both[12:], z[:12])
     assert torch.equal(both, draw(view, range(180, 204), 24, **options))
     assert not torch.equal(draw(view, range(128, 192), 64, **options), z)

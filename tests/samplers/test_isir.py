@@ -50,6 +50,7 @@ def test_it_is_its_slow_twin_particle_by_particle() -> None:
             weight = torch.tensor(new, dtype=torch.float64).exp()
             total += weight
             x = new if chance >= 1 - weight / total else x
+
     stream = samplers.create("isir", {"calibration": "none", "steps": 6, "particles": 4})
     found = next(stream.stream(tilted(), [5], 1, LabelPlan()))
     assert found.labels.tolist() == [label]

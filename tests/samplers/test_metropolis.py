@@ -56,12 +56,8 @@ def test_chains_start_at_the_score_of_a_real_image_which_is_never_put_out() -> N
 
 def test_a_walk_by_hand() -> None:
     ratios, chance = torch.tensor([0.0, -1.0, 2.0, 1.9, 0.0]), torch.tensor([0.5, 0.5, 0.5, 0.5, 0.01])
-    assert walk(torch.tensor(-torch.inf), ratios, chance) == [
-        0,
-        2,
-        3,
-        4,
-    ]  # exp(-1) < .5, exp(-.1) > .5, exp(-1.9) > .01
+    moved = walk(torch.tensor(-torch.inf), ratios, chance)
+    assert moved == [0, 2, 3, 4]  # exp(-1) < .5, exp(-.1) > .5, exp(-1.9) > .01
     assert walk(torch.tensor(3.0), ratios, chance) == [4]  # exp(-1) < .5, ..., exp(-3) > .01
 
 

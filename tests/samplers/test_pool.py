@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ToyGAN, toy_networks
 
-from studiogan_guidance import files
+from studiogan_guidance import files, rng
 from studiogan_guidance.latents import LatentView, view_for
 from studiogan_guidance.samplers import pool
 
@@ -46,6 +46,14 @@ def test_a_stopped_pool_goes_on_and_a_larger_one_begins_with_it(view: LatentView
     larger: list[int] = []
     pool.values(view, "squares", {}, 50, squares(larger))
     assert larger == list(range(30, 50))  # the last chunk of 35 was not whole
+
+
+def test_members_of_pools_of_several_classes_have_the_labels_and_seeds_of_each(view: LatentView) -> None:
+    inputs = pool.inputs(view, [3, 1, 3], 10, [4, 0, 9])
+    assert inputs.labels.tolist() == [3, 1, 3]
+    assert inputs.seeds.tolist() == [rng.POOLS + 34, rng.POOLS + 10, rng.POOLS + 39]
+    alone = pool.inputs(view, [1], 10, [0])
+    assert torch.equal(inputs.z[1:2], alone.z)
 
 
 def test_other_weights_or_another_key_are_another_pool(view: LatentView, toy: ToyGAN) -> None:

@@ -69,9 +69,7 @@ def test_what_is_computed_once_belongs_to_its_base(toy: ToyGAN) -> None:
     view = view_for(toy_networks(toy))
     for base in ("plain", "gandance", "gandance"):
         images(view, "ddls", steps=1, base=base)
-    assert (
-        view.ledger.setup["discriminator"] == 2 * 2000
-    )  # calibrated for the plain fakes, and once for the guided ones
+    assert view.ledger.setup["discriminator"] == 2 * 2000  # calibrated once for plain fakes, once for guided ones
 
 
 @pytest.mark.parametrize(
