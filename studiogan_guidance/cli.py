@@ -263,6 +263,7 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
     studiogan-guidance run -- -cfg my.yaml -ckpt DIR -data DIR -save DIR -metrics fid -v -sf
     studiogan-guidance run --device cpu --processes 2 -- -DDP --backend gloo -cfg my.yaml ...
     """
+    # Settings that torch and the host read when they are imported.
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if processes:
@@ -273,6 +274,7 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
     from studiogan_guidance.host.locate import locate
     from studiogan_guidance.plugin.hooks import start
 
+    # Check the devices, then start.
     device_of(device)
     if processes and torch.cuda.is_available():
         raise UserError("--processes is for runs without a GPU, and one is visible: add --device cpu")

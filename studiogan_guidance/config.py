@@ -153,6 +153,7 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     options of the command line are added to the defaults of the sampler. Without a file, a sampler and options, the
     packaged ``builtin-gandance.yaml`` runs.
     """
+    # The file, ours by default.
     settings = {key: value for key, value in overrides.items() if value not in (None, (), {})}
     file = path
     if file is None and "sampler" not in settings and "options" not in settings:
@@ -167,6 +168,7 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     values["sampler"] = sampler
     settings["options"] = {**options, **settings.get("options", {})}
 
+    # Both together.
     cfg = RunConfig(**{**values, **settings})
     if not cfg.uses_host and (cfg.ckpt or cfg.data or cfg.held_out):
         raise UserError(

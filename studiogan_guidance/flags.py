@@ -134,7 +134,7 @@ NUM = click.option(
     "num",
     type=int,
     metavar="N",
-    help="Number of images. [as many as real ones; sample: one sheet]",
+    help="Number of images. [as many as there are real ones; sample: 64]",
 )
 
 BASIC = (

@@ -82,14 +82,18 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> nested({"base": "gandance", "base.scale": 1.1})
         {'base': {'name': 'gandance', 'scale': 1.1}}
+
+    Raises:
+        UserError: what stands before the dot is neither a name nor a mapping.
     """
-    whole = {key: value for key, value in options.items() if "." not in key}
-    for key, value in options.items():
+    named = {str(key): value for key, value in options.items()}  # in YAML, a key may be a number
+    whole = {key: value for key, value in named.items() if "." not in key}
+    for key, value in named.items():
         head, dot, tail = key.partition(".")
         if not dot:
             continue
         outer = whole.get(head, {})
-        if isinstance(outer, (str, Spec)):
+        if not isinstance(outer, Mapping):
             outer = Spec.parse(outer, head).to_dict()
         whole[head] = {**outer, tail: value}
     return whole

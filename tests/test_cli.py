@@ -12,6 +12,7 @@ import pytest
 from conftest import ok, run
 from PIL import Image
 
+from studiogan_guidance.evaluation.sample import DEFAULT_COUNT
 from studiogan_guidance.registry import FAMILIES
 
 
@@ -157,6 +158,7 @@ def test_defaults_of_helps_are_those_of_the_functions() -> None:
         assert words in text
     assert "repeatable. [scale=0.8:2]" in text
     assert "Evaluations in all. [16]" in text
+    assert f"sample: {DEFAULT_COUNT}]" in text
     assert "comparison with plain sampling. [3]" in text
     assert "measure each sampler on. [1]" in " ".join(run("compare", "-h").output.split())
     assert "Also measure plain sampling. [on]" in " ".join(run("eval", "-h").output.split())
@@ -221,6 +223,12 @@ def test_mistakes_are_one_line_and_exit_2(
     assert result.stderr.strip().count("\n") == 0
     assert result.stdout == ""
     assert not (tmp_path / "runs" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("args", [("eval", "--sampler", "nothing"), ("sample", "--seed", 2**31 - 9)])
+def test_mistakes_make_no_folder(tmp_path: Path, args: tuple[object, ...]) -> None:
+    assert run(*args, "--out", tmp_path / "runs").exit_code == 2
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unwritable_output_is_refused_before_work(tmp_path: Path) -> None:

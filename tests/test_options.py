@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from studiogan_guidance import options
+from studiogan_guidance import options, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.options import Spec, convert
 
@@ -37,6 +37,17 @@ def test_a_mapping_is_left_as_it_was() -> None:
     form = {"name": "ddls", "base": {"name": "gandance"}, "base.scale": 1}
     Spec.parse(form)
     assert form == {"name": "ddls", "base": {"name": "gandance"}, "base.scale": 1}
+
+
+@pytest.mark.parametrize("value", [0.7, None, ["gandance"]])
+def test_only_a_thing_with_a_name_has_options_behind_a_dot(value: Any) -> None:
+    with pytest.raises(UserError, match="psi must be a name or a mapping with a name"):
+        options.nested({"psi": value, "psi.x": 3})
+
+
+def test_a_key_that_is_a_number_is_an_unknown_option() -> None:
+    with pytest.raises(UserError, match="sampler 'gandance' has no option '3'"):
+        samplers.create({"name": "gandance", 3: 1.5})
 
 
 class Thing:

@@ -266,6 +266,7 @@ class Evaluation:
 
 def _check_counts(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
     """Refuse too few images for the metrics (FID-infinity asks for more by itself) or for the processes."""
+    # For the metrics.
     fewest = max(2, cfg.splits)
     if "prdc" in cfg.metrics:
         fewest = max(fewest, cfg.k + 2)
@@ -275,6 +276,7 @@ def _check_counts(cfg: RunConfig, num: int, num_real: int, processes: int) -> No
             f"{num_real} real: raise --num, or give more data"
         )
 
+    # For the processes: each needs a batch of its own.
     for count in (num, num_real):
         whole, rest = divmod(count, cfg.batch_size)
         if processes > 1 and whole + (rest > 1) < processes:

@@ -50,6 +50,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, facto
         >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
         4.0
     """
+    # Check the shapes.
     mu1 = np.atleast_1d(np.asarray(mu1, np.float64))
     mu2 = np.atleast_1d(np.asarray(mu2, np.float64))
     sigma1 = np.atleast_2d(np.asarray(sigma1, np.float64))
@@ -59,6 +60,7 @@ def frechet_distance(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array, facto
             f"shapes do not fit: means {mu1.shape}, {mu2.shape}, covariances {sigma1.shape}, {sigma2.shape}"
         )
 
+    # The trace of the root of the product, then the distance.
     root = factor(sigma1) if factor1 is None else factor1
     trace_of_root = np.sqrt(np.linalg.eigvalsh(root.T @ sigma2 @ root).clip(min=0)).sum()
     diff = mu1 - mu2
@@ -79,6 +81,7 @@ def frechet_distance_of(real: Array, fake: Array) -> float:
     if min(len(real), len(fake)) > real.shape[1]:
         return frechet_distance(*moments(real), *moments(fake))
 
+    # Few images: the centred features stand in for the covariances.
     x = np.asarray(real, np.float64)
     y = np.asarray(fake, np.float64)
     a = (x - x.mean(0)) / np.sqrt(len(x) - 1)

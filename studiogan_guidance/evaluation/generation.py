@@ -98,12 +98,14 @@ def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> La
     Raises:
         UserError: a class out of range, or labels as in the data without data.
     """
+    # Chosen classes, or all of them alike.
     for label in cfg.classes:
         if not 0 <= label < num_classes:
             raise UserError(f"class {label} is out of range: this generator has classes 0 to {num_classes - 1}")
     if cfg.classes or cfg.labels == "uniform":
         return LabelPlan(tuple(cfg.classes))
 
+    # The frequencies of the real images.
     if real is None:
         raise UserError("labels: data needs real images: add --data DIR, or use labels: uniform")
     counts = Counter(real.labels())

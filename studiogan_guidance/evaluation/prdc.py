@@ -147,6 +147,7 @@ def _candidates(a: _Points, count: int) -> tuple[Tensor, Tensor]:
     The bound of points i and j is (half - error)_i + (half - error)_j - a_i . a_j; in the search the part of i, which
     is the same for all j, is left out. As it is symmetric, a block above the diagonal serves the one below.
     """
+    # The nearest points so far, and how a block of bounds changes them.
     low = (a.half - a.error).float()
     nearest = torch.full((len(low), count), torch.inf, device=low.device)
     index = torch.zeros(nearest.shape, dtype=torch.int64, device=low.device)
@@ -156,6 +157,7 @@ def _candidates(a: _Points, count: int) -> tuple[Tensor, Tensor]:
         nearest[rows], order = torch.cat([nearest[rows], values], 1).topk(count, largest=False)
         index[rows] = torch.cat([index[rows], places + columns.start], 1).gather(1, order)
 
+    # Compare each pair of blocks once.
     blocks = _blocks(a.points)
     for n, rows in enumerate(blocks):
         for columns in blocks[n:]:

@@ -73,6 +73,7 @@ def open_source(cfg: RunConfig) -> Source:
 
 def device_of(name: str) -> torch.device:
     """auto, cpu, cuda (under torchrun: this process's) or cuda:N as a device that exists here; UserError otherwise."""
+    # The device that a word stands for.
     local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     name = {"auto": local if torch.cuda.is_available() else "cpu", "cuda": local}.get(name, name)
     unknown = f"--device is '{name}': give auto, cpu, cuda or cuda:N"
@@ -82,6 +83,7 @@ def device_of(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(unknown) from error
 
+    # Refuse what is not here.
     if device.type not in ("cpu", "cuda"):
         raise UserError(unknown)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
