@@ -95,6 +95,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterator[None]:
     """The host's Inception with random weights, where torch's hub would have put the trained ones."""
+    # Build the network, without its download.
     nets: list[torch.nn.Module] = []
     with inside(checkout), torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
         torch.manual_seed(0)
@@ -102,7 +103,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterato
         patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(torch.nn.Module, "load_state_dict", lambda self, *_, **__: nets.append(self))
         inception.fid_inception_v3()
-        nets[-1].train()  # one pass, so that batch norms fit the data and features do not vanish
+
+        # One pass in training mode, so that batch norms fit the data and features do not vanish.
+        nets[-1].train()
         for norm in nets[-1].modules():
             if isinstance(norm, torch.nn.BatchNorm2d):
                 norm.momentum = None
@@ -110,11 +113,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> Iterato
         with torch.no_grad():
             nets[-1](torch.nn.functional.interpolate(batch.float() / 127.5 - 1, size=(299, 299)))
     nets[-1].fc.weight.data *= 0.05  # type: ignore[union-attr, operator]  # class probabilities that do not underflow
+
+    # Put it where torch's hub looks, for other processes, too.
     home = tmp_path_factory.mktemp("torch")
     (home / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(nets[-1].state_dict(), home / "hub" / "checkpoints" / INCEPTION)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(home))  # for other processes, too
+        patch.setenv("TORCH_HOME", str(home))
         yield
 
 

@@ -143,9 +143,6 @@ class Generator(nn.Module):
         super().__init__()
         self.synthesis = Synthesis()
         self.mapping = Mapping(self.synthesis.num_ws)
-        self.num_ws = self.synthesis.num_ws
-        self.w_dim = W_DIM
-        self.z_dim = Z_DIM
         self.register_buffer("w_avg", torch.zeros(W_DIM))
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:

@@ -153,6 +153,7 @@ def test_what_is_set_up_once_is_no_cost_of_an_image_even_within_each_other() -> 
             ledger.cost["synthesis"] += 5
             time.sleep(0.02)
     elapsed = time.perf_counter() - started
+
     assert ledger.cost == {"mapping": 1}
     assert ledger.setup == {"mapping": 10, "synthesis": 5}
     assert 0.04 <= ledger.setup_seconds <= elapsed  # the inner block counts once

@@ -82,10 +82,13 @@ def test_on_the_toy_it_is_gradient_ascent_on_the_quadratic_logit(toy: ToyGAN, to
     m = (toy.A + toy.Q * toy.d[2]).double()
     inputs = toy_view.draw(range(6), 0, LabelPlan((2,)))
     found = run(toy_view, 6, LabelPlan((2,)), steps=9, eta=0.2, gamma=0)
+
+    # The closed form in z.
     curvature = critic.curve * m @ m.T
     best = torch.linalg.solve(curvature, m @ (critic.slope - critic.curve * toy.b[2]).double())
     shrink = torch.linalg.matrix_power(torch.eye(4, dtype=torch.float64) - 0.2 * curvature, 9)
     z = best + (inputs.z.double() - best) @ shrink
+
     torch.testing.assert_close(found.images.flatten(1), (toy.mean + toy.b[2] + z @ m).float(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.notes["norm"], (z.norm(dim=1) / 2).float(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.notes["score"], critic(found.images, found.labels)["adv_output"])

@@ -34,6 +34,8 @@ def test_moments_of_a_shifted_gaussian() -> None:
     torch.testing.assert_close(x.T.cov(), torch.eye(2), atol=0.1, rtol=0)
     torch.testing.assert_close(found.notes["score"], x.sum(1), atol=1e-4, rtol=0)
     torch.testing.assert_close(found.notes["norm"], x.norm(dim=1) / math.sqrt(2))
+
+    # Costs of 8 steps, each of 4 fresh particles and 3 Langevin moves.
     assert found.cost["backward"] == 2000 * 8 * 4
     assert found.cost["discriminator"] == 2000 * (1 + 8 * (4 + 4))
     assert found.cost["proposed"] == 2000 * 8 * (4 + 3)

@@ -119,14 +119,18 @@ def test_a_pool_that_was_stopped_goes_on_where_it_was() -> None:
     options = {"k": 1, "pool": 700}
     sampler, whole = samplers.create("polarity", options), kinked(digest="whole")
     expected = sampler.volumes(whole, 0, "random")
+
+    # It stops after 576 of 700 draws, of which two chunks of 256 are on disk.
     stopped, again = kinked(digest="stopped"), kinked(digest="stopped")
-    stopped.passes = 9  # 576 of 700 draws, of which two chunks of 256 are on disk
+    stopped.passes = 9
     with pytest.raises(KeyboardInterrupt):
         sampler.volumes(stopped, 0, "random")
     assert torch.equal(sampler.volumes(again, 0, "random"), expected)
     assert whole.ledger.cost["backward"] == 700
     assert again.ledger.cost["backward"] == 700 - 512
-    sampler.volumes(again, 0, "const")  # other layer noise, other pool
+
+    # Other layer noise is another pool.
+    sampler.volumes(again, 0, "const")
     assert again.ledger.cost["backward"] == 700 - 512 + 700
 
 

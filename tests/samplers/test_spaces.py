@@ -67,10 +67,14 @@ def test_w_is_whitened_within_classes_and_starts_at_the_plain_images(interaction
     width = toy.w_dim if interaction else toy.z_dim  # without, w moves in four directions only
     assert place.start.shape == (4000, width)
     assert place.gaussian
+
+    # It starts at the plain images, about standard normal.
     torch.testing.assert_close(place.images(place.start), plain(view, inputs), atol=1e-4, rtol=1e-4)
     assert place.start.mean(0).abs().max() < 0.1
     assert (place.start.T.cov() - torch.eye(width)).abs().max() < 0.12
-    step = place.images(place.start + 1) - place.images(place.start)  # the same for all, as w is linear in u
+
+    # A step is the same for all, as w is linear in u.
+    step = place.images(place.start + 1) - place.images(place.start)
     torch.testing.assert_close(step, step[:1].expand_as(step), atol=1e-4, rtol=0)
 
 
