@@ -15,9 +15,9 @@ from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.preparation import Preparation, tuned, weights_sha256
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels
-DINOV2 = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by the width of a token
-DINOV2_SIZE = 224  # side of the input
-DINOV2_PATCH = 14  # side of a patch
+MODEL_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by the width of a token
+IMAGE_SIZE = 224  # side of the input
+PATCH_SIZE = 14  # side of a patch
 
 
 class DinoV2:
@@ -50,7 +50,7 @@ class DinoV2:
         name, net = dinov2(path)
         mean, std = map(torch.tensor, IMAGENET)
         self.device = device
-        self._prepare = Preparation(DINOV2_SIZE, "bicubic", mean, std, device, resize_on, channels_last)
+        self._prepare = Preparation(IMAGE_SIZE, "bicubic", mean, std, device, resize_on, channels_last)
         self._net = tuned(net.to(device), channels_last, compile)
         self.protocol = {"backbone": f"dinov2:{name}", "backbone_sha256": weights_sha256(path), "resizer": "clean"}
         if resize_on != "cpu":
@@ -90,14 +90,14 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
             f"--backbone {path} holds no DINOv2 ViT in facebook's or timm's format: give dinov2_vit*14_pretrain.pth"
         )
     registers = bool({"register_tokens", "reg_token"} & set(state))
-    name = f"vit_{DINOV2[width]}_patch14{'_reg4' if registers else ''}_dinov2"
+    name = f"vit_{MODEL_SIZES[width]}_patch14{'_reg4' if registers else ''}_dinov2"
 
     # Load them into timm's network.
     state.setdefault("mask_token", torch.zeros(1, width))  # by which timm knows facebook's names; it is dropped
     try:
-        state["pos_embed"] = _positions(state["pos_embed"], DINOV2_SIZE // DINOV2_PATCH, registers)
+        state["pos_embed"] = _positions(state["pos_embed"], IMAGE_SIZE // PATCH_SIZE, registers)
         with torch.random.fork_rng(devices=[]):
-            net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
+            net: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=IMAGE_SIZE)
         net.load_state_dict(checkpoint_filter_fn(state, net))  # type: ignore[arg-type]
     except (RuntimeError, KeyError, IndexError) as error:
         raise UserError(
@@ -109,9 +109,9 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
 def _width(state: Mapping[str, Tensor]) -> int | None:
     """The width of a token of a DINOv2 ViT; None for weights of another network."""
     patches = state.get("patch_embed.proj.weight")
-    if patches is None or "pos_embed" not in state or patches.shape[2:] != (DINOV2_PATCH, DINOV2_PATCH):
+    if patches is None or "pos_embed" not in state or patches.shape[2:] != (PATCH_SIZE, PATCH_SIZE):
         return None
-    return patches.shape[0] if patches.shape[0] in DINOV2 else None
+    return patches.shape[0] if patches.shape[0] in MODEL_SIZES else None
 
 
 def _positions(embedding: Tensor, side: int, registers: bool) -> Tensor:

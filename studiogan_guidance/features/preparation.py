@@ -20,7 +20,7 @@ class Preparation:
 
     Args:
         size: side of the network's input.
-        name: the filter, as in ``resize``.
+        filter: of the resizing, as in ``resize``.
         mean: of each channel, [3].
         std: standard deviation of each channel, [3].
         device: the network's.
@@ -31,7 +31,7 @@ class Preparation:
     def __init__(
         self,
         size: int,
-        name: str,
+        filter: str,
         mean: Tensor,
         std: Tensor,
         device: torch.device,
@@ -39,7 +39,7 @@ class Preparation:
         channels_last: bool = False,
     ) -> None:
         self.size = size
-        self.name = name
+        self.filter = filter
         self.device = device
         self.resize_on = resize_on
         self.mean = mean.view(1, 3, 1, 1).to(device)
@@ -50,9 +50,9 @@ class Preparation:
         """Images [B, 3, H, W] in [-1, 1] on any device -> [B, 3, size, size] on the network's."""
         # Quantise and resize.
         if self.resize_on == "device":
-            pixels = resize_on_device(to_uint8(images.to(self.device)), self.size, self.name)
+            pixels = resize_on_device(to_uint8(images.to(self.device)), self.size, self.filter)
         else:
-            pixels = resize(to_uint8(images), self.size, self.name)
+            pixels = resize(to_uint8(images), self.size, self.filter)
             if self.device.type == "cuda":
                 pixels = pixels.pin_memory().to(self.device, non_blocking=True)
 
@@ -62,7 +62,7 @@ class Preparation:
     def soft(self, images: Tensor) -> Tensor:
         """The same on the network's device without rounding to 8 bits, so that gradients pass."""
         pixels = ((images.to(self.device) + 1) * 127.5).clamp(0, 255)
-        inputs = (resize_on_device(pixels, self.size, self.name) / 255.0 - self.mean) / self.std
+        inputs = (resize_on_device(pixels, self.size, self.filter) / 255.0 - self.mean) / self.std
         return inputs.contiguous(memory_format=self.layout)
 
 

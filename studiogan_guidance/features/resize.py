@@ -32,19 +32,19 @@ def filter_of(resizer: str, network: str) -> str:
     return {"legacy": "legacy", "clean": "bicubic", "friendly": FRIENDLY.get(network, "bilinear")}[resizer]
 
 
-def resize(images: Tensor, size: int, name: str) -> Tensor:
+def resize(images: Tensor, size: int, filter: str) -> Tensor:
     """The host's resizing, bit for bit, on all cores.
 
     Args:
         images: uint8 [B, C, H, W].
         size: side of the result.
-        name: legacy, or a key of FILTERS.
+        filter: legacy, or a key of FILTERS.
 
     Returns:
         float32 [B, C, size, size] on the CPU, in [0, 255]; bicubic and lanczos overshoot.
     """
     pixels = images.cpu().float()
-    if name == "legacy":
+    if filter == "legacy":
         return _legacy(pixels, size)
 
     # Resize one channel of one image at a time, as Pillow's filters on floats take no more.
@@ -54,29 +54,29 @@ def resize(images: Tensor, size: int, name: str) -> Tensor:
 
     def resize_image(i: int) -> None:
         for channel, out in zip(source[i], target[i]):
-            out[:] = Image.fromarray(channel).resize((size, size), FILTERS[name])
+            out[:] = Image.fromarray(channel).resize((size, size), FILTERS[filter])
 
     for _ in _threads().map(resize_image, range(len(images))):
         pass  # an error of a thread is raised here
     return resized
 
 
-def resize_on_device(images: Tensor, size: int, name: str) -> Tensor:
+def resize_on_device(images: Tensor, size: int, filter: str) -> Tensor:
     """``resize`` on the device of ``images``, as two matrix products; differs from Pillow by rounding (1e-4 of 255)."""
     pixels = images.float()
-    if name == "legacy":
+    if filter == "legacy":
         return _legacy(pixels, size)
-    rows = weights(name, images.shape[2], size, images.device)
-    columns = weights(name, images.shape[3], size, images.device)
+    rows = weights(filter, images.shape[2], size, images.device)
+    columns = weights(filter, images.shape[3], size, images.device)
     with true_float32():
         return (rows @ pixels) @ columns.T
 
 
 @functools.cache
-def weights(name: str, size: int, target: int, device: torch.device) -> Tensor:
+def weights(filter: str, size: int, target: int, device: torch.device) -> Tensor:
     """Share of each of ``size`` pixels along one axis in each of ``target``, float32 [target, size]: Pillow's own."""
     unit = Image.fromarray(np.eye(size, dtype=np.float32))  # row i becomes the share of pixel i in every target
-    return torch.from_numpy(np.array(unit.resize((target, size), FILTERS[name]))).T.contiguous().to(device)
+    return torch.from_numpy(np.array(unit.resize((target, size), FILTERS[filter]))).T.contiguous().to(device)
 
 
 def _legacy(pixels: Tensor, size: int) -> Tensor:

@@ -33,7 +33,7 @@ class Companions:
     Attributes:
         discriminator: the discriminator of the same step, in evaluation mode, its parameters frozen.
         held_out: up to n real images that it was not trained on, float [N, 3, H, W] in [-1, 1], and labels int64 [N].
-        held_out_name: what those images are, for results and for the keys of caches.
+        held_out_name: what those images are, for results.
         snapshot: the generator with the weights of another checkpoint of the same run, by its path.
     """
 

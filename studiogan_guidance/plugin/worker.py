@@ -30,7 +30,7 @@ from studiogan_guidance.plugin.seam import RunState, Session, active
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.stage import DiscriminatorStep, Trained
 
-NAMES = {
+METRIC_NAMES = {
     "FID": "fid",
     "IS": "is",
     "Improved_Precision": "precision",
@@ -291,7 +291,7 @@ class GuidedWorker:
         return results.row(
             sampler=self.RUN.sampler["name"],
             options=samplers.options(sampler),
-            metrics={NAMES[name]: float(value) for name, value in values.items() if name in NAMES},
+            metrics={METRIC_NAMES[name]: float(value) for name, value in values.items() if name in METRIC_NAMES},
             protocol=self._protocol(),
             cost=state.per_image(),
             setup=dict(view.ledger.setup) if view else {},
