@@ -208,7 +208,7 @@ def test_preparation_is_halved_with_its_labels(ahead: int) -> None:
     assert stats.labels.tolist() == list(range(20))
 
 
-def test_an_image_that_does_not_fit_by_itself_is_the_users_to_mend() -> None:
+def test_an_image_that_does_not_fit_by_itself_is_an_error_of_the_user() -> None:
     network = Small(0)
     with pytest.raises(UserError, match=r"with one image at a time \(CUDA out of memory.*\): .*use --device cpu"):
         accumulate([(torch.randn(4, 3, 2, 2), torch.zeros(4))], network)

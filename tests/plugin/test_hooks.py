@@ -22,6 +22,7 @@ from studiogan_guidance.plugin import seam
 
 pytestmark = pytest.mark.studiogan
 GUIDED = "sampler: {name: gandance, scale: 1.5}"
+ON_A_BASE = "sampler: {name: ddls, calibration: none, base: {name: gandance, scale: 1.5}}"
 
 
 @pytest.fixture
@@ -100,6 +101,9 @@ def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_p
         ("restat: many", {}, "restat must be a whole number"),
         (GUIDED, {"langevin_sampling": True, "vis_fake_images": True}, r"-lgv .* sampler 'gandance'"),
         ("sampler: {name: truncation, threshold: 1}", {"truncation_factor": 0.5}, "--truncation_factor cannot be"),
+        ("sampler: {name: ddls, calibration: none}", {"truncation_factor": 0.5}, "--truncation_factor cannot be"),
+        (ON_A_BASE, {"interpolation": True}, r"-itp \(which mixes classes\) cannot be"),
+        (ON_A_BASE, {"semantic_factorization": True, "num_semantic_axis": 2}, "-sefa cannot be"),
         (GUIDED + "\nrestat: 2", {"standing_statistics": True}, "-std_stat, when restat is on"),
         (GUIDED + "\nrestat: 2", {"batch_statistics": True}, "-batch_stat, when restat is on"),
         (GUIDED + "\nrestat: 2", {"synchronized_bn": True}, "-sync_bn, when restat is on"),
@@ -121,6 +125,16 @@ def test_psi_beyond_its_range_is_refused_for_stylegan(host: None, tmp_path: Path
         configured(write_yaml(tmp_path / "a.yaml", "stylegan2", GUIDED + "\nrestat: 3"))
     configured(write_yaml(tmp_path / "b.yaml", "stylegan2", GUIDED), truncation_factor=0.5)
     configured(write_yaml(tmp_path / "c.yaml", "big_resnet", GUIDED), truncation_factor=1.5)
+
+
+def test_latent_optimisation_is_refused(host: None, tmp_path: Path) -> None:
+    cfgs = configured(write_yaml(tmp_path / "a.yaml", "big_resnet", GUIDED))
+    cfgs.LOSS.apply_lo = True
+    cfgs.LOSS.lo_steps4eval = 0  # in training only
+    cfgs.check_compatability()
+    cfgs.LOSS.lo_steps4eval = 1
+    with pytest.raises(UserError, match=r"LOSS.apply_lo \(latent optimisation\) cannot be combined"):
+        cfgs.check_compatability()
 
 
 def test_the_host_keeps_its_own_langevin_where_the_sampler_is_neutral(host: None, tmp_path: Path) -> None:
