@@ -197,7 +197,7 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
 
     \b
     studiogan-guidance compare --with gandance:scale=1.1 --with "ddls:steps=50,step=0.05,base=gandance,base.scale=1.1"
-    studiogan-guidance compare -c my.yaml --ckpt DIR --data DIR --seeds 3 --out runs/compare
+    studiogan-guidance compare -c CIFAR10/BigGAN-compare.yaml --ckpt DIR --data DIR --seeds 3 --out runs/compare
     studiogan-guidance compare runs/a runs/b/results.jsonl
     """
     arguments = take(settings, "seeds")

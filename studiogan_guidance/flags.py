@@ -15,7 +15,7 @@ from studiogan_guidance.config import METRICS, RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.options import Spec, convert, dotted, parse_pairs
 
-FIELDS = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(RunConfig)}
 Decorator = Callable[[Any], Any]
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
 
@@ -110,7 +110,7 @@ def _shown(default: Any) -> str:
 def setting(flag: str, metavar: str | None, text: str, default: str | None = None, **more: Any) -> Decorator:
     """A flag that is a key of RunConfig. Its help ends with the default there, or with what stands in for None."""
     key = flag.partition("/")[0].strip("-").replace("-", "_")
-    shown = default or _shown(FIELDS[key])
+    shown = default or _shown(DEFAULTS[key])
     return click.option(flag, key, metavar=metavar, default=None, help=f"{text} [{shown}]", **more)
 
 

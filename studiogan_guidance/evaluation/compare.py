@@ -123,7 +123,7 @@ def reread(cfg: RunConfig, paths: Sequence[Path]) -> dict[str, Any]:
     """
     rows: list[Row] = []
     for path in paths:
-        file = path / results.NAME if path.is_dir() else path
+        file = path / results.FILE if path.is_dir() else path
         complete_rows = [row for row in results.read(file) if {*PARTS} <= set(row)]
         if not complete_rows:
             raise UserError(f"no results in {file}: give files results.jsonl, or folders that hold one")
@@ -202,6 +202,7 @@ def _sorted_seeds(seeds: Iterable[Any]) -> list[Any]:
 
 def _record(rows: Sequence[Row]) -> Record:
     """The rows of one sampler over all seeds as one."""
+    # Set-up happens once a process: the largest is that of a process that did all of it.
     last = rows[-1]
     setup = Counter[str]()
     for row in rows:

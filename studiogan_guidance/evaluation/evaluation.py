@@ -47,7 +47,7 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
         wanted.insert(0, Spec("plain"))
 
     # Open, measure and add the rows to the file.
-    path = results.writable(Path(cfg.out)) / results.NAME
+    path = results.writable(Path(cfg.out)) / results.FILE
     results.appendable(path)
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, wanted)

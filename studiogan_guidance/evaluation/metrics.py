@@ -21,7 +21,7 @@ from studiogan_guidance.features.stats import FeatureStats
 
 Array = NDArray[Any]
 T = TypeVar("T")
-BY_CLASS = "per_class"  # beside the values: those of each class
+BY_CLASS = "per_class"  # the entry that holds the values of each class
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,10 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
     """
     assert real.features is not None
     assert fake.features is not None
+    # Classes of which there are real and generated images.
     labels = set(real.labels.tolist()) & set(fake.labels.tolist())
 
+    # The values that each class has enough images for.
     by_class: dict[str, dict[str, float]] = {}
     for label in sorted(labels):
         x = real.features[real.labels == label]

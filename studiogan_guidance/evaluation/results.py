@@ -20,7 +20,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import json_digest
 
 PACKAGE = "studiogan_guidance"
-NAME = "results.jsonl"
+FILE = "results.jsonl"
 LOCKS = ".locks"  # the folder of the points that processes are measuring
 
 # Raise this when a sampler, a metric or the drawing of noise and labels changes its numbers: rows of other MATHS are
@@ -158,7 +158,7 @@ def row(
 def claim(folder: Path, key: str) -> FileLock | None:
     """The lock of the point ``key`` of a folder, or None while another process measures it.
 
-    The system releases the lock with the process. A point may have been measured by the time its lock is free: read
+    The lock ends with the process, even if that is killed. Another process may have measured the point just before: read
     the results after this call.
     """
     lock = FileLock(folder / LOCKS / key, timeout=0)

@@ -97,11 +97,12 @@ def complete(
 ) -> list[dict[str, Any]]:
     """The rows of ``points`` in their order: those in the folder's results.jsonl, and the others measured and added.
 
-    Points that another process is measuring are waited for. Returns nothing in processes above rank 0. If a point is
-    refused while it is measured, the work ends, or the error is handed to ``refused`` and the point left out.
+    Waits for points that another process is measuring. Returns nothing in processes above rank 0. A point that is
+    refused while it is measured raises its UserError; with ``refused``, that is called with the error, and the point is
+    left out.
     """
     group = evaluation.group
-    path = folder / results.NAME
+    path = folder / results.FILE
     results.appendable(path)
     keys = [results.identity(evaluation.facts(*point)) for point in points]
     left_out: set[str] = set()
@@ -150,7 +151,7 @@ def _take(folder: Path, keys: Sequence[str], missing: Sequence[int]) -> tuple[Fi
         lock = results.claim(folder, keys[index])
         if lock is None:
             continue
-        if keys[index] not in results.by_identity(folder / results.NAME):
+        if keys[index] not in results.by_identity(folder / results.FILE):
             return lock, index
         lock.release()  # it was finished just before its lock was free
     return None, None

@@ -76,7 +76,7 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
 
 
 def _present(keys: Iterable[str], rows: Sequence[Row], part: str) -> list[str]:
-    """Those of ``keys`` that some row has among its metrics or costs, in their own order."""
+    """The ``keys`` that at least one row has in its ``part``, in the order of ``keys``."""
     return [key for key in keys if any(key in row[part] for row in rows)]
 
 

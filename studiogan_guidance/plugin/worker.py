@@ -304,7 +304,7 @@ class GuidedWorker:
 
     def _write_down(self, row: Mapping[str, Any]) -> None:
         """Append a row to results.jsonl, and what each image cost to the log and to W&B."""
-        path = Path(self.RUN.save_dir) / results.NAME
+        path = Path(self.RUN.save_dir) / results.FILE
         cost = row["cost"]
         results.append(path, [row])
         passes = ", ".join(f"{name} {count:g}" for name, count in cost.items()) or "the host's own"
