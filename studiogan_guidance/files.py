@@ -39,14 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be made, the temporary file cannot be written, or it cannot be renamed. An OSError
             about any other file is passed on as it is.
     """
-    # The folder.
+    # Make the folder.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
 
-    # The file.
+    # Write, then rename.
     try:
         yield temporary
         temporary.replace(path)

@@ -158,8 +158,8 @@ def row(
 def claim(folder: Path, key: str) -> FileLock | None:
     """The lock of the point ``key`` of a folder, or None while another process measures it.
 
-    The lock ends with the process, even if that is killed. Another process may have measured the point just before: read
-    the results after this call.
+    The lock ends with the process, even if that is killed. Another process may have measured the point just before, so
+    read the results after this call.
     """
     lock = FileLock(folder / LOCKS / key, timeout=0)
     with suppress(Timeout, FileNotFoundError):  # the latter if another process removes the folder at this moment
