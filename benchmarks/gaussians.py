@@ -102,6 +102,8 @@ def measure(points: Tensor, labels: Tensor) -> dict[str, float]:
     labels = labels.cpu()
     distance, mode = torch.cdist(points, CENTRES).min(1)
     good = (distance < 4 * DEVIATION) & (mode // 5 == labels)
+
+    # Shares of the modes, and the spread within them.
     shares = torch.bincount(mode[good], minlength=25) / max(int(good.sum()), 1)
     within = (points - CENTRES[mode])[good]
     return {

@@ -154,6 +154,7 @@ def main(
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     objectives = list(wanted or OBJECTIVES)
+
     if builtin:
         keys: dict[str, Any] = {"device": device, "num": num}
         compare("built-in", {**keys, "reference": "valid"}, {**keys, "reference": "test"}, out, steps, objectives)
