@@ -66,7 +66,7 @@ class RunConfig:
         channels_last: run the feature network in the channels-last memory format.
         compile: run the feature network through torch.compile.
         pre_resizer: how real images get the configured size: wo_resize, nearest, bilinear, bicubic or lanczos.
-        k: nearest neighbour of precision, recall, density and coverage.
+        k: precision, recall, density and coverage use balls that reach to the k-th nearest neighbour.
         splits: parts of the Inception Score (host 1, literature 10).
         restat: batches of 64 images of the sampler over which batch-norm statistics are recomputed; 0 keeps those of
             the checkpoint.

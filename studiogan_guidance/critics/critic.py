@@ -155,7 +155,8 @@ class HostAdapter:
         if kind not in CLASS_LOGITS or (kind == "PD" and not hasattr(discriminator, "embedding")):
             what = f"d_cond_mtd {kind}" if kind else type(discriminator).__name__
             raise UserError(
-                f"no score of single images in a discriminator with {what}: use a method that needs no discriminator"
+                f"discriminators with {what} have no real-or-fake logit of an image: use a sampler that needs no "
+                "discriminator (see 'list')"
             )
         self.kind: str = kind
 

@@ -157,11 +157,17 @@ class LatentView(ABC):
 
     @abstractmethod
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Code of each image, [B, ...]. ``labels`` is int64 [B], or float [B, C] with a weight for every class."""
+        """Code of each image, [B, ...], for labels int64 [B], or class weights float [B, C]; differentiable.
+
+        A view whose code takes a pass through a network counts it in ``ledger.cost["mapping"]``.
+        """
 
     @abstractmethod
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] from codes, prior noise and (StyleGAN2) per-layer noise."""
+        """Images [B, 3, H, W] in [-1, 1] from codes, prior noise and (StyleGAN2) per-layer noise, differentiable.
+
+        It counts its passes in ``ledger.cost["synthesis"]``.
+        """
 
     def images(self, inputs: Inputs) -> Tensor:
         """The plain images of a batch, [B, 3, H, W]: decode(encode(z, labels), z, noise)."""
@@ -182,7 +188,11 @@ class LatentView(ABC):
         return [block[-1] if isinstance(block, nn.ModuleList) else block for block in blocks]
 
     def class_means(self) -> Tensor:
-        """Mean code of every class over the prior noise, [C, ...]; exact for families whose code ignores z."""
+        """Mean code of every class over the prior noise, [C, ...].
+
+        This default is for codes that ignore z (it encodes an empty z); views whose code uses z override it, together
+        with ``global_mean`` and ``mean_over_classes``.
+        """
         labels = torch.arange(self.num_classes, device=self.device)
         return self.encode(torch.zeros(self.num_classes, 0, device=self.device), labels)
 

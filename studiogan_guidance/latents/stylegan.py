@@ -115,7 +115,7 @@ class WView(LatentView):
 
 
 class StyleGANView(WView):
-    """The host's StyleGAN2 and StyleGAN3: moving averages do not move, layer noise comes from each image's seed."""
+    """The host's StyleGAN2 and StyleGAN3: moving averages stay fixed, layer noise comes from each image's seed."""
 
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)

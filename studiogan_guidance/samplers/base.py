@@ -78,8 +78,8 @@ class Sampler(ABC):
     def built_into(self, view: LatentView) -> LatentView:
         """A view whose ``encode`` already applies this sampler, so that another sampler can be stacked on it.
 
-        The noise that is drawn and its prior stay the same: a sampler that changes noise does so in ``encode`` and in
-        ``decode``.
+        Drawing and the prior stay as they are. A sampler that changes z does so at the start of both ``encode`` and
+        ``decode``, as some families use z in ``decode``.
 
         Raises:
             UserError: a sampler that does more than change codes.

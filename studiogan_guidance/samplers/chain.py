@@ -18,7 +18,7 @@ from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
 from studiogan_guidance.samplers.spaces import Latent
 
 
-def climb(function: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(function: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
     """Values [B] of a function of each row of u [B, D], and their gradients [B, D]; keeps no graph."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
@@ -36,7 +36,7 @@ class Target:
         latent: of the batch.
         ratio: of images and labels.
         inputs: of the batch: labels, and each image's own generator.
-        scores: holds the log ratio where the chains start, [B], as soon as ``log_ratio`` was evaluated there.
+        scores: the first log ratio that was asked for, [B]: that of the start of the chains.
     """
 
     view: LatentView
@@ -53,13 +53,13 @@ class Target:
         return d
 
     def energy(self, u: Tensor) -> Tensor:
-        """E(u) = -log p0(u) - d(G(u)), [B]. It is for ``climb``: a backward pass is counted, too."""
+        """E(u) = -log p0(u) - d(G(u)), [B]. It is for ``value_and_gradient``: a backward pass is counted, too."""
         self.view.ledger.cost["backward"] += len(u)
         return self.latent.energy(u) - self.log_ratio(u)
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """d(G(u)), [B], and its gradient by u, [B, D]."""
-        d, slope = climb(self.log_ratio, u)
+        d, slope = value_and_gradient(self.log_ratio, u)
         self.view.ledger.cost["backward"] += len(u)
         return d, slope
 
@@ -103,9 +103,11 @@ class LatentChain(GradientSampler):
 
     @abstractmethod
     def walk(self, target: Target) -> Walk:
-        """The last state and notes of chains. They start at ``target.latent.start``, and score it first.
+        """The last state and notes of chains that start at ``target.latent.start``.
 
-        A walk that knows the log ratio of its last state gives it as the note ``score``, which saves a pass.
+        The first call of ``target.log_ratio``, ``energy`` or ``slope`` must be at the start: it is the note
+        ``score_start``. A uniform prior has borders, at which ``target.latent.inside`` reflects. A walk that knows the
+        log ratio of its last state gives it as the note ``score``, which saves a pass.
         """
 
     def latent(self, view: LatentView, inputs: Inputs) -> Latent:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_positive
-from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, climb
+from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, value_and_gradient
 
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
@@ -21,7 +21,7 @@ def ula(z: Tensor, energy: Energy, step: float, noise: Tensor, temperature: floa
     Che et al. 2020, arXiv:2003.06060, algorithm 1. ``z`` and ``noise`` are [B, D]. For a Gaussian of variance 1 the
     chain's own variance is temperature^2 / (1 - step/4).
     """
-    values, slope = climb(energy, z)
+    values, slope = value_and_gradient(energy, z)
     return z - step / 2 * slope + temperature * step**0.5 * noise, values
 
 
@@ -38,7 +38,7 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
     # Propose z' by a Langevin step.
     z, old, slope = state
     proposal = z - step / 2 * slope + step**0.5 * noise
-    new, new_slope = climb(energy, proposal)
+    new, new_slope = value_and_gradient(energy, proposal)
 
     # Accept it with probability alpha.
     back = (z - proposal + step / 2 * new_slope).square().sum(1) / (2 * step)  # -log q(z|z')
@@ -114,7 +114,7 @@ class DDLS(SpaceChain):
 
     def _adjusted_walk(self, target: Target) -> Walk:
         z = target.latent.start
-        state = (z, *climb(target.energy, z))
+        state = (z, *value_and_gradient(target.energy, z))
         accepted = torch.zeros(len(z))
         for _ in range(self.steps):
             state, moved = mala(state, target.energy, self.step, target.noise(), target.chance())

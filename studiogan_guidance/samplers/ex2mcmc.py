@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_positive
-from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, climb
+from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, value_and_gradient
 from studiogan_guidance.samplers.ddls import mala
 from studiogan_guidance.samplers.isir import isir_choice
 
@@ -77,7 +77,7 @@ class Ex2MCMC(SpaceChain):
             jumps += jumped.cpu()
 
             # Walk from there.
-            state = (z, *climb(target.energy, z))
+            state = (z, *value_and_gradient(target.energy, z))
             for _ in range(self.mala_steps):
                 state, moved = mala(state, target.energy, self.step, target.noise(), target.chance())
                 accepted += moved.cpu()

@@ -50,7 +50,7 @@ def test_the_marginal_logit_is_the_log_ratio_of_mixtures() -> None:
 
 
 def test_what_has_no_such_logits_is_refused() -> None:
-    with pytest.raises(UserError, match="no score of single images in a discriminator with Linear"):
+    with pytest.raises(UserError, match="discriminators with Linear have no real-or-fake logit"):
         Critic(torch.nn.Linear(1, 1))
 
 

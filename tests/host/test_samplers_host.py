@@ -128,7 +128,7 @@ def test_every_sampler_on_every_view(backbone: str, name: str, checkout: Checkou
 @pytest.mark.parametrize(("name", "kind"), [("big_resnet", "MH"), ("stylegan2", "PD")])
 def test_what_has_no_meaning_is_refused(name: str, kind: str, checkout: Checkout) -> None:
     view = view_for(gan(name, checkout, d_cond_mtd=kind))
-    with pytest.raises(UserError, match=f"no score of single images in a discriminator with d_cond_mtd {kind}"):
+    with pytest.raises(UserError, match=f"discriminators with d_cond_mtd {kind} have no real-or-fake logit"):
         samplers.create("ddls").check(view)
     assert isinstance(Critic(both("big_resnet", checkout)[1]), Critic)
 

@@ -114,7 +114,7 @@ def test_the_one_logit_is_the_hosts_whatever_the_label(name: str, model: dict[st
 @pytest.mark.parametrize(("name", "kind"), [("big_resnet", "MH"), ("stylegan2", "MH"), ("stylegan2", "PD")])
 def test_a_discriminator_without_a_marginal_is_refused(name: str, kind: str, checkout: Checkout) -> None:
     discriminator = both(name, checkout, d_cond_mtd=kind)[1]
-    with pytest.raises(UserError, match=f"no score of single images in a discriminator with d_cond_mtd {kind}: use"):
+    with pytest.raises(UserError, match=f"discriminators with d_cond_mtd {kind} have no real-or-fake logit"):
         Critic(discriminator)
 
 
@@ -425,7 +425,7 @@ def test_an_evaluation_without_the_file_fails_at_the_start_in_one_line(
     ("stages", "name", "message"),
     [
         ("[joint, {name: strengths, per: class}]", "big_resnet", "strengths needs validation data"),
-        ("[{name: joint, adversarial: 1}]", "mh", "no score of single images in a discriminator with d_cond_mtd MH"),
+        ("[{name: joint, adversarial: 1}]", "mh", "discriminators with d_cond_mtd MH have no real-or-fake logit"),
     ],
 )
 def test_what_the_stage_cannot_do_is_said_before_the_training(

@@ -6,13 +6,13 @@ import torch
 from conftest import identity_view
 
 from studiogan_guidance.latents import LabelPlan
-from studiogan_guidance.samplers.chain import LatentChain, Target, Walk, climb
+from studiogan_guidance.samplers.chain import LatentChain, Target, Walk, value_and_gradient
 
 
 def test_climbing_leaves_rows_to_themselves_and_its_input_alone() -> None:
     u = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
     with torch.no_grad():
-        values, slope = climb(lambda v: v.pow(3).sum(1), u)
+        values, slope = value_and_gradient(lambda v: v.pow(3).sum(1), u)
     assert values.tolist() == [9, 26]
     assert slope.tolist() == [[3, 12], [27, 3]]
     assert not u.requires_grad

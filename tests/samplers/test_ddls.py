@@ -12,7 +12,7 @@ from studiogan_guidance import builtin, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import Samples
-from studiogan_guidance.samplers.chain import climb
+from studiogan_guidance.samplers.chain import value_and_gradient
 from studiogan_guidance.samplers.ddls import mala, ula
 
 SHIFT = 1.5
@@ -45,13 +45,15 @@ def test_the_unadjusted_chain_is_wider_by_its_closed_form(step: float, variance:
 def test_the_adjusted_chain_is_exact_at_any_step(step: float, acceptance: float) -> None:
     normal, g = normals(100_000), torch.Generator().manual_seed(1)
     z = normal()
-    state = (z, *climb(shifted, z))
+    state = (z, *value_and_gradient(shifted, z))
     for _ in range(round(12 / step) + 8):
         state, moved = mala(state, shifted, step, normal(), torch.rand(100_000, generator=g))
     assert state[0].mean() == pytest.approx(SHIFT, abs=0.02)
     assert state[0].var() == pytest.approx(1, rel=0.013)
     assert moved.float().mean() == pytest.approx(acceptance, abs=0.004)
-    for kept, anew in zip(state[1:], climb(shifted, state[0])):  # energies and slopes are those of where it is
+    for kept, anew in zip(
+        state[1:], value_and_gradient(shifted, state[0])
+    ):  # energies and slopes are those of where it is
         torch.testing.assert_close(kept, anew)
 
 

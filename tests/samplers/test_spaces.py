@@ -10,7 +10,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import Inputs
 from studiogan_guidance.samplers import spaces
-from studiogan_guidance.samplers.chain import climb
+from studiogan_guidance.samplers.chain import value_and_gradient
 from studiogan_guidance.samplers.spaces import Latent
 
 
@@ -106,7 +106,7 @@ def test_gradients_through_the_builtin_are_those_of_finite_differences(space: st
         def function(u: Tensor) -> Tensor:
             return (place.images(u) * weights).flatten(1).sum(1)
 
-        values, slope = climb(function, place.start)
+        values, slope = value_and_gradient(function, place.start)
         towards = slope / slope.norm(dim=1, keepdim=True)
         ahead, behind = function(place.start + 0.001 * towards), function(place.start - 0.001 * towards)
     torch.testing.assert_close(values, function(place.start).detach())
