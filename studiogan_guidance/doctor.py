@@ -124,9 +124,11 @@ def _host_packages() -> Check:
 
 
 def _plugins() -> Check:
-    from studiogan_guidance import catalogue
+    from studiogan_guidance.latents.joint import JOINTS
+    from studiogan_guidance.samplers import SAMPLERS
+    from studiogan_guidance.training import STAGES
 
-    if broken := catalogue.broken():
+    if broken := (*SAMPLERS.broken(), *JOINTS.broken(), *STAGES.broken()):
         return Check("other packages", "warn", "; ".join(broken), "update or uninstall what cannot be imported")
     return Check("other packages", "ok", "all that they register can be imported")
 
