@@ -102,11 +102,12 @@ def sample(config: str | None, as_json: bool, scales: tuple[float, ...], png: bo
 def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     """Measure a sampler, and plain sampling on the same seeds; adds a line for each to DIR/results.jsonl.
 
-    Metric prdc is precision, recall, density and coverage; per_class adds FID and prdc within each class. Without -c,
-    --sampler and -o, builtin-gandance.yaml is measured: gandance at the scale that is best for the built-in GAN.
+    Metric prdc is precision, recall, density and coverage; per_class adds FID and prdc within each class. Without -c
+    the built-in GAN is measured; builtin-gandance.yaml holds the scale that is best for it.
 
     \b
     studiogan-guidance eval
+    studiogan-guidance eval -c builtin-gandance.yaml
     studiogan-guidance eval --reference valid -o scale=1.5
     studiogan-guidance eval -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --data DIR -o scale=1.4
     torchrun --nproc-per-node 8 -m studiogan_guidance eval -c my.yaml --ckpt DIR --data DIR

@@ -31,7 +31,6 @@ RUN_KEYS = ("sampler", "stages", "restat")  # our keys that may stand in the hos
 LEAST = {"num": 1, "batch_size": 1, "k": 1, "splits": 1, "seed": 0, "restat": 0}
 LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
 MOST = 2**62  # whole numbers are below it
-DEFAULT_FILE = "builtin-gandance.yaml"  # what a command without -c, --sampler and -o runs
 
 
 @dataclass(frozen=True)
@@ -150,15 +149,10 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     """Read a configuration file, if any, and put the command line's ``overrides`` (None: not given) on top.
 
     Options of the file's sampler are kept where the command line names the same sampler or none. Without a file,
-    options of the command line are added to the defaults of the sampler. Without a file, a sampler and options, the
-    packaged ``builtin-gandance.yaml`` runs.
+    options of the command line are added to the defaults of the sampler.
     """
-    # The file, ours by default.
     settings = {key: value for key, value in overrides.items() if value not in (None, (), {})}
-    file = path
-    if file is None and "sampler" not in settings and "options" not in settings:
-        file = DEFAULT_FILE
-    values = read(Path(file)) if file else {}
+    values = read(Path(path)) if path else {}
 
     # The sampler of the file, and its options if the command line names no other.
     options = dict(values.pop("sampler", {"name": RunConfig.sampler}))

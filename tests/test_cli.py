@@ -179,7 +179,8 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
     assert (own["scale"], own["joint"]) == (1.2, "class_mean")
     assert options("-o", "scale=1.2") == own
     assert options("-c", "builtin-gandance.yaml", "-o", "scale=1.2") == {**own, "joint": "class_shift"}
-    assert options() == options("-c", "builtin-gandance.yaml") == {**own, "scale": 0.9, "joint": "class_shift"}
+    assert options() == own
+    assert options("-c", "builtin-gandance.yaml") == {**own, "scale": 0.9, "joint": "class_shift"}
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,9 @@ BUILTIN = {"scale": 0.9, "joint": "class_shift"}
 @pytest.mark.parametrize(
     ("file", "overrides", "options"),
     [
-        (None, {}, BUILTIN),
-        (None, {"seed": 3, "sampler": None, "options": {}}, BUILTIN),
+        (None, {}, {}),
+        (None, {"seed": 3, "sampler": None, "options": {}}, {}),
+        ("builtin-gandance.yaml", {}, BUILTIN),
         (None, {"sampler": "gandance"}, {}),
         (None, {"options": {"joint": "class_mean"}}, {"joint": "class_mean"}),
         (None, {"sampler": "gandance", "options": {"scale": "2"}}, {"scale": "2"}),
