@@ -105,7 +105,7 @@ REAL: dict[str, dict[str, object]] = {  # the same, cheap enough for real networ
     "ddls": {"steps": 2, "step": 0.2, "base": "gandance"},
     "ex2mcmc": {"steps": 1, "particles": 3, "mala_steps": 1},
     "dgflow": {"steps": 2},
-    "dot": {"steps": 2, "pairs": 3, "rate": 0.1},
+    "dot": {"steps": 2, "pairs": 3, "rate": 0.02},
     "collaborative": {"steps": 2, "rate": 0.05, "relative": True, "layer": 0},
     "hubness": {"pool": 100, "threshold": 7},
     "polarity": {"k": 2, "pool": 20, "projections": 3, "rho": 5},
