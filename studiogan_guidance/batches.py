@@ -1,13 +1,16 @@
-"""Batches: a progress bar over them, and halves of them where memory runs out."""
+"""Batches: a progress bar over them, halves of them where memory runs out, and numbers that are read later."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from studiogan_guidance.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Sliceable")
@@ -73,3 +76,26 @@ class Halving:
 
             yield result
             start += len(part)
+
+
+class Later:
+    """A number on its way from a GPU to the CPU: whoever made it need not wait for it, whoever reads it does.
+
+    Args:
+        scalar: a tensor of one number, on any device.
+    """
+
+    def __init__(self, scalar: Tensor) -> None:
+        import torch
+
+        self._copy = scalar.detach().to("cpu", non_blocking=True)
+        self._arrival = None
+        if scalar.is_cuda:
+            self._arrival = torch.cuda.Event()
+            self._arrival.record(torch.cuda.current_stream(scalar.device))
+
+    def value(self) -> float:
+        """The number."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return float(self._copy)

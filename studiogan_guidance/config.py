@@ -52,7 +52,7 @@ class RunConfig:
         device: auto, cpu, cuda or cuda:N.
         seed: seed K of the first image; image i has seed K + i. All seeds must be below 2**31.
         num: number of images; by default as many as there are real ones (50,000 for ImageNet's train split).
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; by default 64, and for metrics on a GPU up to 256, as its memory allows.
         classes: class labels, used in turn; by default labels are drawn at random.
         labels: how labels are drawn: uniform, or data (as often as in the real images).
         noise_mode: StyleGAN2's layer noise: random (from each image's seed) or const.
@@ -87,7 +87,7 @@ class RunConfig:
     device: str = "auto"
     seed: int = 0
     num: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     classes: tuple[int, ...] = ()
     labels: str = "uniform"
     noise_mode: str = "random"

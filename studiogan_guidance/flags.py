@@ -147,7 +147,7 @@ BASIC = (
     setting("--device", "NAME", "auto, cpu, cuda or cuda:N."),
     setting("--seed", "K", "Seed of the first image; image i has seed K + i.", type=int),
     NUM,
-    setting("--batch-size", "B", "Images per forward pass.", type=int),
+    setting("--batch-size", "B", "Images per forward pass.", "64; on a GPU up to 256, as memory allows", type=int),
     AS_JSON,
 )
 SHARED = (

@@ -36,7 +36,7 @@ def test_stages_and_restat_are_read_and_the_hosts_run_section_is_left_alone(tmp_
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", "sampler: {name: gandance, scale: 1.5, joint: class_shift}\nseed: 3\nk: 7")
     cfg = config.load(file, {"seed": 9, "num": None, "options": {"scale": "2"}})
-    assert (cfg.seed, cfg.k, cfg.batch_size) == (9, 7, 64)
+    assert (cfg.seed, cfg.k, cfg.batch_size) == (9, 7, None)
     assert dict(cfg.options) == {"scale": "2", "joint": "class_shift"}
 
 

@@ -204,6 +204,8 @@ def _record(rows: Sequence[Row]) -> Record:
     """The rows of one sampler over all seeds as one."""
     # Set-up happens once a process: the largest is that of a process that did all of it.
     last = rows[-1]
+    environment = last.get("environment") or {}
+    config = last.get("config") or {}
     setup = Counter[str]()
     for row in rows:
         setup |= Counter(row.get("setup") or {})
@@ -218,7 +220,7 @@ def _record(rows: Sequence[Row]) -> Record:
         "notes": _means(row.get("notes") or {} for row in rows),
         "seconds": statistics.mean(row["seconds"] for row in rows),
         "generator": last["generator"],
-        "timed_on": [(last.get("environment") or {}).get("device"), (last.get("config") or {}).get("batch_size")],
+        "timed_on": [environment.get("device"), environment.get("batch_size", config.get("batch_size"))],
     }
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from studiogan_guidance import samplers
-from studiogan_guidance.batches import Halving, progress
+from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, metrics, reference, results
-from studiogan_guidance.evaluation.generation import Meter, Pass, label_plan, norm_statistics
+from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, label_plan, norm_statistics
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
 from studiogan_guidance.features.stats import accumulate
-from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
 from studiogan_guidance.rng import check_images
-from studiogan_guidance.samplers import SAMPLERS, Sampler, Samples, restat
+from studiogan_guidance.samplers import SAMPLERS, Sampler, restat
 
 
 def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
@@ -71,6 +71,7 @@ class Evaluation:
         chosen: the samplers that were wanted, with their registered names.
         real: the real images.
         num: how many images are generated.
+        batch_size: images of a batch, the same in all processes.
     """
 
     def __init__(
@@ -86,7 +87,10 @@ class Evaluation:
 
         # Open the generator.
         self.source = source or open_source(cfg)
-        self.networks = self.source.networks(device_of(cfg.device))
+        device = device_of(cfg.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what pins memory would wake the first GPU otherwise
+        self.networks = self.source.networks(device)
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
 
@@ -95,10 +99,11 @@ class Evaluation:
         self.backbone = open_backbone(cfg, self.source, self.networks.device)
         self.plan = label_plan(cfg, self.networks.num_classes, self.real)
         self.num = cfg.num or self.real.default_count
-        self._is_warm = False
+        sizes = group.gather(batch_size(cfg, self.view, self.backbone))
+        self.batch_size = group.agree(min(sizes, default=0))
 
         # Refuse what cannot work before the pass over the real images.
-        _check_counts(cfg, self.num, len(self.real), group.size)
+        _check_counts(cfg, self.num, len(self.real), self.batch_size, group.size)
         check_images(cfg.seed, self.num)
         if metrics.need(cfg, "probabilities") and not cfg.compile:
             self._check_logits()
@@ -119,7 +124,7 @@ class Evaluation:
     def reference(self) -> Reference | None:
         """The statistics of the real images; None in processes above rank 0."""
         return reference.load_or_make(
-            self.real, self.backbone, self.source.protocol, self.group, self.cfg.batch_size, self._with_features
+            self.real, self.backbone, self.source.protocol, self.group, self.batch_size, self._with_features
         )
 
     @property
@@ -169,7 +174,6 @@ class Evaluation:
         A sampler that is refused while it samples is refused, by the same UserError, in all processes.
         """
         seed = self.cfg.seed if seed is None else seed
-        self.warm_up()
         real = self.reference
         setup_before = self.view.ledger.setup.copy()
         started = time.perf_counter()
@@ -196,21 +200,9 @@ class Evaluation:
             notes=generated.mean_notes(),
             seconds=time.perf_counter() - started,
             device=f"{self.networks.device}{processes}",
+            batch_size=self.batch_size,
         )
         return row | ({metrics.BY_CLASS: by_class} if by_class else {})
-
-    def warm_up(self) -> None:
-        """Sample and discard one batch on a GPU, whose first pass takes longer; later calls do nothing."""
-        if self._is_warm or self.view.device.type != "cuda":
-            return
-        self._is_warm = True
-        cost = self.view.ledger.cost
-        cost_before = cost.copy()
-        with self.view.frozen(), torch.no_grad():
-            seeds = range(min(self.cfg.batch_size, self.num))
-            self.view.images(self.view.draw(seeds, 0, LabelPlan(), self.cfg.noise_mode))
-        cost.clear()
-        cost.update(cost_before)
 
     def generate(self, name: str, sampler: Sampler, seed: int) -> Pass | None:
         """The pass over the generated images, those of all processes together; None above rank 0.
@@ -234,37 +226,28 @@ class Evaluation:
 
         # Join the shares.
         passes = [share for share in shares if isinstance(share, Pass)]
-        return Pass.merge(passes, self.cfg.batch_size) if passes else None
+        return Pass.merge(passes, self.batch_size) if passes else None
 
     def _share(self, name: str, sampler: Sampler, seed: int) -> Pass:
         """The pass over the images of this process."""
-        meter = Meter(self._samples(sampler, seed), self.view)
-        batches = math.ceil(self.num / self.cfg.batch_size / self.group.size)
-        with restat.applied(norm_statistics(self.cfg, self.view, sampler)):
+        cfg = self.cfg
+        group = self.group
+        seeds = range(seed, seed + self.num)
+        turn = (group.rank, group.size)
+        samples = sampler.stream(self.view, seeds, self.batch_size, self.plan, cfg.noise_mode, turn=turn)
+        meter = Meter(samples, self.view)
+        batches = math.ceil(self.num / self.batch_size / group.size)
+        with restat.applied(norm_statistics(cfg, self.view, sampler)):
             stats = accumulate(
                 progress(meter, name, total=batches),
                 self.backbone,
                 features=self._with_features,
-                probabilities=metrics.need(self.cfg, "probabilities") or self.backbone.classifies,
+                probabilities=metrics.need(cfg, "probabilities") or self.backbone.classifies,
             )
-        return Pass(stats, meter.cost, meter.notes, meter.seconds)
-
-    def _samples(self, sampler: Sampler, seed: int) -> Iterator[Samples]:
-        """Every ``group.size``-th batch of images, smaller ones where memory runs out."""
-        size = self.cfg.batch_size
-        halving = Halving()
-        sample = partial(self._batch, sampler, seed)
-        for first in range(self.group.rank * size, self.num, self.group.size * size):
-            last = min(first + size, self.num)
-            yield from halving(sample, range(seed + first, seed + last))
-
-    def _batch(self, sampler: Sampler, first_seed: int, seeds: range) -> Samples:
-        position = seeds[0] - first_seed
-        (batch,) = sampler.stream(self.view, seeds, len(seeds), self.plan, self.cfg.noise_mode, position)
-        return batch
+        return Pass(stats, meter.cost, meter.notes(), meter.seconds())
 
 
-def _check_counts(cfg: RunConfig, num: int, num_real: int, processes: int) -> None:
+def _check_counts(cfg: RunConfig, num: int, num_real: int, batch_size: int, processes: int) -> None:
     """Refuse too few images for the metrics (FID-infinity asks for more by itself) or for the processes."""
     # For the metrics.
     fewest = max(2, cfg.splits)
@@ -278,9 +261,9 @@ def _check_counts(cfg: RunConfig, num: int, num_real: int, processes: int) -> No
 
     # For the processes: each needs a batch of its own.
     for count in (num, num_real):
-        whole, rest = divmod(count, cfg.batch_size)
+        whole, rest = divmod(count, batch_size)
         if processes > 1 and whole + (rest > 1) < processes:
             raise UserError(
-                f"{count} images in batches of {cfg.batch_size} are too few for {processes} processes: start fewer, or "
+                f"{count} images in batches of {batch_size} are too few for {processes} processes: start fewer, or "
                 "lower --batch-size"
             )

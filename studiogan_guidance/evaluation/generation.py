@@ -1,21 +1,29 @@
-"""One pass over generated images: their labels, the statistics of their features, and what they cost."""
+"""One pass over generated images: labels, size of a batch, the statistics of their features, and what they cost."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.features.images import Real
-from studiogan_guidance.features.stats import FeatureStats, merge
+from studiogan_guidance.features.stats import Backbone, FeatureStats, merge
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import Sampler, Samples, restat
+
+CPU_BATCH = 64  # images of a batch where the run does not say
+GPU_BATCH = 256  # the most on a GPU, where larger ones gain no time
+PILOT = 16  # images that tell what an image takes of a GPU's memory
+SHARE = 0.5  # of the free memory that a batch may take by this measure
 
 
 @dataclass(frozen=True)
@@ -72,24 +80,113 @@ class Meter:
         self.samples = samples
         self.view = view
         self.cost: Counter[str] = Counter()
-        self.notes: dict[str, list[float]] = {}
-        self.seconds = 0.0
+        self._notes: dict[str, list[Tensor]] = {}
+        self._clock = Stopwatch(view.device)
+        self._setup_seconds = 0.0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while (batch := self._timed_next()) is not None:
             self.cost.update(batch.cost)
             for name, values in batch.notes.items():
-                self.notes.setdefault(name, []).extend(values.double().tolist())
+                self._notes.setdefault(name, []).append(values)
             yield batch.images, batch.labels
 
     def _timed_next(self) -> Samples | None:
         ledger = self.view.ledger
         setup_before = ledger.setup_seconds
-        started = time.perf_counter()
-        batch = next(self.samples, None)
-        spent = time.perf_counter() - started  # on a GPU much of it waits for the kernels of the feature network
-        self.seconds += spent - (ledger.setup_seconds - setup_before)
+        with self._clock.running():
+            batch = next(self.samples, None)
+        self._setup_seconds += ledger.setup_seconds - setup_before
         return batch
+
+    def notes(self) -> dict[str, list[float]]:
+        """What the sampler said about each image, a number an image."""
+        return {name: torch.cat(values).double().tolist() for name, values in self._notes.items()}
+
+    def seconds(self) -> float:
+        """Time of sampling, without set-up."""
+        return self._clock.seconds() - self._setup_seconds
+
+
+class Stopwatch:
+    """Seconds inside its with-blocks, in all; those of a GPU pass on its own clock, so that nobody waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu_seconds = 0.0
+        self._laps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A block that counts."""
+        if self._device.type != "cuda":
+            started = time.perf_counter()
+            yield
+            self._cpu_seconds += time.perf_counter() - started
+            return
+
+        stream = torch.cuda.current_stream(self._device)
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        begin.record(stream)
+        yield
+        end.record(stream)
+        self._laps.append((begin, end))
+
+    def seconds(self) -> float:
+        """The time so far; it waits for what the GPU has still to do."""
+        total = self._cpu_seconds
+        for begin, end in self._laps:
+            end.synchronize()
+            total += begin.elapsed_time(end) / 1000
+        return total
+
+
+def batch_size(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
+    """Images of a batch: ``cfg.batch_size``, or 64 on a CPU and up to 256 on a GPU, as many as its memory takes.
+
+    A few images go through generator and feature network to see what an image takes; this warms a GPU up, too.
+    """
+    device = view.device
+    if device.type != "cuda":
+        return cfg.batch_size or CPU_BATCH
+    images = _pilot(cfg, view, backbone)
+    if cfg.batch_size:
+        return cfg.batch_size
+
+    # Once more, as the first pass also loads libraries.
+    torch.cuda.reset_peak_memory_stats(device)
+    level = torch.cuda.memory_allocated(device)
+    images = _pilot(cfg, view, backbone)
+    taken = (torch.cuda.max_memory_allocated(device) - level) / max(1, images)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return fitting(free, taken)
+
+
+def fitting(free: float, taken: float) -> int:
+    """The largest of 256, 128, ..., 1 images of ``taken`` bytes each that fit into half of ``free`` bytes."""
+    size = GPU_BATCH
+    while size > 1 and size * taken > SHARE * free:
+        size //= 2
+    return size
+
+
+def _pilot(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
+    """Pass ``PILOT`` plain images through both networks, fewer where memory runs out; returns their number."""
+
+    def run(seeds: range) -> int:
+        images = view.images(view.draw(seeds, 0, LabelPlan(), cfg.noise_mode))
+        if not cfg.compile:  # a compiled network is started with its first batch
+            backbone(backbone.prepare(images))
+        return len(images)
+
+    cost = view.ledger.cost.copy()
+    with view.frozen(), torch.no_grad():
+        counts = list(Halving()(run, range(PILOT)))
+    view.ledger.cost.clear()
+    view.ledger.cost.update(cost)
+    return max(counts)
 
 
 def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> LabelPlan:

@@ -133,12 +133,16 @@ def row(
     device: str,
     setup: Mapping[str, int] | None = None,
     notes: Mapping[str, float] | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """One self-describing result: a line of results.jsonl.
 
     ``cost`` is passes per image (and seconds), ``setup`` passes in all for what was computed once, ``notes`` the means
-    over the images of the notes of the sampler.
+    over the images of the notes of the sampler. ``device`` and ``batch_size`` say what times belong to.
     """
+    environment = {PACKAGE: __version__, "maths": MATHS, "torch": torch.__version__, "device": device}
+    if batch_size is not None:
+        environment["batch_size"] = batch_size
     return {
         "sampler": sampler,
         "options": options,
@@ -150,7 +154,7 @@ def row(
         "seconds": round(seconds, 3),
         "generator": generator,
         "config": config,
-        "environment": {PACKAGE: __version__, "maths": MATHS, "torch": torch.__version__, "device": device},
+        "environment": environment,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

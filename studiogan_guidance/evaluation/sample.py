@@ -16,7 +16,7 @@ from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import pictures, results
-from studiogan_guidance.evaluation.generation import label_plan, norm_statistics
+from studiogan_guidance.evaluation.generation import CPU_BATCH, label_plan, norm_statistics
 from studiogan_guidance.evaluation.source import device_of, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import Arrays, replacing
@@ -87,8 +87,9 @@ def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan
     num = cfg.num or DEFAULT_COUNT
     images, labels, seeds = [], [], []
     with restat.applied(norm_statistics(cfg, view, sampler)):
-        stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), cfg.batch_size, plan, cfg.noise_mode)
-        for batch in progress(stream, cfg.sampler, total=math.ceil(num / cfg.batch_size)):
+        size = cfg.batch_size or CPU_BATCH
+        stream = sampler.stream(view, range(cfg.seed, cfg.seed + num), size, plan, cfg.noise_mode)
+        for batch in progress(stream, cfg.sampler, total=math.ceil(num / size)):
             images.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
             seeds.append(batch.seeds.numpy())

@@ -150,7 +150,7 @@ class LatentView(ABC):
         self.generator = networks.generator
         self.num_classes = networks.num_classes
         self.device = networks.device
-        self.ledger = Ledger()
+        self.ledger = Ledger(device=networks.device)
         self.memo: dict[str, object] = {}
         self.on_disk = bool(networks.digest)
         self.bare: LatentView = self

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
+
 
 @dataclass
 class Ledger:
@@ -18,22 +20,29 @@ class Ledger:
             ``mapping``, ``synthesis``, ``discriminator``, ``joint``, ``backward``.
         setup: the same for what is computed once and serves all images.
         setup_seconds: wall-clock time that this took.
+        device: where the networks run; what a GPU has still to do belongs to whoever asked for it.
     """
 
     cost: Counter[str] = field(default_factory=Counter)
     setup: Counter[str] = field(default_factory=Counter)
     setup_seconds: float = 0.0
+    device: torch.device | None = None
 
     @contextmanager
     def setting_up(self) -> Iterator[None]:
         """Passes inside the with-block count in ``setup``, not in ``cost``. Blocks may be nested."""
         cost = self.cost.copy()
         seconds = self.setup_seconds
-        started = time.perf_counter()
+        started = self._now()
         yield
 
         self.setup.update(self.cost - cost)
         self.cost.clear()
         self.cost.update(cost)
         # The time of nested blocks is part of this one's.
-        self.setup_seconds = seconds + time.perf_counter() - started
+        self.setup_seconds = seconds + self._now() - started
+
+    def _now(self) -> float:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

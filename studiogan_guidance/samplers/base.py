@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from studiogan_guidance.batches import Halving, Later
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
 from studiogan_guidance.options import Spec
@@ -94,25 +96,78 @@ class Sampler(ABC):
         plan: LabelPlan,
         noise_mode: str = "random",
         first: int = 0,
+        turn: tuple[int, int] = (0, 1),
     ) -> Iterator[Samples]:
         """Sample one image a seed, in batches, with the networks frozen, and afterwards as before.
 
         Image i depends on ``seeds[i]``, its position ``first + i`` in the run (where classes are chosen) and the
         options alone. Networks round differently at other batch sizes: on a CPU by less than 1e-5 of the largest
         pixel, on GPUs whose convolutions use TF32 (the default of PyTorch) by more.
+
+        Args:
+            view: the generator.
+            seeds: one seed an image.
+            batch_size: images of a batch; smaller ones follow where memory runs out.
+            plan: where labels come from.
+            noise_mode: "random" or "const", see ``LatentView.draw``.
+            first: position in the run of the first image.
+            turn: (rank, size) of processes that take the batches in turn; this one gets every ``size``-th batch.
+
+        Raises:
+            UserError: options without a meaning on this view, a single image that is too much for the memory, or
+                images that are not finite: the first batch at once, later ones when the second batch after them is
+                asked for, or at the end, so that nothing waits for a GPU.
         """
         self.check(view)
-        with view.frozen():
-            for start in range(0, len(seeds), batch_size):
-                before = view.ledger.cost.copy()
-                with torch.no_grad():
-                    inputs = view.draw(seeds[start : start + batch_size], first + start, plan, noise_mode)
-                    sampled = self.sampled(view, inputs)
-                if not torch.isfinite(sampled.images).all():
-                    raise UserError(f"images are not finite with {self}: damaged weights, or options too extreme")
+        rank, size = turn
+        halving = Halving()
+        finite = _FiniteCheck(self)
 
-                cost = dict(view.ledger.cost - before)
-                yield Samples(sampled.images, inputs.labels, inputs.seeds, cost, sampled.notes)
+        def batch(rows: range) -> Samples:
+            return self._batch(view, [seeds[row] for row in rows], plan, noise_mode, first + rows[0])
+
+        with view.frozen():
+            for start in range(rank * batch_size, len(seeds), size * batch_size):
+                rows = range(start, min(start + batch_size, len(seeds)))
+                for samples in halving(batch, rows):
+                    finite.add(samples.images)
+                    yield samples
+            finite.settle()
+
+    def _batch(self, view: LatentView, seeds: Sequence[int], plan: LabelPlan, noise_mode: str, first: int) -> Samples:
+        """One batch of ``stream``."""
+        cost_before = view.ledger.cost.copy()
+        with torch.no_grad():
+            inputs = view.draw(seeds, first, plan, noise_mode)
+            sampled = self.sampled(view, inputs)
+        cost = dict(view.ledger.cost - cost_before)
+        return Samples(sampled.images, inputs.labels, inputs.seeds, cost, sampled.notes)
+
+
+class _FiniteCheck:
+    """Refuses images that are not finite, and waits for a GPU at the first batch only."""
+
+    LAG = 2  # batches between one and the check of it
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._is_first = True
+        self._unread: deque[Later] = deque()
+
+    def add(self, images: Tensor) -> None:
+        """Take in a batch; raises UserError for the batch before the last one."""
+        self._unread.append(Later(torch.isfinite(images).all()))
+        self._read(0 if self._is_first else self.LAG)
+        self._is_first = False
+
+    def settle(self) -> None:
+        """Check what is left."""
+        self._read(0)
+
+    def _read(self, left: int) -> None:
+        while len(self._unread) > left:
+            if not self._unread.popleft().value():
+                raise UserError(f"images are not finite with {self._sampler}: damaged weights, or options too extreme")
 
 
 @dataclass(frozen=True)

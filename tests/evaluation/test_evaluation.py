@@ -22,7 +22,7 @@ from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation, evaluate
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_infinity, moments
-from studiogan_guidance.evaluation.generation import Pass
+from studiogan_guidance.evaluation.generation import Pass, fitting
 from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.metrics import METRICS
 from studiogan_guidance.evaluation.prdc import prdc
@@ -110,6 +110,18 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path, monkeypatch: pytest.
     assert max(sizes[3:]) == 13  # it is remembered
 
 
+def test_as_many_images_as_half_of_the_free_memory_takes() -> None:
+    assert fitting(80e9, 4e6) == 256
+    assert fitting(8e9, 30e6) == 128  # 133 would fit
+    assert fitting(8e9, 32e6) == 64
+    assert fitting(1e9, 6e8) == 1
+
+
+def test_a_row_says_how_many_images_went_at_once(tmp_path: Path) -> None:
+    assert metrics(tmp_path, "--metrics", "fid")["environment"]["batch_size"] == 50
+    assert opened(batch_size=None).batch_size == 64
+
+
 def test_is_of_a_network_without_classes_is_refused(tmp_path: Path) -> None:
     from conftest import run
 
@@ -159,7 +171,8 @@ def choosy(monkeypatch: pytest.MonkeyPatch) -> Choosy:
 
 
 def opened(**given: Any) -> Evaluation:
-    return Evaluation(RunConfig(metrics=("fid",), num=45, batch_size=20, **given), Group(), [Spec("plain")])
+    cfg = RunConfig(**{"metrics": ("fid",), "num": 45, "batch_size": 20, **given})
+    return Evaluation(cfg, Group(), [Spec("plain")])
 
 
 def test_a_row_tells_notes_acceptance_and_setup(choosy: Choosy) -> None:

@@ -1,7 +1,10 @@
+import pytest
 import torch
 from conftest import ToyGAN
+from torch import Tensor
 
 from studiogan_guidance import samplers
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 
 
@@ -36,3 +39,42 @@ def test_cost_counts_rows_through_each_network(toy_view: LatentView) -> None:
     assert cost("gandance", joint="class_mean", scale=2) == {"mapping": 4 + 4 * 5, "synthesis": 4}
     assert cost("gandance", joint="class_subset", subset=2, scale=2) == {"mapping": 4 + 4 * 2, "synthesis": 4}
     assert cost("gandance", joint="class_shift", scale=2) == {"mapping": 4, "synthesis": 4}
+
+
+def test_processes_that_take_turns_make_the_batches_of_one(toy_view: LatentView) -> None:
+    plain = samplers.create("plain")
+    plan = LabelPlan(classes=(3, 1, 2))
+    whole = list(plain.stream(toy_view, range(40, 63), 4, plan))
+    shares = [list(plain.stream(toy_view, range(40, 63), 4, plan, turn=(rank, 2))) for rank in range(2)]
+    assert [len(share) for share in shares] == [3, 3]
+    for i, batch in enumerate(whole):
+        other = shares[i % 2][i // 2]
+        assert torch.equal(other.images, batch.images)
+        assert torch.equal(other.labels, batch.labels)
+
+
+def spoilt(view: LatentView, seeds: range, batch_size: int, bad: int) -> tuple[int, str]:
+    """How many batches come before the refusal of image number ``bad``, which is not finite."""
+    made = 0
+
+    def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+        nonlocal made
+        images = view.decode(code, z, noise)
+        if made <= bad < made + len(images):
+            images[bad - made] = torch.nan
+        made += len(images)
+        return images
+
+    count = 0
+    with pytest.raises(UserError) as refusal:
+        for _ in samplers.create("plain").stream(view.altered(decode=decode), seeds, batch_size, LabelPlan()):
+            count += 1
+    return count, str(refusal.value)
+
+
+def test_images_that_are_not_finite_are_refused_soon(toy_view: LatentView) -> None:
+    count, message = spoilt(toy_view, range(20), 2, 0)
+    assert message.startswith("images are not finite with Plain(): damaged weights")
+    assert count == 0  # the first batch at once
+    assert spoilt(toy_view, range(20), 2, 2)[0] == 3  # the second with the fourth
+    assert spoilt(toy_view, range(20), 2, 19)[0] == 10  # the last at the end
