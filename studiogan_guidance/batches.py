@@ -26,6 +26,34 @@ def progress(items: Iterable[T], what: str, total: float | None = None) -> Itera
     return track(items, what, total=total, console=console, transient=True, disable=quiet)
 
 
+# What errors of torch and of the libraries under it say where memory runs out; some name another cause.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "alloc_failed",  # cuBLAS, cuDNN, cuFFT, cuSOLVER
+    "cublascreate",
+    "cudnn_status_not_supported",
+    "unable to find an engine to execute",
+    "defaultcpuallocator:",
+    "bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU; torch has several types for it.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("other"))
+        (True, False)
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:  # then no error is one of torch's
+        return isinstance(error, MemoryError)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, torch.jit.Error)) and any(words in text for words in OUT_OF_MEMORY)
+
+
 class Sliceable(Protocol):
     """What can be cut into batches: a tensor, a range, a list."""
 
@@ -59,7 +87,9 @@ class Halving:
             fits = True
             try:
                 result = function(part)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(part) == 1:
                     raise UserError(
                         f"out of memory with one image at a time ({one_line(error, 120)}): end what else "

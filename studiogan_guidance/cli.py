@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from studiogan_guidance import __version__, flags
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import load
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.flags import (
@@ -39,13 +40,21 @@ class Mistake(click.ClickException):
 
 
 class Group(click.Group):
-    """Turns every UserError into a Mistake."""
+    """Turns every UserError, and memory that ran out, into a Mistake."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise Mistake(one_line(error, limit=10_000)) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = one_line(error, limit=120)
+            raise Mistake(
+                f"out of memory ({reason}): use smaller batches (--batch-size), end what else uses the GPU, or use "
+                "--device cpu"
+            ) from error
 
 
 def _emit(result: Mapping[str, Any], as_json: bool, text: Callable[[Any], str] | None = None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.critics.calibration import Array, Flags, Map, cross_fitted, isotonic_map, logistic_map, quality
 from studiogan_guidance.critics.critic import Critic, of_view
 from studiogan_guidance.errors import UserError
@@ -114,12 +116,17 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
 
 def fakes(view: LatentView, first: int, labels: Sequence[int], noise_mode: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of a view from seed ``first`` on, one a label, and their labels, in batches."""
+    halving = Halving()
+
+    def make(numbers: range) -> tuple[Tensor, Tensor]:
+        classes = tuple(labels[numbers.start : numbers.stop])
+        seeds = range(first + numbers.start, first + numbers.stop)
+        inputs = view.draw(seeds, 0, LabelPlan(classes), noise_mode)
+        return view.images(inputs), inputs.labels
+
     with view.frozen(), torch.no_grad():
         for start in range(0, len(labels), BATCH_SIZE):
-            classes = tuple(labels[start : start + BATCH_SIZE])
-            seeds = range(first + start, first + start + len(classes))
-            inputs = view.draw(seeds, 0, LabelPlan(classes), noise_mode)
-            yield view.images(inputs), inputs.labels
+            yield from halving(make, range(start, min(start + BATCH_SIZE, len(labels))))
 
 
 def _held_out(companions: Companions, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -137,12 +144,19 @@ def _held_out(companions: Companions, count: int, num_classes: int) -> tuple[Ten
 
 def _evidence(ratio: LogRatio, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """The evidence about all images, [N, K], float64 on the CPU."""
-    device = ratio.view.device
-    parts = []
+    halving = Halving()
+    parts: list[Tensor] = []
     with torch.no_grad():
         for images, labels in batches:
-            parts.append(ratio.evidence(images.to(device), labels.to(device)).cpu())
+            parts += halving(partial(_judged, ratio, images, labels), range(len(images)))
     return torch.cat(parts).double()
+
+
+def _judged(ratio: LogRatio, images: Tensor, labels: Tensor, rows: range) -> Tensor:
+    """The evidence about some rows of a batch, on the CPU."""
+    device = ratio.view.device
+    part = slice(rows.start, rows.stop)
+    return ratio.evidence(images[part].to(device), labels[part].to(device)).cpu()
 
 
 def _fitted(raw: LogRatio, calibration: str, evidence: Array, is_real: Flags) -> LogRatio:

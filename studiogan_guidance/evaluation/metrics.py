@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance_of, frechet_infinity
@@ -53,7 +54,9 @@ class Comparison:
         """``function(device)``, or on the CPU, with the same values, where the device has too little memory."""
         try:
             return function(self.device)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
         return function("cpu")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from studiogan_guidance import samplers
@@ -171,9 +172,10 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
         values = dotted(samplers.options(sampler))
         captions.append(" ".join(str(values.get(key, name)) for key in options))
         with restat.applied(norm_statistics(cfg, view, sampler)):
-            batch = next(sampler.stream(view, seeds, len(seeds), evaluation.plan, cfg.noise_mode))
-        columns.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
+            batches = sampler.stream(view, seeds, len(seeds), evaluation.plan, cfg.noise_mode)
+            images = torch.cat([batch.images for batch in batches])
+        columns.append(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy())
 
     # From [columns, rows, ...] to one list of images, row by row.
-    images = np.concatenate(np.stack(columns, 1))
-    return pictures.captioned(pictures.grid(images, len(columns)), captions)
+    cells = np.concatenate(np.stack(columns, 1))
+    return pictures.captioned(pictures.grid(cells, len(columns)), captions)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.preparation import weights_sha256
 from studiogan_guidance.features.stats import to_uint8
@@ -56,10 +57,8 @@ class TorchScript:
         # Run it; its interpreter raises errors of its own for whatever went wrong inside.
         try:
             output = self._net(prepared, **self._options)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, torch.jit.Error) as error:
-            if "out of memory" in str(error):
+            if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(_last_line(error)) from error
             raise UserError(
                 f"{self._path} failed on uint8 images {list(prepared.shape)} ({_last_line(error)}): it must take them"

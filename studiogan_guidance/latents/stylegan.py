@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studiogan_guidance import rng
-from studiogan_guidance.batches import progress
+from studiogan_guidance.batches import Halving, progress
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents.base import LatentView, Networks
@@ -105,13 +106,18 @@ class WView(LatentView):
         z = torch.cat([self.prior(gens), self.info(gens)], 1).to(self.device)
 
         # Sum in double precision, class by class.
+        halving = Halving()
         eye = torch.eye(self.num_classes, device=self.device)
         table = torch.zeros(self.num_classes, self.global_mean().shape[1], dtype=torch.float64, device=self.device)
         for label in progress(range(self.num_classes), "class means"):
             for part in z.split(MAX_ROWS):
-                codes = self._map(part, eye[label].expand(len(part), -1))[:, 0]
-                table[label] += codes.double().sum(0)
+                for total in halving(partial(self._sum_of_codes, weights=eye[label]), part):
+                    table[label] += total
         return {"means": (table / len(z)).float().cpu().numpy()}
+
+    def _sum_of_codes(self, z: Tensor, weights: Tensor) -> Tensor:
+        """The sum of w over noise [N, Z] for one row of class weights [C], float64 [w_dim]."""
+        return self._map(z, weights.expand(len(z), -1))[:, 0].double().sum(0)
 
 
 class StyleGANView(WView):

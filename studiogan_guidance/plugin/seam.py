@@ -169,6 +169,9 @@ class Session:
         with restat.applied(self.statistics()):
             batches = list(self.sampler.stream(self.view, seeds, self._batch_size(count), plan))
 
+            if self.bare.networks.batch_statistics:
+                restat.check_whole(len(batches[0].images), count)
+
         # Keep costs and notes for the row of results.
         for batch in batches:
             self.state.cost.append((len(batch.images), batch.cost))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
 from studiogan_guidance.samplers import pool
@@ -168,9 +169,13 @@ class ClusterTruncation(TruncationTowards):
         rows = self._rows(view)
         plan = LabelPlan((label,)) if self.per_class else LabelPlan()
         share = self._share(view)
-        points = []
-        for start in range(0, share, BATCH_SIZE):
-            seeds = range(rng.PILOTS + start, rng.PILOTS + min(start + BATCH_SIZE, share))
+        halving = Halving()
+        points: list[Tensor] = []
+
+        def encode(seeds: range) -> Tensor:
             inputs = view.draw(seeds, 0, plan, "const")
-            points.append(rows.weighted(view.encode(inputs.z, inputs.labels)).cpu())
+            return rows.weighted(view.encode(inputs.z, inputs.labels)).cpu()
+
+        for start in range(0, share, BATCH_SIZE):
+            points += halving(encode, range(rng.PILOTS + start, rng.PILOTS + min(start + BATCH_SIZE, share)))
         return torch.cat(points)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.critics.log_ratio import BATCH_SIZE, LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
@@ -125,10 +127,12 @@ class DOT(LatentChain):
 
     def _largest_slope(self, view: LatentView, label: int, ratio: LogRatio) -> float:
         largest = 0.0
+        halving = Halving()
         with view.frozen(), torch.no_grad():
             for first in range(0, self.pairs, BATCH_SIZE):
                 pairs = range(first, min(first + BATCH_SIZE, self.pairs))
-                largest = max(largest, float(self._slopes(view, label, ratio, pairs).max()))
+                for slopes in halving(partial(self._slopes, view, label, ratio), pairs):
+                    largest = max(largest, float(slopes.max()))
         if not largest > 0:
             raise UserError(f"the discriminator is constant over class {label}, so nothing can move: give dot.k_eff")
         return largest

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from studiogan_guidance import rng
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.samplers import spaces
@@ -153,8 +154,13 @@ class Hubness(BasedSampler):
 
     def _mean_codes(self, view: LatentView, z: Tensor, label: int) -> Tensor:
         """The mean over layers of w of noise [N, Z] for a class, [N, w_dim]."""
-        codes = []
-        for part in z.to(view.device).split(ROWS):
+        halving = Halving()
+        codes: list[Tensor] = []
+
+        def encode(part: Tensor) -> Tensor:
             labels = torch.full((len(part),), label, device=view.device)
-            codes.append(view.encode(part, labels).mean(1))
+            return view.encode(part, labels).mean(1)
+
+        for part in z.to(view.device).split(ROWS):
+            codes += halving(encode, part)
         return torch.cat(codes)

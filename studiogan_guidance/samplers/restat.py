@@ -31,7 +31,8 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
     Labels are uniform; seeds are fixed, so every process gets the same. The generator is left as it was found.
 
     Raises:
-        UserError: a generator without batch norms, or a sampler whose other passes would go into the statistics, too.
+        UserError: a generator without batch norms, a sampler whose other passes would go into the statistics, too, or
+            64 images that do not fit into memory.
     """
     norms = [module for module in view.generator.modules() if isinstance(module, _BatchNorm)]
     if not norms:
@@ -46,9 +47,19 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
     with _averaging(norms):
         setup = view.ledger.setup["synthesis"]
         for batch in sampler.stream(training_view, seeds, BATCH_SIZE, LabelPlan()):
+            check_whole(len(batch.images), BATCH_SIZE)
             if batch.cost["synthesis"] != len(batch.images) or view.ledger.setup["synthesis"] != setup:
                 raise UserError(f"restat needs a sampler with one pass of the generator an image, unlike {sampler}")
         return {norm: (norm._buffers["running_mean"], norm._buffers["running_var"]) for norm in norms}
+
+
+def check_whole(count: int, batch_size: int) -> None:
+    """Raise UserError where memory was too small for a batch whose own statistics are wanted: parts have others."""
+    if count != batch_size:
+        raise UserError(
+            f"batch-norm statistics are those of batches of {batch_size} images, and only {count} fit into memory: end "
+            "what else uses the GPU, or use --device cpu"
+        )
 
 
 @contextmanager

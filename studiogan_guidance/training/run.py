@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import distributed, results
@@ -48,7 +48,9 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
     with distributed.group() as group, recorder(logs, folder, group.rank, dataclasses.asdict(stage)) as record:
         try:
             result = stage.after_training(_trained(cfg, folder, group, record))
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(f"out of memory ({one_line(error, 120)}): lower the option batch") from error
         return result if group.rank == 0 else {}
 
