@@ -154,7 +154,7 @@ def test_joints_and_stages_of_ours_are_not_ascribed_to_the_paper() -> None:
 
 def test_defaults_of_helps_are_those_of_the_functions() -> None:
     text = " ".join(run("tune", "-h").output.split())
-    for words in ("[64]", "[runs]", "[fid,is,prdc]", "torch.compile. [off]"):
+    for words in ("[64; on a GPU up to 256, as memory allows]", "[runs]", "[fid,is,prdc]", "torch.compile. [off]"):
         assert words in text
     assert "repeatable. [scale=0.8:2]" in text
     assert "Evaluations in all. [16]" in text
