@@ -23,7 +23,7 @@ CHOICES = {
     "noise_mode": ("random", "const"),
     "reference": ("train", "valid", "test"),
     "resizer": ("legacy", "clean", "friendly"),
-    "resize_on": ("cpu", "device"),
+    "resize_on": ("auto", "cpu", "device"),
     "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
 }
 WORD_LISTS = {"metrics": METRICS, "which": WHICH}
@@ -61,7 +61,8 @@ class RunConfig:
         backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH or
             builtin; by default the host's Inception for its checkpoints, and builtin for the built-in.
         resizer: the host's resizer before the feature network: legacy, clean or friendly.
-        resize_on: where images are resized: cpu (the host's numbers, bit for bit) or device (two matrix products).
+        resize_on: where images are resized: auto (on the feature network's device), cpu or device; pixels are the same
+            bits, the host's.
         channels_last: run the feature network in the channels-last memory format.
         compile: run the feature network through torch.compile.
         pre_resizer: how real images get the configured size: wo_resize, nearest, bilinear, bicubic or lanczos.
@@ -95,7 +96,7 @@ class RunConfig:
     reference: str | None = None
     backbone: str | None = None
     resizer: str = "legacy"
-    resize_on: str = "cpu"
+    resize_on: str = "auto"
     channels_last: bool = False
     compile: bool = False
     pre_resizer: str = "wo_resize"

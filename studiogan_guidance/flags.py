@@ -168,7 +168,7 @@ BENCH = (
         "--backbone", "SPEC", "host:NAME, torchscript:PATH, dinov2:PATH or builtin.", "Inception; built-in: builtin"
     ),
     setting("--resizer", "NAME", "The host's resizer: legacy, clean or friendly."),
-    setting("--resize-on", "WHERE", "cpu (the host's numbers, bit for bit) or device."),
+    setting("--resize-on", "WHERE", "auto (on the feature network's device), cpu or device; values are the same."),
     setting("--pre-resizer", "NAME", "How real images get the configured size."),
     setting("--channels-last/--no-channels-last", None, "Memory format of the feature network."),
     setting("--compile/--no-compile", None, "Run the feature network through torch.compile."),

@@ -151,7 +151,7 @@ def _of_host(cfg: RunConfig, source: Source, name: str, device: torch.device) ->
 
 
 def _torchscript(cfg: RunConfig, source: Source, path: str, device: torch.device) -> Backbone:
-    if cfg.channels_last or cfg.compile or cfg.resize_on != "cpu":
+    if cfg.channels_last or cfg.compile or cfg.resize_on == "device":
         raise UserError(
             f"--backbone torchscript:{path} runs as it was saved: leave out --channels-last, --compile, --resize-on"
         )

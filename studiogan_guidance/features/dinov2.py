@@ -29,7 +29,7 @@ class DinoV2:
     Args:
         path: facebook's or timm's weights, as .pth or .safetensors.
         device: where it runs.
-        resize_on: cpu, or device (faster on a GPU; changes values by rounding).
+        resize_on: cpu, device, or auto (on ``device``); values are the same.
         channels_last: memory format of the network.
         compile: run it through torch.compile.
 
@@ -43,7 +43,7 @@ class DinoV2:
         self,
         path: Path,
         device: torch.device,
-        resize_on: str = "cpu",
+        resize_on: str = "auto",
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -53,8 +53,6 @@ class DinoV2:
         self._prepare = Preparation(IMAGE_SIZE, "bicubic", mean, std, device, resize_on, channels_last)
         self._net = tuned(net.to(device), channels_last, compile)
         self.protocol = {"backbone": f"dinov2:{name}", "backbone_sha256": weights_sha256(path), "resizer": "clean"}
-        if resize_on != "cpu":
-            self.protocol["resize_on"] = resize_on
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> [B, 3, 224, 224]."""

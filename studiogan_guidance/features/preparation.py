@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError, one_line
-from studiogan_guidance.features.resize import resize, resize_on_device
+from studiogan_guidance.features.resize import resize, resize_on_device, resize_smoothly
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import file_digest
 
@@ -24,7 +24,7 @@ class Preparation:
         mean: of each channel, [3].
         std: standard deviation of each channel, [3].
         device: the network's.
-        resize_on: cpu (the host's numbers, bit for bit) or device.
+        resize_on: cpu, device, or auto (on the network's device); pixels are the same bits.
         channels_last: memory format of the result.
     """
 
@@ -35,35 +35,41 @@ class Preparation:
         mean: Tensor,
         std: Tensor,
         device: torch.device,
-        resize_on: str = "cpu",
+        resize_on: str = "auto",
         channels_last: bool = False,
     ) -> None:
         self.size = size
         self.filter = filter
         self.device = device
-        self.resize_on = resize_on
+        self.on_device = resize_on == "device" or (resize_on == "auto" and device.type != "cpu")
         self.mean = mean.view(1, 3, 1, 1).to(device)
         self.std = std.view(1, 3, 1, 1).to(device)
+        self.top = torch.tensor(255.0, device=device)  # a GPU divides by a tensor, but multiplies by 1 / number
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] on any device -> [B, 3, size, size] on the network's."""
         # Quantise and resize.
-        if self.resize_on == "device":
-            pixels = resize_on_device(to_uint8(images.to(self.device)), self.size, self.filter)
+        if self.on_device:
+            pixels = resize_on_device(moved(to_uint8(images), self.device), self.size, self.filter)
         else:
-            pixels = resize(to_uint8(images), self.size, self.filter)
-            if self.device.type == "cuda":
-                pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            pixels = moved(resize(to_uint8(images), self.size, self.filter), self.device)
 
         # Normalise in place.
-        return pixels.div_(255.0).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
+        return pixels.div_(self.top).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
     def soft(self, images: Tensor) -> Tensor:
         """The same on the network's device without rounding to 8 bits, so that gradients pass."""
         pixels = ((images.to(self.device) + 1) * 127.5).clamp(0, 255)
-        inputs = (resize_on_device(pixels, self.size, self.filter) / 255.0 - self.mean) / self.std
+        inputs = (resize_smoothly(pixels, self.size, self.filter) / 255.0 - self.mean) / self.std
         return inputs.contiguous(memory_format=self.layout)
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on a device; from the CPU to a GPU through memory that is pinned and used again, without waiting."""
+    if device.type != "cuda":
+        return values.to(device)
+    return (values.pin_memory() if values.device.type == "cpu" else values).to(device, non_blocking=True)
 
 
 def tuned(network: nn.Module, channels_last: bool, compile: bool) -> Callable[[Tensor], Any]:

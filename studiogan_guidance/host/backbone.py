@@ -30,7 +30,7 @@ class HostBackbone:
         checkout: the host.
         device: where the network runs.
         resizer: legacy, clean or friendly.
-        resize_on: cpu (the host's numbers, bit for bit) or device.
+        resize_on: cpu, device, or auto (on ``device``); pixels are the same bits.
         channels_last: memory format of the network and its input.
         compile: run it through torch.compile.
 
@@ -46,7 +46,7 @@ class HostBackbone:
         checkout: Checkout,
         device: torch.device,
         resizer: str = "legacy",
-        resize_on: str = "cpu",
+        resize_on: str = "auto",
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -54,7 +54,7 @@ class HostBackbone:
         host = _load(name, checkout, device, resizer)
         host.eval()
         host.model.requires_grad_(False)
-        self.protocol = backbone_protocol(name, host.model, resizer, resize_on)
+        self.protocol = backbone_protocol(name, host.model, resizer)
 
         # Run it, and prepare its images, as the options say.
         self.device = device
@@ -105,9 +105,6 @@ def _load(name: str, checkout: Checkout, device: torch.device, resizer: str) -> 
             ) from error
 
 
-def backbone_protocol(name: str, model: torch.nn.Module, resizer: str, resize_on: str = "cpu") -> dict[str, Any]:
-    """Everything about a feature network that changes a metric; where images are resized only if not on the CPU."""
-    protocol = {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer}
-    if resize_on != "cpu":
-        protocol["resize_on"] = resize_on
-    return protocol
+def backbone_protocol(name: str, model: torch.nn.Module, resizer: str) -> dict[str, Any]:
+    """Everything about a feature network that changes a metric."""
+    return {"backbone": name, "backbone_sha256": weights_digest(model)[:16], "resizer": resizer}

@@ -248,9 +248,9 @@ def test_a_pass_is_merged_in_the_order_of_the_ranks() -> None:
 
 # Keys whose values are in the protocol of a row, or in its other parts that identify it: as they are, or by a hash.
 PROTOCOL = ("classes", "k", "labels", "noise_mode", "num", "reference", "restat", "seed", "splits")
-HOST_PROTOCOL = ("backbone", "data", "pre_resizer", "resize_on", "resizer", "studiogan")
+HOST_PROTOCOL = ("backbone", "data", "pre_resizer", "resizer", "studiogan")
 OTHER_PARTS = ("ckpt", "held_out", "host", "host_config", "metrics", "options", "sampler", "which")
-NO_NUMBER = ("batch_size", "channels_last", "compare", "compare_plain", "compile", "device", "out", "stages")
+NO_NUMBER = ("batch_size", "channels_last", "compare", "compare_plain", "compile", "device", "out", "resize_on", "stages")
 
 
 def test_every_key_of_a_configuration_identifies_a_row_or_changes_no_number() -> None:

@@ -53,7 +53,10 @@ def test_resizing_and_normalising_are_the_hosts_bit_for_bit(
             raw = torch.stack([ToTensor()(resizer(image)) for image in pixels.transpose((0, 2, 3, 1))])
         assert torch.equal(resize(torch.from_numpy(pixels), side, filter_of(mode, network)), raw)
         assert torch.equal(prepare(x), hosts)
-        assert (on_device(x) - hosts).abs().max() * 255 * 0.22 < 1e-3
+        if mode == "legacy":  # torch's own sums depend on the number of its threads
+            assert (on_device(x) - hosts).abs().max() * 255 * 0.22 < 1e-4
+        else:
+            assert torch.equal(on_device(x), hosts)
 
 
 @pytest.mark.parametrize("mode", ["legacy", "clean"])
@@ -77,13 +80,13 @@ def test_inception_is_the_hosts_get_outputs_bit_for_bit(mode: str, hub: None, ch
     assert not backbone.classifies
 
 
-def test_options_change_only_rounding_and_the_protocol_where_it_matters(hub: None, checkout: Checkout) -> None:
+def test_options_change_only_rounding(hub: None, checkout: Checkout) -> None:
     plain = HostBackbone("InceptionV3_tf", checkout, CPU, "friendly")
     with torch.no_grad():
         expected = plain(plain.prepare(images(64)))
-        for options, said in ({"channels_last": True}, {}), ({"resize_on": "device"}, {"resize_on": "device"}):
+        for options in {"channels_last": True}, {"resize_on": "device"}:
             other = HostBackbone("InceptionV3_tf", checkout, CPU, "friendly", **options)
-            assert other.protocol == {**plain.protocol, **said}
+            assert other.protocol == plain.protocol
             for a, b in zip(other(other.prepare(images(64))), expected):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
 
