@@ -250,7 +250,17 @@ def test_a_pass_is_merged_in_the_order_of_the_ranks() -> None:
 PROTOCOL = ("classes", "k", "labels", "noise_mode", "num", "reference", "restat", "seed", "splits")
 HOST_PROTOCOL = ("backbone", "data", "pre_resizer", "resizer", "studiogan")
 OTHER_PARTS = ("ckpt", "held_out", "host", "host_config", "metrics", "options", "sampler", "which")
-NO_NUMBER = ("batch_size", "channels_last", "compare", "compare_plain", "compile", "device", "out", "resize_on", "stages")
+NO_NUMBER = (
+    "batch_size",
+    "channels_last",
+    "compare",
+    "compare_plain",
+    "compile",
+    "device",
+    "out",
+    "resize_on",
+    "stages",
+)
 
 
 def test_every_key_of_a_configuration_identifies_a_row_or_changes_no_number() -> None:
