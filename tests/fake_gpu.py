@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from studiogan_guidance.batches import Later
+from studiogan_guidance.features import resize
 from studiogan_guidance.latents import Networks
 
 DEVICE = torch.device("cuda", 0)
@@ -53,6 +55,8 @@ def fake_gpu() -> Iterator[list[Later]]:
         patch.setattr(torch.cuda, "current_stream", lambda device=None: None)
         patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
         patch.setattr(Later, "value", value)
+        for name in ("neighbours", "taps"):  # tables that are kept
+            patch.setattr(resize, name, functools.cache(getattr(resize, name).__wrapped__))
         yield read
 
 

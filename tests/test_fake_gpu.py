@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.evaluation.generation import Meter
+from studiogan_guidance.features.preparation import Preparation
+from studiogan_guidance.features.resize import FILTERS
 from studiogan_guidance.features.stats import Moments
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import Sampler
@@ -29,7 +31,8 @@ BUILTIN = builtin.networks()
 def fake_view() -> LatentView:
     """The built-in on the GPU that is not there; its class means are known."""
     view = view_for(moved_networks(BUILTIN))
-    view.memo["class means"] = torch.empty(view.num_classes, 1, 64, device=DEVICE).expand(-1, view.rows or 0, -1)
+    means = torch.empty(view.num_classes, 1, 64, device=DEVICE).expand(-1, view.rows or 0, -1)
+    view.once("class means", lambda: means)
     return view
 
 
@@ -51,6 +54,15 @@ def test_a_pass_waits_for_the_gpu_at_its_first_batch_only(name: str, options: di
             reads.append(len(read))
     assert reads == [1, 1, 1, 2, 3]  # each later one two batches after it was made
     assert len(read) == 5
+
+
+@pytest.mark.parametrize("name", ["legacy", *FILTERS])
+def test_images_are_resized_on_the_gpu_without_waiting(name: str) -> None:
+    with fake_gpu(), torch.no_grad():
+        prepare = Preparation(299, name, torch.zeros(3), torch.ones(3), DEVICE)
+        for size in (32, 512):
+            inputs = prepare(torch.empty(2, 3, size, size, device=DEVICE))
+            assert (inputs.shape, inputs.device) == ((2, 3, 299, 299), DEVICE)
 
 
 def test_what_waits_is_noticed() -> None:

@@ -51,6 +51,7 @@ class DinoV2:
         mean, std = map(torch.tensor, IMAGENET)
         self.device = device
         self._prepare = Preparation(IMAGE_SIZE, "bicubic", mean, std, device, resize_on, channels_last)
+        self.prepares_on_cpu = not self._prepare.on_device
         self._net = tuned(net.to(device), channels_last, compile)
         self.protocol = {"backbone": f"dinov2:{name}", "backbone_sha256": weights_sha256(path), "resizer": "clean"}
 

@@ -27,7 +27,8 @@ class Backbone(Protocol):
 
     ``protocol`` names everything about it that changes a metric; ``classifies`` says that its classes are the
     generator's labels, so that class accuracy means something. Training through the features (``training.strengths``)
-    needs one more method, ``soft``: images [B, 3, H, W] in [-1, 1] to features [B, D], with gradients.
+    needs one more method, ``soft``: images [B, 3, H, W] in [-1, 1] to features [B, D], with gradients. One whose
+    ``prepare`` works on the CPU, for a network on a GPU, says so in an attribute ``prepares_on_cpu``.
     """
 
     protocol: dict[str, Any]
@@ -116,8 +117,9 @@ def accumulate(
         backbone: the feature network.
         features: keep the features of every image.
         probabilities: keep its class probabilities.
-        ahead: batches that a thread takes from ``batches`` and prepares while the network works. By default 2 on a
-            GPU; 0, no thread, on a CPU, where both would want the same cores. It changes no value.
+        ahead: batches that a thread takes from ``batches`` and prepares while the network works. By default 2 where the
+            CPU prepares them for a GPU, else 0, no thread: two of them would want the same cores, or a GPU that is kept
+            busy by one. It changes no value.
 
     Raises:
         UserError: probabilities of a network without classes; one image is too much for the memory.
@@ -125,7 +127,7 @@ def accumulate(
     device = backbone.device
     halving = Halving()
     if ahead is None:
-        ahead = 2 if device.type == "cuda" else 0
+        ahead = 2 if device.type == "cuda" and getattr(backbone, "prepares_on_cpu", False) else 0
     moments = Moments()
     all_features = []
     all_probabilities = []

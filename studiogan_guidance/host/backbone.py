@@ -64,6 +64,7 @@ class HostBackbone:
         self._prepare = Preparation(
             host.res, filter_of(resizer, name), host.mean, host.std, device, resize_on, channels_last
         )
+        self.prepares_on_cpu = not self._prepare.on_device
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> [B, 3, 299, 299] or [B, 3, 224, 224]."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,27 @@ def test_a_thread_ahead_changes_nothing_but_who_makes_the_batches() -> None:
     made_in.clear()
     accumulate(batches(), Flat())  # on a CPU the default is no thread
     assert set(made_in) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("prepares_on_cpu", [False, True])
+def test_a_thread_works_where_the_cpu_prepares_for_a_gpu(
+    prepares_on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    backbone = Flat()
+    backbone.device = torch.device("cuda", 0)  # as far as threads are concerned
+    if prepares_on_cpu:
+        backbone.prepares_on_cpu = True  # type: ignore[attr-defined]
+    made_in: set[threading.Thread] = set()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(3):
+            made_in.add(threading.current_thread())
+            yield torch.zeros(2, 3, 2, 2), torch.zeros(2)
+
+    accumulate(batches(), backbone)
+    assert (made_in == {threading.current_thread()}) is not prepares_on_cpu
 
 
 def test_the_thread_works_while_the_network_does() -> None:
