@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -259,7 +258,7 @@ def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], 
 
 @main.command(context_settings={"ignore_unknown_options": True})  # they are the host's, also without the --
 @STUDIOGAN
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu hides the GPUs.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu leaves GPUs alone.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="CPU only: processes that -DDP starts. [1]")
 @click.option("--script", type=click.Choice(["main", "evaluate"]), default="main", help="Which program of the host.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="-- HOST_ARGUMENTS")
@@ -273,22 +272,17 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
     studiogan-guidance run -- -cfg my.yaml -ckpt DIR -data DIR -save DIR -metrics fid -v -sf
     studiogan-guidance run --device cpu --processes 2 -- -DDP --backend gloo -cfg my.yaml ...
     """
-    # Settings that torch and the host read when they are imported.
-    if device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if processes:
-        os.environ["STUDIOGAN_GUIDANCE_PROCESSES"] = str(processes)
-    import torch
-
+    from studiogan_guidance import devices
     from studiogan_guidance.evaluation.source import device_of
     from studiogan_guidance.host.locate import locate
     from studiogan_guidance.plugin.hooks import start
 
     # Check the devices, then start.
-    device_of(device)
-    if processes and torch.cuda.is_available():
-        raise UserError("--processes is for runs without a GPU, and one is visible: add --device cpu")
-    start(locate(studiogan), script, arguments)
+    with devices.chosen(device, processes):
+        device_of("auto")
+        if processes and not devices.cpu_only():
+            raise UserError("--processes is for runs without a GPU, and one is visible: add --device cpu")
+        start(locate(studiogan), script, arguments)
 
 
 @main.command("list")

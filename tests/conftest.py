@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor, nn
 
-from studiogan_guidance import rng
+from studiogan_guidance import devices, rng
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.cli import main
 from studiogan_guidance.config import RunConfig
@@ -50,8 +51,59 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["STUDIOGAN_GUIDANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ[devices.DEVICE] = "cpu"  # what tests mean that say nothing, in processes that they start, too
     if CHECKOUT:
         os.environ["STUDIOGAN_ROOT"] = str(CHECKOUT.path)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_where_it_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.delenv(devices.DEVICE)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far values may be from those of the same seeds, made on the CPU or at another time.
+
+    Attributes:
+        fid: relative difference of FID.
+        share: absolute difference of precision, recall, density and coverage.
+        pixel: largest difference of a pixel, as a part of the largest pixel (of 1, if all are less).
+        chain: the same after a chain of steps that magnify rounding, without TF32.
+        training: relative difference of losses and of weights; 0: the same files, byte for byte.
+    """
+
+    fid: float
+    share: float
+    pixel: float
+    chain: float
+    training: float
+
+
+TOLERANCES = {
+    "cpu": Tolerance(fid=1e-6, share=1e-9, pixel=1e-5, chain=2e-3, training=0),
+    "cuda": Tolerance(fid=1e-3, share=2e-2, pixel=2e-2, chain=2e-2, training=5e-2),  # TF32 in convolutions
+}
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device in turn, for a test of what holds on all of them."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tolerance(device: str) -> Tolerance:
+    """What the present device is allowed."""
+    return TOLERANCES[device]
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions on a GPU in float32, by algorithms that give the same bits each time."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 @pytest.fixture(scope="session")

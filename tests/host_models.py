@@ -77,13 +77,23 @@ def sections(name: str, **model: Any) -> dict[str, Any]:
     return {**found, "MODEL": {"backbone": name.partition("+")[0], **found["MODEL"], **model}}
 
 
-def networks(name: str, checkout: Checkout) -> Networks:
+def networks(name: str, checkout: Checkout, device: str = "cpu") -> Networks:
     """A generator in which nothing is trivially zero: noise strengths, w_avg and statistics are all set."""
-    return both(name, checkout)[0]
+    return both(name, checkout, device)[0]
 
 
-def both(name: str, checkout: Checkout, **model: Any) -> tuple[Networks, torch.nn.Module]:
-    """``networks``, and the discriminator beside it; ``model`` goes into the MODEL section."""
+def both(name: str, checkout: Checkout, device: str = "cpu", **model: Any) -> tuple[Networks, torch.nn.Module]:
+    """``networks``, and the discriminator beside it; ``model`` goes into the MODEL section.
+
+    On any device they have the weights that they have on the CPU.
+    """
+    if device != "cpu":
+        ours = both(name, checkout, **model)
+        moved = build_both(sections(name, **model), checkout, torch.device(device))
+        moved[0].generator.load_state_dict(ours[0].generator.state_dict())
+        moved[1].load_state_dict(ours[1].state_dict())
+        return moved
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made, discriminator = build_both(sections(name, **model), checkout, torch.device("cpu"))

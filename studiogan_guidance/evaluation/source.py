@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from studiogan_guidance import devices
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
@@ -72,25 +73,38 @@ def open_source(cfg: RunConfig) -> Source:
 
 
 def device_of(name: str) -> torch.device:
-    """auto, cpu, cuda (under torchrun: this process's) or cuda:N as a device that exists here; UserError otherwise."""
+    """auto, cpu, cuda (under torchrun: this process's) or cuda:N as a device that exists here; UserError otherwise.
+
+    What auto means is said by ``devices.DEVICE``, an environment variable; where it is not set, a GPU if there is one.
+    """
     # The device that a word stands for.
-    local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    name = {"auto": local if torch.cuda.is_available() else "cpu", "cuda": local}.get(name, name)
-    unknown = f"--device is '{name}': give auto, cpu, cuda or cuda:N"
+    asked = name
+    option = "--device"
+    if name == "auto" and devices.default() != "auto":
+        option, asked = devices.DEVICE, devices.default()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    word = "cpu" if asked == "auto" and devices.cpu_only() else asked
+    is_own = word in ("auto", "cuda")
+    unknown = f"{option} is '{asked}': give auto, cpu, cuda or cuda:N"
 
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local}" if is_own else word)
     except RuntimeError as error:
         raise UserError(unknown) from error
 
     # Refuse what is not here.
     if device.type not in ("cpu", "cuda"):
         raise UserError(unknown)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    visible = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cpu" or (device.index or 0) < visible:
+        return device
+    if is_own and visible:
+        processes = os.environ.get("LOCAL_WORLD_SIZE", local + 1)
         raise UserError(
-            f"--device is '{name}', but {torch.cuda.device_count()} CUDA devices are visible: use --device cpu"
+            f"torchrun started {processes} processes on this node, which has {visible} GPUs: give --nproc-per-node "
+            f"{visible}, or --device cpu"
         )
-    return device
+    raise UserError(f"{option} is '{asked}', but {visible} CUDA devices are visible: use --device cpu")
 
 
 HOST_NETWORKS = ("InceptionV3_tf", "InceptionV3_torch", "ResNet50_torch", "SwAV_torch", "DINO_torch", "Swin-T_torch")

@@ -116,11 +116,10 @@ def build_both(
         except Exception as error:
             raise UserError(f"the host cannot build this configuration: {_typed(error)}") from error
 
-        # Plugins that cannot be compiled stay off; compiling is announced on stdout, which is for results.
-        if compat.no_compiler():
-            for name in compat.PLUGINS:
-                module(f"utils.style_ops.{name}")._init = lambda: False
+        # Compile plug-ins while the host is within reach; it announces that on stdout, which is for results.
         module("utils.custom_ops").verbosity = "none"
+        if device.type == "cuda":
+            compat.compile_plugins(model.backbone)
 
     # Describe both as they will be used.
     for network in (generator, discriminator):

@@ -26,12 +26,14 @@ from typing import Any
 
 import torch
 
+from studiogan_guidance.devices import cpu_only
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module, root
 from studiogan_guidance.host.locate import COMMIT, Checkout, commit_of
 from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.plugin import keys, seam
+from studiogan_guidance.plugin.process import kept
 from studiogan_guidance.plugin.worker import guided
 
 EXPECTED = {"y_sampler", "truncation_factor", "batch_size", "is_train", "generator", "RUN", "MODEL", "LOSS", "device"}
@@ -162,7 +164,7 @@ def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
         # Call the function as the host would have.
         function = getattr(module(home), name)
         args = pickle.loads(arguments)
-        function(rank if torch.cuda.is_available() else compat.CpuRank(rank), *args)
+        function(compat.CpuRank(rank) if cpu_only() else rank, *args)
 
 
 # ---------------------------------------------------------------------------- errors
@@ -234,11 +236,13 @@ def _closed_loggers() -> Iterator[None]:
 def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
     """Run the host's ``src/<script>.py`` with ``arguments`` in this process, with shims and hooks, nothing patched.
 
+    What the host changes in this process is put back at the end: see ``process.kept``.
+
     Raises:
         UserError: the host refuses the run, a process of its -DDP met a user's mistake, or W&B has no key.
         SystemExit: as the host's own argument parser does.
     """
-    with inside(checkout, quiet=False):
+    with kept(), inside(checkout, quiet=False):
         register()
         try:
             execute(checkout.path / "src" / f"{script}.py", arguments)

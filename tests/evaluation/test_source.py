@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from studiogan_guidance import builtin
+from studiogan_guidance import builtin, devices
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
@@ -58,3 +58,60 @@ def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"--device is '{name}'"):
         device_of(name)
     assert device_of("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("default", "local", "visible", "expected"),
+    [
+        (None, None, 0, "cpu"),
+        (None, None, 1, "cuda:0"),
+        (None, "1", 2, "cuda:1"),
+        (None, "1", 0, "cpu"),
+        ("auto", None, 1, "cuda:0"),
+        ("cpu", "1", 2, "cpu"),
+        ("cuda", "1", 2, "cuda:1"),
+        ("cuda:1", None, 2, "cuda:1"),
+    ],
+)
+def test_auto_is_what_the_environment_says_and_else_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, default: str | None, local: str | None, visible: int, expected: str
+) -> None:
+    visible_gpus(monkeypatch, visible)
+    with devices.environment({devices.DEVICE: default, "LOCAL_RANK": local}):
+        assert device_of("auto") == torch.device(expected)
+        assert device_of("cpu") == CPU
+        assert devices.cpu_only() == (expected == "cpu")
+    if visible:
+        with devices.environment({devices.DEVICE: "cpu"}):
+            assert device_of("cuda:0") == torch.device("cuda:0")  # who asks for a GPU gets it
+
+
+def visible_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize("word", ["auto", "cuda"])
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    visible_gpus(monkeypatch, 2)
+    monkeypatch.delenv(devices.DEVICE, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    message = "torchrun started 4 processes on this node, which has 2 GPUs: give --nproc-per-node 2, or --device cpu"
+    with pytest.raises(UserError, match=message):
+        device_of(word)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of(word) == torch.device("cuda:1")
+
+
+def test_a_default_that_is_not_here_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible_gpus(monkeypatch, 1)
+    monkeypatch.setenv(devices.DEVICE, "cuda:7")
+    with pytest.raises(UserError, match="STUDIOGAN_GUIDANCE_DEVICE is 'cuda:7', but 1 CUDA devices are visible"):
+        device_of("auto")
+    monkeypatch.setenv(devices.DEVICE, "tpu")
+    with pytest.raises(UserError, match="STUDIOGAN_GUIDANCE_DEVICE is 'tpu': give auto, cpu, cuda or cuda:N"):
+        device_of("auto")
+    monkeypatch.setenv(devices.PROCESSES, "two")
+    with pytest.raises(UserError, match="STUDIOGAN_GUIDANCE_PROCESSES is 'two': give a number"):
+        devices.processes()

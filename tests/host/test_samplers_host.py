@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ok
+from conftest import TOLERANCES, ok
 from contract import REAL, keeps_the_contract
 from host_models import BACKBONES, both, write_yaml
 
@@ -34,12 +34,12 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def gan(name: str, checkout: Checkout, **model: Any) -> Networks:
+def gan(name: str, checkout: Checkout, device: str = "cpu", **model: Any) -> Networks:
     """Networks with their discriminator; held-out images are smooth noise, a snapshot has parameters half as large."""
-    made, discriminator = both(name, checkout, **model)
+    made, discriminator = both(name, checkout, device, **model)
 
     def halved(path: str) -> torch.nn.Module:
-        generator = both(name, checkout, **model)[0].generator
+        generator = both(name, checkout, device, **model)[0].generator
         for parameter in generator.parameters():
             parameter.mul_(0.5)
         return generator
@@ -111,13 +111,21 @@ REFUSED = {  # what has no meaning on a view, and says so
 }
 
 
-SLOW = pytest.param("stylegan3", marks=pytest.mark.gpu)  # on a CPU: half a minute a sampler and more
+ON_CPU = [*(name for name in BACKBONES if name != "stylegan3"), "big_resnet+info"]  # a half-minute a sampler and more
+ON_GPU = ["big_resnet", "stylegan2", "stylegan3"]
 
 
-@pytest.mark.parametrize("backbone", [*(name for name in BACKBONES if name != "stylegan3"), "big_resnet+info", SLOW])
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(
+    ("backbone", "device"),
+    [
+        *((backbone, "cpu") for backbone in ON_CPU),
+        *(pytest.param(backbone, "cuda", marks=pytest.mark.gpu) for backbone in ON_GPU),
+    ],
+)
 @pytest.mark.parametrize("name", REAL)
-def test_every_sampler_on_every_view(backbone: str, name: str, checkout: Checkout) -> None:
-    reason = keeps_the_contract(view_for(gan(backbone, checkout)), name)
+def test_every_sampler_on_every_view(backbone: str, device: str, name: str, checkout: Checkout) -> None:
+    reason = keeps_the_contract(view_for(gan(backbone, checkout, device)), name, TOLERANCES[device].chain)
     family = backbone.partition("_deep")[0] if "+" not in backbone else backbone.partition("+")[0]
     uniform = backbone == "resnet"
     expected = family in REFUSED.get(name, ()) or (name == "truncation" and uniform)
@@ -173,7 +181,6 @@ def test_the_hosts_langevin_has_the_wrong_variance_and_ours_the_right_one(
 @pytest.fixture
 def _no_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return
 
 

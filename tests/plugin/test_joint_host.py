@@ -277,7 +277,6 @@ SAVE = ("-sf", "-sf_num", 10)
 def _no_wandb() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield
 
 

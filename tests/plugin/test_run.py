@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import importlib
 import itertools
 import json
+import logging
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +26,9 @@ import pytest
 import torch
 from conftest import ok, run
 from host_models import assert_same_images, write_yaml
+from torch.backends import cudnn
 
-from studiogan_guidance import config
+from studiogan_guidance import config, devices
 from studiogan_guidance import host as host_package
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.compat import RUN_SHIMS
@@ -41,7 +48,6 @@ LOOK = ("-metrics", "none", "-v", "-sf", "-sf_num", 10, "-sefa", "-sefa_axis", 2
 def _no_wandb() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # put back afterwards, whatever --device cpu did to it
         yield
 
 
@@ -410,6 +416,94 @@ def test_the_command_says_mistakes_in_one_line(tmp_path: Path, data: Path) -> No
     assert "did you mean 'gandance'" in message("-cfg", path, "-metrics", "none", "-ckpt", tmp_path, dashes=())
 
 
+def process_state() -> dict[str, Any]:
+    """Much of what a run could leave behind in its process, by value or by identity."""
+    cuda = ("is_available", "device_count", "current_device", "set_device", "manual_seed", "manual_seed_all")
+    accelerator = ("is_available", "device_count", "current_accelerator")
+    root_logger = logging.getLogger()
+    loggers = [one for one in root_logger.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    return {
+        "environment": dict(os.environ),
+        "arguments": list(sys.argv),
+        "path": list(sys.path),
+        "folder": Path.cwd(),
+        "host": sorted(name for name in sys.modules if name.partition(".")[0] in HOST_NAMES),
+        "filters": list(warnings.filters),
+        "random": random.getstate(),
+        "numpy": str(np.random.get_state()),
+        "torch": torch.get_rng_state().tolist(),
+        "cudnn": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "anomalies": torch.is_anomaly_enabled(),
+        "threads": (
+            torch.get_num_threads(),
+            torch.get_num_interop_threads(),
+            [one.name for one in threading.enumerate()],
+        ),
+        "signals": [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+        "cuda": [getattr(torch.cuda, name) for name in cuda],
+        "accelerator": [getattr(torch.accelerator, name) for name in accelerator],
+        "queued": len(torch.cuda._queued_calls),
+        "handlers": [(one.name, list(one.handlers), one.propagate) for one in (root_logger, *loggers) if one.handlers],
+        "excepthook": (sys.excepthook, threading.excepthook),
+        "streams": (sys.stdout, sys.stderr),
+        "start": torch.multiprocessing.get_start_method(allow_none=True),
+        "spawn": torch.multiprocessing.spawn,
+        "load": torch.utils.cpp_extension.load,
+        "distributed": torch.distributed.is_initialized(),
+        "modes": torch.overrides._get_current_function_mode_stack(),
+    }
+
+
+HOST_NAMES = {
+    "config",
+    "loader",
+    "worker",
+    "utils",
+    "models",
+    "metrics",
+    "data_util",
+    "sync_batchnorm",
+    "pkg_resources",
+}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_on_the_cpu_beside_a_gpu_leaves_the_process_as_it_was(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """The GPU is imitated; the run would stop at the first call that really needs one."""
+    monkeypatch.setenv(devices.DEVICE, "auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    path = write_yaml(
+        tmp_path / "tiny.yaml", "big_resnet", "sampler: {name: gandance, scale: 1.5}", batch_size=8 * processes
+    )
+    more = ("--num_workers", 1, "-DDP", "--backend", "gloo", "--truncation_factor", 0.9) if processes > 1 else ()
+    arguments = (*TRAIN, "-cfg", path, "-data", data, "-save", tmp_path / "out", "-ref", "valid", *more)
+    command = ("run", "--device", "cpu", "--processes", processes, "--", *arguments)
+    threading.Thread(target=int).start()
+    importlib.import_module("torch.utils.cpp_extension")
+
+    first, second = process_state(), process_state()
+    assert first == second
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    after = process_state()
+    assert {name for name in after if after[name] != first[name]} == set()
+    assert len(list(tmp_path.rglob("model=G-current*.pth"))) == 1
+    refused = run("run", "--device", "cpu", "--", "-cfg", path, "-metrics", "fid")
+    assert refused.exit_code == 2
+    after = process_state()
+    assert {name for name in after if after[name] != first[name]} == set()
+    assert run("run", "--processes", 2, "--", *arguments).stderr.startswith("Error: --processes is for runs without")
+
+
 def test_evaluate_runs_on_a_folder_with_an_empty_class_in_one_process_and_in_two(
     tmp_path: Path, data: Path, hub: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,7 +549,6 @@ def test_the_patch_is_the_other_door(tmp_path: Path, root: Path, checkout: Check
     added = [line for line in git("diff", "--unified=0").splitlines() if line[:1] in "+-" and line[:3] not in "+++---"]
     assert added
     assert all(line.startswith("+") for line in added)
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     sampled = {}
     for name in ("patched", "run"):
         folder = tmp_path / name
@@ -466,15 +559,15 @@ def test_the_patch_is_the_other_door(tmp_path: Path, root: Path, checkout: Check
             guided(checkout, *flags)
         else:
             command = [sys.executable, "src/main.py", *map(str, flags)]
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
             flags[flags.index("-cfg") + 1] = write_yaml(tmp_path / "bad.yaml", "big_resnet", "sampler: gandanc")
             command = [sys.executable, "src/main.py", *map(str, flags)]
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
             assert done.returncode == 2
             assert done.stderr.splitlines()[-1].startswith("Error: unknown sampler 'gandanc'")
             command = [sys.executable, "src/evaluate.py", "--help"]
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
         sampled[name] = files(folder, "samples")
     assert len(sampled["run"]) == 10

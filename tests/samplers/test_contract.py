@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IdentityView, ToyGAN, identity_view
+from conftest import IdentityView, Tolerance, ToyGAN, identity_view
 from contract import REAL, VARIANTS, draw, keeps_the_contract
 
 from studiogan_guidance import builtin, catalogue, samplers
@@ -51,10 +51,11 @@ def test_neutral_options_are_plain_sampling_bit_for_bit(toy_view: LatentView, na
         assert not torch.allclose(draw(toy_view, name, options, range(6), 6), plain, atol=1e-3)
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_sampler_on_the_built_in_gan(name: str, root: Path) -> None:
+def test_every_sampler_on_the_built_in_gan(name: str, device: str, tolerance: Tolerance) -> None:
     """With its own discriminator; a snapshot needs a file."""
-    refused = keeps_the_contract(view_for(builtin.networks()), name)
+    refused = keeps_the_contract(view_for(builtin.networks(device)), name, tolerance.chain)
     assert refused is None or (name == "autoguidance" and "cannot read the built-in's weights in another" in refused)
 
 

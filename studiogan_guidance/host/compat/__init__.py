@@ -2,13 +2,16 @@
 
 A shim never changes a number: it supplies what was removed, with the behaviour that the host expects. ``SHIMS`` are on
 whenever the host is entered; ``RUN_SHIMS``, which reach into the host's own training and evaluation, are on while
-``hooks.register`` is. Importing the three modules below fills both tables, in the order in which shims are switched on.
+``hooks.register`` is. Importing the four modules below fills both tables, in the order in which shims are switched on.
 """
 
 from studiogan_guidance.host.compat.libraries import ALLOWED
 
 # isort: split
-from studiogan_guidance.host.compat.faults import PLUGINS, no_compiler
+from studiogan_guidance.host.compat import faults  # noqa: F401
+
+# isort: split
+from studiogan_guidance.host.compat.plugins import PLUGINS, compile_plugins
 
 # isort: split
 from studiogan_guidance.host.compat.cpu import CpuRank
@@ -22,5 +25,5 @@ __all__ = [
     "CpuRank",
     "Shim",
     "active",
-    "no_compiler",
+    "compile_plugins",
 ]

@@ -1,22 +1,16 @@
-"""Fixes for machines without a GPU, which the host does not expect."""
+"""Fixes for runs on the CPU, which the host does not expect: without a GPU, or beside one that is left alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from studiogan_guidance.devices import cpu_only, processes
 from studiogan_guidance.host.compat.table import shim
 from studiogan_guidance.host.modules import module, swapped
-
-PROCESSES = "STUDIOGAN_GUIDANCE_PROCESSES"  # environment variable: how many CPU processes the host's -DDP starts
-
-
-def _no_gpu() -> bool:
-    return not torch.cuda.is_available()
 
 
 class CpuRank(str):
@@ -69,16 +63,33 @@ class CpuRank(str):
     symptom="RuntimeError: Found no NVIDIA driver (torch.cuda.current_device), then int 0 taken for cuda:0",
     since="upstream (no GPU)",
     until="the host knows a CPU device",
-    when=_no_gpu,
+    when=cpu_only,
 )
 def cpu_rank() -> Iterator[None]:
-    def processes() -> int:
-        return int(os.environ.get(PROCESSES, "1"))
-
     with (
         swapped(torch.cuda, "current_device", CpuRank),
         swapped(torch.cuda, "device_count", processes),
         swapped(torch.cuda, "set_device", lambda device: None),
+    ):
+        yield
+
+
+@shim(
+    "gpu_unseen",
+    symptom="--device cpu beside a GPU: pinned memory, automatic precision and seeds reach for the GPU",
+    since="upstream",
+    until="the host has an option for the device",
+    when=cpu_only,
+)
+def gpu_unseen() -> Iterator[None]:
+    with (
+        swapped(torch.cuda, "is_available", lambda: False),
+        swapped(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: False),
+        swapped(torch.cuda, "manual_seed", lambda seed: None),
+        swapped(torch.cuda, "manual_seed_all", lambda seed: None),
+        swapped(torch.accelerator, "is_available", lambda: False),
+        swapped(torch.accelerator, "device_count", lambda: 0),
+        swapped(torch.accelerator, "current_accelerator", lambda *args, **kwargs: None),
     ):
         yield
 
@@ -107,7 +118,7 @@ def _cpu(value: Any) -> Any:
     symptom='RuntimeError: Found no NVIDIA driver, wherever the host writes "cuda" or .cuda()',
     since="upstream (no GPU)",
     until="the host uses local_rank everywhere",
-    when=_no_gpu,
+    when=cpu_only,
 )
 def cuda_means_cpu() -> Iterator[None]:
     with _CudaMeansCpu():
@@ -119,7 +130,7 @@ def cuda_means_cpu() -> Iterator[None]:
     symptom="ValueError: device_ids only work with GPU modules (-DDP --backend gloo)",
     since="upstream (no GPU)",
     until="the host passes device_ids on GPUs only",
-    when=_no_gpu,
+    when=cpu_only,
 )
 def ddp_device_ids() -> Iterator[None]:
     original = torch.nn.parallel.DistributedDataParallel

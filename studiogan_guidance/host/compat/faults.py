@@ -8,17 +8,12 @@ import os
 import types
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.compat.table import SHIMS, shim
 from studiogan_guidance.host.modules import module, swapped
-
-PLUGINS = ("bias_act", "upfirdn2d", "filtered_lrelu")  # of StyleGAN, compiled at first use
 
 
 @shim(
@@ -181,23 +176,4 @@ def empty_classes() -> Iterator[None]:
     datasets = module("torchvision.datasets")
     allowing = functools.partial(datasets.ImageFolder, allow_empty=True)
     with swapped(datasets, "ImageFolder", allowing):
-        yield
-
-
-def no_compiler() -> bool:
-    """Whether there is a GPU but no nvcc, so that the host's StyleGAN plugins cannot be compiled."""
-    return torch.cuda.is_available() and module("torch.utils.cpp_extension").CUDA_HOME is None
-
-
-@shim(
-    "no_nvcc",
-    symptom="RuntimeError or FileNotFoundError from compiling the StyleGAN plugins on a GPU machine without nvcc",
-    since="upstream",
-    until="the host falls back by itself",
-    when=no_compiler,
-)
-def no_nvcc() -> Iterator[None]:
-    with ExitStack() as stack:
-        for name in PLUGINS:  # without them the host runs slower reference code of its own
-            stack.enter_context(swapped(module(f"utils.style_ops.{name}"), "_init", lambda: False))
         yield
