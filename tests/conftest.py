@@ -59,7 +59,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _gpu_where_it_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("gpu"):
-        monkeypatch.delenv(devices.DEVICE)
+        monkeypatch.delenv(devices.DEVICE, raising=False)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def kept() -> Iterator[None]:
     """Put everything process-wide back at the end that the host's programs change.
 
     That is: the environment, the flags of cuDNN, the random states (of GPUs, too, where CUDA is in use), how processes
-    are started, and the current folder. What stays are the libraries that were imported, and with a W&B account its
-    own handlers at exit.
+    are started, and the current folder. What stays are the libraries that were imported, with their loggers, and W&B's
+    own thread and handlers at exit.
     """
     multiprocessing: Any = torch.multiprocessing
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
-import importlib
 import itertools
 import json
 import logging
@@ -421,7 +420,8 @@ def process_state() -> dict[str, Any]:
     cuda = ("is_available", "device_count", "current_device", "set_device", "manual_seed", "manual_seed_all")
     accelerator = ("is_available", "device_count", "current_accelerator")
     root_logger = logging.getLogger()
-    loggers = [one for one in root_logger.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    of_runs = [logging.getLogger(name) for name in root_logger.manager.loggerDict if "-train-" in name]
+    threads = [one.name for one in threading.enumerate() if not one.name.startswith("wandb")]
     return {
         "environment": dict(os.environ),
         "arguments": list(sys.argv),
@@ -438,16 +438,12 @@ def process_state() -> dict[str, Any]:
         "dtype": torch.get_default_dtype(),
         "gradients": torch.is_grad_enabled(),
         "anomalies": torch.is_anomaly_enabled(),
-        "threads": (
-            torch.get_num_threads(),
-            torch.get_num_interop_threads(),
-            [one.name for one in threading.enumerate()],
-        ),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), threads),
         "signals": [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
         "cuda": [getattr(torch.cuda, name) for name in cuda],
         "accelerator": [getattr(torch.accelerator, name) for name in accelerator],
         "queued": len(torch.cuda._queued_calls),
-        "handlers": [(one.name, list(one.handlers), one.propagate) for one in (root_logger, *loggers) if one.handlers],
+        "handlers": (list(root_logger.handlers), [one.handlers for one in of_runs if one.handlers]),
         "excepthook": (sys.excepthook, threading.excepthook),
         "streams": (sys.stdout, sys.stderr),
         "start": torch.multiprocessing.get_start_method(allow_none=True),
@@ -473,7 +469,7 @@ HOST_NAMES = {
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_on_the_cpu_beside_a_gpu_leaves_the_process_as_it_was(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+    tmp_path: Path, checkout: Checkout, data: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     """The GPU is imitated; the run would stop at the first call that really needs one."""
     monkeypatch.setenv(devices.DEVICE, "auto")
@@ -487,20 +483,20 @@ def test_a_run_on_the_cpu_beside_a_gpu_leaves_the_process_as_it_was(
     more = ("--num_workers", 1, "-DDP", "--backend", "gloo", "--truncation_factor", 0.9) if processes > 1 else ()
     arguments = (*TRAIN, "-cfg", path, "-data", data, "-save", tmp_path / "out", "-ref", "valid", *more)
     command = ("run", "--device", "cpu", "--processes", processes, "--", *arguments)
-    threading.Thread(target=int).start()
-    importlib.import_module("torch.utils.cpp_extension")
+    with inside(checkout):
+        module("loader")  # libraries that are imported stay
 
-    first, second = process_state(), process_state()
-    assert first == second
+    first = process_state()
+    assert process_state() == first
     result = run(*command)
     assert result.exit_code == 0, result.output
     after = process_state()
-    assert {name for name in after if after[name] != first[name]} == set()
+    assert {name: (first[name], after[name]) for name in after if after[name] != first[name]} == {}
     assert len(list(tmp_path.rglob("model=G-current*.pth"))) == 1
     refused = run("run", "--device", "cpu", "--", "-cfg", path, "-metrics", "fid")
     assert refused.exit_code == 2
     after = process_state()
-    assert {name for name in after if after[name] != first[name]} == set()
+    assert {name: (first[name], after[name]) for name in after if after[name] != first[name]} == {}
     assert run("run", "--processes", 2, "--", *arguments).stderr.startswith("Error: --processes is for runs without")
 
 
