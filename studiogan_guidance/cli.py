@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,35 @@ class Mistake(click.ClickException):
 
 
 class Group(click.Group):
-    """Turns every UserError, and memory that ran out, into a Mistake."""
+    """Tells a user's mistakes in one line; of the processes of torchrun, the first one to find a mistake speaks."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except UserError as error:
-            raise Mistake(one_line(error, limit=10_000)) from error
-        except Exception as error:
-            if not is_out_of_memory(error):
+            with _mistakes():
+                return super().invoke(ctx)
+        except click.ClickException as error:
+            from studiogan_guidance.evaluation.distributed import is_first_to_fail
+
+            if is_first_to_fail():
                 raise
-            reason = one_line(error, limit=120)
-            raise Mistake(
-                f"out of memory ({reason}): use smaller batches (--batch-size), end what else uses the GPU, or use "
-                "--device cpu"
-            ) from error
+            raise click.exceptions.Exit(error.exit_code) from error
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Turn every UserError, and memory that ran out, into a Mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise Mistake(one_line(error, limit=10_000)) from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = one_line(error, limit=120)
+        raise Mistake(
+            f"out of memory ({reason}): use smaller batches (--batch-size), end what else uses the GPU, or use "
+            "--device cpu"
+        ) from error
 
 
 def _emit(result: Mapping[str, Any], as_json: bool, text: Callable[[Any], str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from studiogan_guidance.errors import UserError
@@ -40,7 +41,8 @@ def replacing(path: Path) -> Iterator[Path]:
             about any other file is passed on as it is.
     """
     # Make the folder.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    token = secrets.token_hex(4)  # processes of several nodes may have the same number
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{token}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,14 +95,28 @@ def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
     return cache_dir() / kind / f"{json_digest(key)}.npz"
 
 
+def file_lock(path: Path, wait: bool) -> FileLock:
+    """A lock that the system ends with the process that holds it, even a killed one.
+
+    To acquire it raises filelock.Timeout where another process has it and ``wait`` is off; OSError or (older releases)
+    NotImplementedError on a file system without such locks: what newer releases do there outlives a killed process.
+    """
+    timeout = -1 if wait else 0
+    try:
+        return FileLock(path, timeout=timeout, fallback_to_soft=False)
+    except TypeError:  # an older release, which knows no other kind
+        return FileLock(path, timeout=timeout)
+
+
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of ``path``, so that no other process computes the same; yields whether it is held.
 
-    It is not held where another process has it and ``wait`` is off, and where the folder may only be read.
+    It is not held where another process has it and ``wait`` is off, and in a folder that may only be read or that has
+    no locks.
     """
-    lock = FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0)
-    with suppress(OSError, Timeout):
+    lock = file_lock(path.with_suffix(".lock"), wait)
+    with suppress(OSError, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
+import itertools
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from studiogan_guidance.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 
+HERE = "here"  # with its rank, the key of a process that is ready, in the store that they share
+FAILURES = "failures"  # the key of their number
+GROUPS = itertools.count()  # the groups of this process, one after the other
+MEETING = timedelta(minutes=10)  # until all processes are there
+WAITING = timedelta(days=1)  # for the first process, which computes metrics
+
 
 @dataclass(frozen=True)
 class Group:
-    """``rank`` of ``size`` processes; a process by itself is rank 0 of 1."""
+    """``rank`` of ``size`` processes; a process by itself is rank 0 of 1.
+
+    Raises:
+        UserError: another process has ended, from whatever is exchanged.
+    """
 
     rank: int = 0
     size: int = 1
@@ -29,7 +45,8 @@ class Group:
         import torch.distributed
 
         values: list[T] | None = [value] * self.size if self.rank == 0 else None
-        torch.distributed.gather_object(value, values)
+        with _all_there():
+            torch.distributed.gather_object(value, values)
         return values or []
 
     def agree(self, answer: T) -> T:
@@ -39,7 +56,8 @@ class Group:
         import torch.distributed
 
         answers = [answer]
-        torch.distributed.broadcast_object_list(answers)
+        with _all_there():
+            torch.distributed.broadcast_object_list(answers)
         return answers[0]
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -51,26 +69,118 @@ class Group:
         device = "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
         for tensor in tensors:
             total = tensor.detach().to(device)
-            torch.distributed.all_reduce(total)
+            with _all_there():
+                torch.distributed.all_reduce(total)
             tensor.copy_(total / self.size)
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    """What is exchanged inside the with-block fails by a UserError where another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"another process of torchrun has ended, see its error ({one_line(error)})") from error
 
 
 @contextmanager
 def group() -> Iterator[Group]:
     """Join the processes of torchrun for the time of a with-block; objects travel through the CPU (gloo).
 
-    A process that torchrun has not started is a group of its own.
+    A process that torchrun has not started is a group of its own. No process leaves before the first one, whose
+    launcher the others' launchers would not wait for.
+
+    Raises:
+        UserError: processes that do not find each other within ``MEETING``.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if _size() == 1:
         yield Group()
         return
 
     import torch.distributed
 
-    # The others wait while rank 0 computes metrics, which may take long.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
+    _join()
     try:
-        yield Group(torch.distributed.get_rank(), size)
+        members = Group(torch.distributed.get_rank(), _size())
+        yield members
+        members.agree(None)
+    except Exception:
+        is_first_to_fail()  # asked before the others see this process leave
+        raise
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _join() -> None:
+    """Make the group, first with a short patience, to see that all processes can reach each other."""
+    import torch.distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    _check_address()
+    try:
+        # Wait for all, those that failed on their way here among them.
+        number = next(GROUPS)
+        store, rank, size = _rendezvous()
+        store.set(f"{HERE} {rank}", "")
+        store.wait([f"{HERE} {rank}" for rank in range(size)], MEETING)
+        if number == 0 and store.check([FAILURES]):
+            raise UserError("another process of torchrun has failed, see its error")
+
+        # Connect.
+        for name, patience in (("meeting", MEETING), ("work", WAITING)):
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
+            own = PrefixStore(f"{name} {number}", store)
+            torch.distributed.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=patience)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the {_size()} processes of torchrun do not find each other ({one_line(error)}): look for errors of the "
+            "others, and on several nodes set GLOO_SOCKET_IFNAME to the network interface between them"
+        ) from error
+
+
+def _check_address() -> None:
+    """Raise UserError where other nodes would look for this one on themselves: its name means a loopback address."""
+    is_one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"  # torchrun's number of launchers
+    if is_one_node or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    name = socket.gethostname()
+    try:
+        address = str(socket.getaddrinfo(name, None)[0][4][0])
+    except OSError:
+        address = "127.0.0.1"  # what gloo falls back on
+    if ipaddress.ip_address(address).is_loopback:
+        raise UserError(
+            f"the name of this node, {name}, means {address}, where other nodes do not reach it: set "
+            "GLOO_SOCKET_IFNAME to the network interface between the nodes, such as eth0 or ib0"
+        )
+
+
+@functools.cache
+def _rendezvous() -> tuple[Any, int, int]:
+    """The store that the processes share, the rank of this one, and their number."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=MEETING))
+    return store, rank, size
+
+
+@functools.cache
+def is_first_to_fail() -> bool:
+    """Whether this process is the first of the group that asks: the one that tells the user what is wrong."""
+    if _size() == 1:
+        return True
+    try:
+        store, rank, _ = _rendezvous()
+        is_first = store.add(FAILURES, 1) == 1
+        store.set(f"{HERE} {rank}", "")
+        return bool(is_first)
+    except (RuntimeError, ValueError):  # no process to ask
+        return True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,11 @@ Line = tuple[str, list[Point]]  # label, points
 
 MARKERS = "osD^v"  # of points of one colour
 TRADE_OFFS = (("recall", "precision"), ("coverage", "density"))  # diversity and fidelity: x and y of the scatter
-CAPTION = 14  # pixels
+FONT = 11  # pixels, and the following ones, too
+LINE = 14  # of a caption
+MARGIN = 4  # around a caption
+NARROWEST = 96  # column with a caption
+BREAKS = (r"(?<= )", r"(?<=[=_,:])", r"(?<=.)")  # where a line may end: between words, after signs, anywhere
 DPI = 130
 
 
@@ -155,15 +160,49 @@ def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
 
 
 def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.uint8]:
-    """A picture [H, W, 3] of equal columns, with a line of text above each."""
-    from PIL import Image, ImageDraw
+    """A picture uint8 [H, W, 3] of equal columns, with a text above each, in as many lines as the column asks for.
 
+    Where columns are too narrow to read, every pixel becomes a square of pixels.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    # Enlarge narrow columns.
+    factor = math.ceil(NARROWEST * len(captions) / sheet.shape[1])
+    sheet = sheet.repeat(factor, 0).repeat(factor, 1)
     width = sheet.shape[1] // len(captions)
-    head = Image.new("RGB", (sheet.shape[1], CAPTION), "white")
+
+    # Break the texts into lines.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT)
+    broken = [wrapped(text, lambda line: font.getlength(line) <= width - 2 * MARGIN) for text in captions]
+
+    # Write them, each line in the middle of its column.
+    head = Image.new("RGB", (sheet.shape[1], max(map(len, broken)) * LINE + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(head)
-    for column, text in enumerate(captions):
-        draw.text(((column + 0.5) * width, CAPTION / 2), text, "black", anchor="mm")
+    for column, lines in enumerate(broken):
+        for number, line in enumerate(lines):
+            place = ((column + 0.5) * width, MARGIN + (number + 0.5) * LINE)
+            draw.text(place, line, "black", font, anchor="mm")
     return np.concatenate([np.asarray(head), sheet])
+
+
+def wrapped(text: str, fits: Callable[[str], bool], breaks: Sequence[str] = BREAKS) -> list[str]:
+    """``text`` in lines that fit; ``breaks`` are the patterns of places where a line may end, the best ones first.
+
+    Example:
+        >>> wrapped("joint=class_subset, scale=1.25", lambda line: len(line) <= 12)
+        ['joint=class_', 'subset,', 'scale=1.25']
+    """
+    if fits(text.strip()) or not breaks:
+        return [text.strip()]
+
+    lines = [""]
+    for piece in re.split(breaks[0], text):
+        if fits((lines[-1] + piece).strip()):
+            lines[-1] += piece
+        else:
+            lines += wrapped(piece, fits, breaks[1:])
+    return [line.strip() for line in lines if line.strip()]
 
 
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:

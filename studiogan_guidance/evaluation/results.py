@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,8 +18,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from studiogan_guidance import __version__
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.files import json_digest
+from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.files import file_lock, json_digest
 
 PACKAGE = "studiogan_guidance"
 FILE = "results.jsonl"
@@ -163,13 +165,22 @@ def claim(folder: Path, key: str) -> FileLock | None:
     """The lock of the point ``key`` of a folder, or None while another process measures it.
 
     The lock ends with the process, even if that is killed. Another process may have measured the point just before, so
-    read the results after this call.
+    read the results after this call. On a file system without locks it is not held: others may measure the point, too.
     """
-    lock = FileLock(folder / LOCKS / key, timeout=0)
-    with suppress(Timeout, FileNotFoundError):  # the latter if another process removes the folder at this moment
+    lock = file_lock(folder / LOCKS / key, wait=False)
+    try:
         (folder / LOCKS).mkdir(exist_ok=True)
         lock.acquire()
-    return lock if lock.is_locked else None
+    except (Timeout, FileNotFoundError):  # the latter if another process removes the folder at this moment
+        return None
+    except (OSError, NotImplementedError) as error:
+        _say_that_nothing_is_locked(folder, one_line(error))
+    return lock
+
+
+@functools.cache
+def _say_that_nothing_is_locked(folder: Path, reason: str) -> None:
+    print(f"{folder} has no locks ({reason}): processes that share it measure the same points", file=sys.stderr)
 
 
 def remove_locks(folder: Path, keys: Sequence[str]) -> None:

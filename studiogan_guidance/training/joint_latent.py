@@ -284,9 +284,8 @@ class Training:
         with frozen_parameters(*opponents):
             loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep_best)
 
-        # Wait until the first process has written the file.
-        self.group.agree(None)
-        if not self.files["joint"].exists():
+        # Wait until the first process has written the file, and take its word: another node may see files later.
+        if not self.group.agree(self.files["joint"].exists()):
             raise UserError(f"{self.files['joint']} is missing, though the run is over: remove {loop.state_file}")
         return {"joint": str(self.files["joint"]), **loop.result}
 

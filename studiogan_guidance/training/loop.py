@@ -40,7 +40,7 @@ class Loop:
         anew: keys of ``identity`` that make a state out of date: where one differs, the run starts from the beginning.
 
     Raises:
-        UserError: a state that cannot be read, or that belongs to another run.
+        UserError: a state that cannot be read, that belongs to another run, or that is not the same for all processes.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Loop:
         self._parts: dict[str, Any] = {**modules, **optimisers}
 
         resumed = self.state_file.exists() and self._load(anew)
+        if group.agree(self.step) != self.step:
+            raise UserError(f"{self.state_file} is not the same for all processes: give them one shared folder")
         if group.rank == 0:
             self._start_log(resumed)
 

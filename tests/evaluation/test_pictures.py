@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from studiogan_guidance.evaluation import pictures
 
@@ -15,6 +16,42 @@ def test_a_grid_reads_row_by_row_and_fills_with_white() -> None:
     sheet = pictures.grid(images, 2)
     assert sheet.shape == (4, 4, 3)
     assert sheet[::2, ::2, 0].tolist() == [[0, 1], [2, 255]]
+
+
+CAPTIONS = ["1.25 class_subset", "joint=class_subset, scale=1.25", "1", "threshold=None " + 40 * "w", "plain"]
+
+
+@pytest.mark.parametrize("count", range(1, 17))
+def test_captions_of_small_images_stay_in_their_columns(count: int) -> None:
+    captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+    sheet = np.random.default_rng(0).integers(0, 256, (64, count * 32, 3), np.uint8)
+    picture = pictures.captioned(sheet, captions)
+
+    # Each pixel is a square of pixels below the captions.
+    width = picture.shape[1] // count
+    factor = width // 32
+    head, body = np.split(picture, [len(picture) - factor * 64])
+    assert factor >= 3
+    assert np.array_equal(body, np.kron(sheet, np.ones((factor, factor, 1), np.uint8)))
+
+    # Black somewhere in each column, white all around the text.
+    dark = (head < 128).all(2).reshape(len(head), count, width)
+    assert dark.any((0, 2)).all()
+    bright = (head == 255).all(2).reshape(len(head), count, width)
+    assert bright[:, :, [0, 1, -2, -1]].all()
+    assert bright[[0, 1, -2, -1]].all()
+    for column in range(len(CAPTIONS), count):  # equal texts are equal ink
+        assert np.array_equal(dark[:, column], dark[:, column - len(CAPTIONS)])
+
+
+def test_large_images_are_left_as_they_are_and_lines_lose_nothing() -> None:
+    sheet = np.zeros((8, 300, 3), np.uint8)
+    assert np.array_equal(pictures.captioned(sheet, ["1", "2"])[-8:], sheet)
+    for text in CAPTIONS:
+        for most in range(1, 30):
+            lines = pictures.wrapped(text, lambda line, most=most: len(line) <= most)
+            assert max(map(len, lines)) <= most
+            assert "".join("".join(lines).split()) == "".join(text.split())
 
 
 def a_row(scale: float, joint: str, fid: float | None = 1.0) -> dict[str, Any]:

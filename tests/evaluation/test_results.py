@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from filelock import FileLock
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results
+from studiogan_guidance.files import locked
 
 
 def test_lines_are_added_and_nan_is_valid_json(tmp_path: Path) -> None:
@@ -84,6 +87,26 @@ def test_processes_share_a_file_and_leave_no_lock(tmp_path: Path) -> None:
     assert sorted((row["process"], row["i"]) for row in rows) == [(name, i) for name in "ab" for i in range(100)]
     assert len(path.read_bytes().splitlines()) == 201
     assert [file.name for file in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of another kind")
+def test_a_file_system_without_locks_is_told_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for _ in range(2):
+            lock = results.claim(folder, "a")
+            assert lock is not None  # the point is free to be measured
+            assert not lock.is_locked  # and nothing is left that would outlive this process
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        with locked(folder / "table.npz") as held:
+            assert not held
 
 
 def test_a_point_has_one_owner_and_its_lock_goes_with_it(tmp_path: Path) -> None:
