@@ -196,7 +196,7 @@ def view_of(gen: nn.Module, dis: Discriminator, device: str) -> LatentView:
 
 
 def _held_out(count: int, device: str) -> tuple[Tensor, Tensor]:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(10**6)
         return real(count, device)
 

@@ -37,6 +37,7 @@ STYLE_RUN = {
     "g_reg_interval": 1,
     "d_reg_interval": 1,
     "mapping_network": 2,
+    "style_mixing_p": 0.0,
     "d_epilogue_mbstd_group_size": 2,
     "d_architecture": "orig",
 }

@@ -11,6 +11,8 @@ from conftest import Tolerance, ok
 from contract import draw
 from host_models import networks
 
+from studiogan_guidance.host import compat
+from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import view_for
 
@@ -45,3 +47,25 @@ def test_images_of_the_host(checkout: Checkout, device: str, tolerance: Toleranc
     expected = draw(view_for(networks(name, checkout)), sampler, options, range(8), 3)
     unit = max(1.0, float(expected.abs().max()))
     torch.testing.assert_close(images, expected, atol=tolerance.pixel * unit, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.studiogan
+@pytest.mark.parametrize("name", ["stylegan2", "stylegan3"])
+def test_plugins_compute_what_the_reference_code_does(
+    checkout: Checkout, exact: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """They are compiled when the network is built; skipped where they cannot be."""
+    view = view_for(networks(name, checkout, "cuda"))
+    with inside(checkout):
+        operations = [module(f"utils.style_ops.{plugin}") for plugin in compat.PLUGINS[name]]
+    if any(one._plugin is None for one in operations):
+        pytest.skip("the plug-ins cannot be compiled here: see the line on stderr")
+
+    images = draw(view, "gandance", {"scale": 1.5}, range(8), 8)
+    for one in operations:
+        monkeypatch.setattr(one, "_init", lambda: False)
+    expected = draw(view, "gandance", {"scale": 1.5}, range(8), 8)
+    assert not torch.equal(images, expected)
+    unit = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(images, expected, atol=2e-3 * unit, rtol=0)

@@ -51,7 +51,7 @@ def test_a_head_is_fitted_where_the_logit_has_nothing_to_say(toy: ToyGAN) -> Non
 
     networks = dataclasses.replace(networks, companions=dataclasses.replace(networks.companions, held_out=shifted))
     view = view_for(networks)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blind, head = log_ratio(view, calibration="none"), log_ratio(view, calibration="head")
         images, labels = shifted(500)

@@ -147,7 +147,7 @@ def test_the_hosts_langevin_has_the_wrong_variance_and_ours_the_right_one(
     """G = identity, d(z) = z / 2: the target is N(1/2, 1). A step of 0.1 makes its variance tau^2 / (1 - 0.1 / 4)."""
     rate, steps, chains = 0.1, 120, 40_000
     lines = ["noise  expected  the host  ours"]
-    with inside(checkout), torch.random.fork_rng():
+    with inside(checkout), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         langevin = module("utils.sample").langevin_sampling
         for noise in (0.1, 0.5, 1.0):

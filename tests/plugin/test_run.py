@@ -500,6 +500,20 @@ def test_a_run_on_the_cpu_beside_a_gpu_leaves_the_process_as_it_was(
     assert run("run", "--processes", 2, "--", *arguments).stderr.startswith("Error: --processes is for runs without")
 
 
+def test_stylegan2_trains_and_is_looked_at_on_each_device(tmp_path: Path, data: Path, device: str) -> None:
+    """On a GPU with its plug-ins, where they can be compiled."""
+    path = write_yaml(tmp_path / "tiny.yaml", "stylegan2", "sampler: {name: gandance, scale: 1.5}")
+    arguments = (*TRAIN, "-cfg", path, "-data", data, "-save", tmp_path, "-ref", "valid", "--pre_resizer", "lanczos")
+    result = run("run", "--device", device, "--", *arguments)
+    assert result.exit_code == 0, result.output
+    losses = np.load(next(tmp_path.rglob("losses.npy")), allow_pickle=True).item()
+    assert len(losses["gen_loss"]) == 4
+    assert np.isfinite(losses["gen_loss"] + losses["dis_loss"]).all()
+    saved = torch.load(next(tmp_path.rglob("model=G-current*.pth")), map_location="cpu")["state_dict"]
+    assert all(value.isfinite().all() for value in saved.values())
+    assert len(list((tmp_path / "figures").rglob("*.png"))) == 1
+
+
 def test_evaluate_runs_on_a_folder_with_an_empty_class_in_one_process_and_in_two(
     tmp_path: Path, data: Path, hub: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
