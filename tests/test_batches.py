@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import ok, run
 
-from studiogan_guidance import builtin
+from studiogan_guidance import builtin, samplers
 from studiogan_guidance.batches import is_out_of_memory
-from studiogan_guidance.latents import view_for
+from studiogan_guidance.latents import LabelPlan, view_for
 
 TEXTS = [
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
@@ -47,6 +47,27 @@ def test_a_gpu_that_is_full_is_known() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50, dtype=torch.uint8, device="cuda")
     assert is_out_of_memory(error.value)
+
+
+@pytest.mark.gpu
+def test_a_gpu_with_too_little_memory_for_a_batch_takes_smaller_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """The allocator is held to what it has and 256 MB, which 16,384 images exceed and 256 do not."""
+    view = view_for(builtin.networks("cuda"))
+    plain = samplers.create("plain")
+
+    def images(batch_size: int) -> torch.Tensor:
+        return torch.cat([batch.images.cpu() for batch in plain.stream(view, range(16384), batch_size, LabelPlan())])
+
+    whole = images(256)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**28) / total)
+        halved = images(16384)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory with 16384 images at a time: continuing with 8192" in capsys.readouterr().err
+    assert (halved - whole).abs().max() < 0.02  # TF32 convolutions round differently at other batch sizes
 
 
 def test_sample_takes_smaller_batches_and_makes_the_same_images(

@@ -41,6 +41,8 @@ class TorchScript:
                 self._net: Any = torch.jit.load(str(path), map_location=device).eval()
                 arguments = [argument.name for argument in self._net.forward.schema.arguments]
         except (RuntimeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"--backbone {path} is not a TorchScript module ({one_line(error)}): save one there"
             ) from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig, read_yaml
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.host import compat
@@ -114,6 +115,8 @@ def build_both(
         except UserError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"the host cannot build this configuration: {_typed(error)}") from error
 
         # Compile plug-ins while the host is within reach; it announces that on stdout, which is for results.

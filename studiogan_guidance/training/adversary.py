@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation.distributed import Group
@@ -100,6 +101,8 @@ class Adversary:
             try:
                 features = self.critic(images)[0]
             except (RuntimeError, IndexError) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise UserError(
                     f"the discriminator cannot take {len(images)} images at once ({one_line(error, 120)}): make the "
                     "option batch a multiple of its minibatch groups, for each process"
