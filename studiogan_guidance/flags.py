@@ -176,6 +176,7 @@ BENCH = (
 MEASURED = (
     setting("--metrics", "WORDS", f"What to measure, of {','.join(METRICS)}.", callback=WORDS),
     *BENCH,
+    setting("--fast/--no-fast", None, "Lower precision where FID stays within 0.05, CUDA graphs; for GPUs."),
 )
 COMPARED = (setting("--compare-plain/--no-compare-plain", None, "Also measure plain sampling."),)
 

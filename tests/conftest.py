@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from studiogan_guidance import devices, rng
 from studiogan_guidance.builtin import data as digits
@@ -320,3 +321,23 @@ def backbone_of(spec: str | None, **options: Any) -> Any:
 def random_images(size: int = 32, count: int = 5) -> Tensor:
     """Images with some pixels beyond [-1, 1], the same for the same size."""
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(size)) * 2.2 - 1.1
+
+
+class Recorder:
+    """Stands in for CUDA graphs on a CPU: a replay computes the function anew, into the memory of its first output."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.replays = 0
+
+    def __call__(self, run: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        self.captures += 1
+        outputs = tree_map(lambda output: None if output is None else output.clone(), run())
+
+        def replay() -> None:
+            self.replays += 1
+            for output, value in zip(tree_leaves(outputs), tree_leaves(run())):
+                if output is not None:
+                    output.copy_(value)
+
+        return outputs, replay

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,8 +16,9 @@ from studiogan_guidance import samplers
 from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import distributed, metrics, reference, results
+from studiogan_guidance.evaluation import distributed, metrics, precision, reference, results
 from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, label_plan, norm_statistics
+from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
 from studiogan_guidance.features.stats import accumulate
@@ -24,6 +26,8 @@ from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, Sampler, restat
+
+T = TypeVar("T")
 
 
 def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
@@ -72,6 +76,7 @@ class Evaluation:
         real: the real images.
         num: how many images are generated.
         batch_size: images of a batch, the same in all processes.
+        fast: the precision of fast mode, if the run asks for it.
     """
 
     def __init__(
@@ -107,6 +112,28 @@ class Evaluation:
         check_images(cfg.seed, self.num)
         if metrics.need(cfg, "probabilities") and not cfg.compile:
             self._check_logits()
+        self.fast = self._accelerate() if cfg.fast else None
+
+    def _accelerate(self) -> Choice:
+        """Replace the networks by fast ones, for all samplers to come; all processes choose alike."""
+        exact = Pipeline(self.view, self.backbone)
+        real = self.reference  # of the exact network, in all processes
+        facts = {"source": self.source.protocol, "model": self.source.model_digest, "compile": self.cfg.compile}
+
+        def choose() -> Choice | None:
+            return precision.choose(exact, real, self.num, self.batch_size, facts) if real else None
+
+        # The first process measures.
+        choices = self._in_all(choose)
+        choice = self.group.agree(choices[0] if choices else None)
+        assert choice is not None
+        if self.group.rank == 0:
+            print(choice, file=sys.stderr)
+
+        accelerated = exact.fast(choice.precision, self.batch_size)
+        self.view = accelerated.view
+        self.backbone = accelerated.backbone
+        return choice
 
     def _check_logits(self) -> None:
         size = self.networks.image_size
@@ -137,6 +164,7 @@ class Evaluation:
         protocol = {"num": self.num, "num_real": len(self.real)}
         if self._with_features and self.real.default_count < len(self.real):
             protocol["num_real_features"] = self.real.default_count
+        fast = {"fast": self.fast.protocol} if self.fast else {}
 
         return {
             **protocol,
@@ -149,6 +177,7 @@ class Evaluation:
             **self.real.fingerprint,
             **self.backbone.protocol,
             **self.source.protocol,
+            **fast,
         }
 
     def facts(self, name: str, sampler: Sampler, seed: int) -> dict[str, Any]:
@@ -202,6 +231,8 @@ class Evaluation:
             device=f"{self.networks.device}{processes}",
             batch_size=self.batch_size,
         )
+        if self.fast:
+            row["environment"]["fast"] = self.fast.facts()
         return row | ({metrics.BY_CLASS: by_class} if by_class else {})
 
     def generate(self, name: str, sampler: Sampler, seed: int) -> Pass | None:
@@ -210,23 +241,24 @@ class Evaluation:
         Raises:
             UserError: the sampler is refused while it samples, in one process or more; the same in all of them.
         """
-        share: Pass | UserError
-        # Sample the share of this process.
+        shares = self._in_all(partial(self._share, name, sampler, seed))
+        return Pass.merge(shares, self.batch_size) if shares else None
+
+    def _in_all(self, compute: Callable[[], T]) -> list[T]:
+        """What each process computes, on rank 0; nothing elsewhere. One that is refused is refused in all."""
+        value: T | UserError
         try:
-            share = self._share(name, sampler, seed)
+            value = compute()
         except UserError as error:
-            share = error
+            value = error
 
         # Raise the first refusal of any process in all of them.
-        shares = self.group.gather(share)
-        refusals = [share for share in shares if isinstance(share, UserError)]
+        values = self.group.gather(value)
+        refusals = [value for value in values if isinstance(value, UserError)]
         refusal = self.group.agree(refusals[0] if refusals else None)
         if refusal:
             raise refusal
-
-        # Join the shares.
-        passes = [share for share in shares if isinstance(share, Pass)]
-        return Pass.merge(passes, self.batch_size) if passes else None
+        return [value for value in values if not isinstance(value, UserError)]
 
     def _share(self, name: str, sampler: Sampler, seed: int) -> Pass:
         """The pass over the images of this process."""

@@ -181,11 +181,8 @@ def _pilot(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
             backbone(backbone.prepare(images))
         return len(images)
 
-    cost = view.ledger.cost.copy()
-    with view.frozen(), torch.no_grad():
+    with view.frozen(), view.ledger.pausing(), torch.no_grad():
         counts = list(Halving()(run, range(PILOT)))
-    view.ledger.cost.clear()
-    view.ledger.cost.update(cost)
     return max(counts)
 
 

@@ -152,16 +152,20 @@ def known_backbones() -> list[str]:
     ]
 
 
+def _channels_last(cfg: RunConfig) -> bool:
+    return cfg.channels_last or cfg.fast
+
+
 def _builtin(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
     classifies = source.default_backbone == "builtin"  # its classes are those of the built-in generator only
-    return BuiltinBackbone(device, classifies, cfg.channels_last, cfg.compile)
+    return BuiltinBackbone(device, classifies, _channels_last(cfg), cfg.compile)
 
 
 def _of_host(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
     from studiogan_guidance.host.backbone import HostBackbone
 
     checkout = source.checkout or locate(cfg.studiogan)
-    return HostBackbone(name, checkout, device, cfg.resizer, cfg.resize_on, cfg.channels_last, cfg.compile)
+    return HostBackbone(name, checkout, device, cfg.resizer, cfg.resize_on, _channels_last(cfg), cfg.compile)
 
 
 def _torchscript(cfg: RunConfig, source: Source, path: str, device: torch.device) -> Backbone:
@@ -173,7 +177,7 @@ def _torchscript(cfg: RunConfig, source: Source, path: str, device: torch.device
 
 
 def _dinov2(cfg: RunConfig, source: Source, path: str, device: torch.device) -> Backbone:
-    return DinoV2(Path(path), device, cfg.resize_on, cfg.channels_last, cfg.compile)
+    return DinoV2(Path(path), device, cfg.resize_on, _channels_last(cfg), cfg.compile)
 
 
 # A new feature network is a line here, and one in the table of ``open_backbone``.

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance import fast
 from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.fast import Graphed
 from studiogan_guidance.features.resize import resize, resize_on_device, resize_smoothly
-from studiogan_guidance.features.stats import to_uint8
+from studiogan_guidance.features.stats import Backbone, to_uint8
 from studiogan_guidance.files import file_digest
 
 
@@ -114,6 +116,29 @@ class Compiled:
         if isinstance(outputs, tuple):
             return tuple(output[:count] for output in outputs)
         return outputs[:count]
+
+
+class Accelerated:
+    """A feature network under a precision and, on a GPU, as a CUDA graph, as a Backbone; images are prepared as before.
+
+    Args:
+        backbone: the network.
+        precision: one of ``fast.PRECISIONS``.
+        size: images a batch; see ``Graphed``.
+    """
+
+    def __init__(self, backbone: Backbone, precision: str, size: int) -> None:
+        self.device = backbone.device
+        self.classifies = backbone.classifies
+        self.protocol = backbone.protocol
+        self.prepare = backbone.prepare
+        self.prepares_on_cpu = getattr(backbone, "prepares_on_cpu", False)
+        run = fast.lowered(backbone, precision, self.device)
+        self._run = Graphed(run, size, fast.capture_on(self.device), what="feature network")
+
+    def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = self._run(prepared)
+        return features, logits
 
 
 def weights_sha256(path: Path) -> str:

@@ -136,6 +136,7 @@ class LatentView(ABC):
 
     Attributes:
         rows: number of w rows of a code; None where a code has no layers.
+        channels_last: whether fast mode lays the generator's weights out with the channels last.
         networks: the generator and its facts; ``generator``, ``num_classes`` and ``device`` are shortcuts to it.
         ledger: what sampling has cost so far.
         memo: what is computed once for this view; see ``once``.
@@ -144,6 +145,7 @@ class LatentView(ABC):
     """
 
     rows: int | None = None
+    channels_last = True
 
     def __init__(self, networks: Networks) -> None:
         self.networks = networks
@@ -270,6 +272,7 @@ class LatentView(ABC):
     def forget(self) -> None:
         """Empty the memo, as when the statistics of batch norms have changed since it was filled."""
         self.memo.clear()
+        self.bare.memo.clear()
 
     def altered(
         self,

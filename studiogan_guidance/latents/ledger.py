@@ -42,6 +42,16 @@ class Ledger:
         # The time of nested blocks is part of this one's.
         self.setup_seconds = seconds + self._now() - started
 
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Passes inside the with-block are not counted."""
+        before = self.cost.copy()
+        try:
+            yield
+        finally:
+            self.cost.clear()
+            self.cost.update(before)
+
     def _now(self) -> float:
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

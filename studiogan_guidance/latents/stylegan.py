@@ -123,6 +123,8 @@ class WView(LatentView):
 class StyleGANView(WView):
     """The host's StyleGAN2 and StyleGAN3: moving averages stay fixed, layer noise comes from each image's seed."""
 
+    channels_last = False  # modulated weights are computed anew for each image, as groups of one convolution
+
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)
         info_width = self.info(rng.generators([0])).shape[1]
