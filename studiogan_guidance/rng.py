@@ -6,7 +6,8 @@ numbers are drawn on the CPU, so an image is the same on every device up to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -46,21 +47,50 @@ def generators(seeds: Sequence[int]) -> list[Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def randn(gens: Sequence[Generator], *shape: int) -> Tensor:
-    """Standard normal numbers, [len(gens), *shape], row i from generator i alone."""
-    return torch.stack([torch.randn(shape, generator=g) for g in gens])
+def randn(gens: Sequence[Generator], *shape: int, device: torch.device | None = None) -> Tensor:
+    """Standard normal numbers, [len(gens), *shape], row i from generator i alone; for ``device``."""
+    return _rows(gens, shape, Tensor.normal_, device=device)
 
 
-def uniform(gens: Sequence[Generator], *shape: int) -> Tensor:
-    """Uniform numbers in [-1, 1), [len(gens), *shape], row i from generator i alone."""
-    return unit(gens, *shape) * 2 - 1
+def uniform(gens: Sequence[Generator], *shape: int, device: torch.device | None = None) -> Tensor:
+    """Uniform numbers in [-1, 1), [len(gens), *shape], row i from generator i alone; for ``device``."""
+    return unit(gens, *shape, device=device) * 2 - 1
 
 
-def randint(gens: Sequence[Generator], high: int, *shape: int) -> Tensor:
-    """Whole numbers in [0, high), int64 [len(gens), *shape], row i from generator i alone."""
-    return torch.stack([torch.randint(high, shape, generator=g) for g in gens])
+def randint(gens: Sequence[Generator], high: int, *shape: int, device: torch.device | None = None) -> Tensor:
+    """Whole numbers in [0, high), int64 [len(gens), *shape], row i from generator i alone; for ``device``."""
+    return _rows(gens, shape, partial(Tensor.random_, to=high), torch.int64, device)
 
 
-def unit(gens: Sequence[Generator], *shape: int) -> Tensor:
-    """Uniform numbers in [0, 1), [len(gens), *shape], row i from generator i alone."""
-    return torch.stack([torch.rand(shape, generator=g) for g in gens])
+def unit(
+    gens: Sequence[Generator], *shape: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Uniform numbers in [0, 1), [len(gens), *shape], row i from generator i alone; for ``device``."""
+    return _rows(gens, shape, Tensor.uniform_, dtype, device)
+
+
+def moved(rows: Tensor, device: torch.device) -> Tensor:
+    """``rows`` of the CPU on ``device``. A GPU gets them from pinned memory, and this process does not wait for it."""
+    if _pinned(device) and rows.device.type == "cpu":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
+
+
+def _rows(
+    gens: Sequence[Generator],
+    shape: Sequence[int],
+    fill: Callable[..., Tensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """[len(gens), *shape]: one tensor whose rows are filled in place, which has the bits of tensors of their own."""
+    device = device or torch.device("cpu")
+    rows = torch.empty(len(gens), *shape, dtype=dtype, pin_memory=_pinned(device))
+    if rows.numel():
+        for row, gen in zip(rows.unbind(), gens):
+            fill(row, generator=gen)
+    return rows.to(device, non_blocking=True)
+
+
+def _pinned(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_available()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar, cast
 
 import torch
@@ -120,15 +121,18 @@ class LabelPlan:
     classes: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
 
-    def draw(self, position: int, num_classes: int, gen: Generator) -> Tensor:
-        """The label of the image at ``position`` of the run, int64 scalar."""
+    def draw(self, first: int, num_classes: int, gens: Sequence[Generator]) -> Tensor:
+        """The labels of the images from position ``first`` of the run on, int64 [len(gens)], one a generator."""
         if self.classes:
-            return torch.tensor(self.classes[position % len(self.classes)])
+            return torch.tensor([self.classes[(first + i) % len(self.classes)] for i in range(len(gens))])
         if self.weights:
-            edges = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
-            draw = torch.rand((), generator=gen, dtype=torch.float64) * edges[-1]
-            return torch.searchsorted(edges, draw, right=True).clamp(max=num_classes - 1)
-        return torch.randint(num_classes, (), generator=gen)
+            draws = rng.unit(gens, dtype=torch.float64) * self._edges[-1]
+            return torch.searchsorted(self._edges, draws, right=True).clamp(max=num_classes - 1)
+        return rng.randint(gens, num_classes)
+
+    @cached_property
+    def _edges(self) -> Tensor:
+        return torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
 
 
 class LatentView(ABC):
@@ -220,20 +224,21 @@ class LatentView(ABC):
         # Noise and labels.
         gens = rng.generators(seeds)
         prior = self.prior(gens)
-        labels = torch.stack([plan.draw(first + i, self.num_classes, gen) for i, gen in enumerate(gens)])
+        labels = plan.draw(first, self.num_classes, gens)
         z = torch.cat([prior, self.info(gens)], 1)
 
         # Layer noise.
         sizes = self.noise_sizes() if noise_mode == "random" else []
-        noise = [rng.randn(gens, 1, size, size).to(self.device) for size in sizes]
-        return Inputs(torch.tensor(seeds), z.to(self.device), labels.to(self.device), noise or None, gens)
+        noise = [rng.randn(gens, 1, size, size, device=self.device) for size in sizes]
+        z = rng.moved(z, self.device)
+        return Inputs(torch.tensor(seeds), z, rng.moved(labels, self.device), noise or None, gens)
 
     def redraw(self, inputs: Inputs) -> Inputs:
         """Fresh noise for the same labels: z, InfoGAN numbers and layer noise from each image's generator."""
         gens = inputs.generators
         z = torch.cat([self.prior(gens), self.info(gens)], 1)
-        noise = [rng.randn(gens, *layer.shape[1:]).to(layer.device) for layer in inputs.noise or []]
-        return dataclasses.replace(inputs, z=z.to(inputs.z.device), noise=noise or None)
+        noise = [rng.randn(gens, *layer.shape[1:], device=layer.device) for layer in inputs.noise or []]
+        return dataclasses.replace(inputs, z=rng.moved(z, inputs.z.device), noise=noise or None)
 
     def prior(self, gens: Sequence[Generator]) -> Tensor:
         """Prior noise on the CPU, [B, z_dim]: standard normal, or uniform in [-1, 1)."""
@@ -243,6 +248,9 @@ class LatentView(ABC):
     def info(self, gens: Sequence[Generator]) -> Tensor:
         """InfoGAN's numbers on the CPU: one-hot vectors, then uniform numbers in [-1, 1); [B, 0] for other GANs."""
         net = self.networks
+        if not (net.info_discrete or net.info_continuous):
+            return torch.empty(len(gens), 0)
+
         width = max(net.info_discrete_dim, 1)
         choices = rng.randint(gens, width, net.info_discrete)
         one_hot = F.one_hot(choices, width).flatten(1).float()

@@ -90,9 +90,12 @@ class LearnedJoint(nn.Module):
     def forward(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The joint of each image, of the shape of ``code``."""
         view.ledger.cost["joint"] += len(code)
-        shift = self.get_buffer("unit") * self.residual(inputs.z)
-        start = JOINTS[self.base].target(view, inputs, code, JointOptions())
-        joint: Tensor = start + (shift[:, None] if code.dim() == 3 else shift)
+        return self.above(JOINTS[self.base].target(view, inputs, code, JointOptions()), inputs.z)
+
+    def above(self, start: Tensor, z: Tensor) -> Tensor:
+        """The joint of each image, from that of ``base`` and the noise."""
+        shift = self.get_buffer("unit") * self.residual(z)
+        joint: Tensor = start + (shift[:, None] if start.dim() == 3 else shift)
         return joint
 
     def digest(self) -> str:

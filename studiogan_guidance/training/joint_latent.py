@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studiogan_guidance import rng
 from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
@@ -33,12 +34,14 @@ from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import Adversary
-from studiogan_guidance.training.loop import Loop, descend, frozen_parameters, moving_average, step_seeds
+from studiogan_guidance.training.given import Blocks, Given
+from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, moving_average, step_seeds
 from studiogan_guidance.training.objectives import energy_distance, sliced_wasserstein
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
 
 DISTANCES = ("energy", "sliced")
 DIRECTIONS = 64  # of the sliced Wasserstein distance
+BLOCK = 16  # steps that a GPU draws and maps at once, where images are not needed
 FADE = 10  # beside another objective, ``distill`` fades out over the first 1 / FADE of the steps
 LEAST = {
     0: ("depth", "head_hidden", "steps", "eval_every", "weight_decay", "head_lr", "r1", "clip"),
@@ -163,7 +166,7 @@ class JointStage(Stage):
         group = Group(run.rank, run.world_size)
         self._check_shares(group.size)
         view = view_for(run.networks)
-        with frozen_parameters(run.networks.generator):
+        with frozen_parameters(run.networks.generator), deterministic(view.device):
             result = Training(self, run, view, group).run_steps()
         run.log(f"The joint of step {result['step']} is in {result['joint']}")
         return result
@@ -215,6 +218,7 @@ class Training:
         self.unit = self.joint.get_buffer("unit")
         self.learning = list(self.joint.residual.parameters())
         self.adversary = self._new_adversary() if stage.adversarial else None
+        self.blocks = Blocks(self._given, BLOCK if self._on_gpu and not self.adversary else 1)
 
         # Networks and optimisers of the loop.
         modules: dict[str, nn.Module] = {"joint": self.joint, "average": self.average}
@@ -253,8 +257,13 @@ class Training:
             r1_every=stage.r1_every,
         )
 
+    @property
+    def _on_gpu(self) -> bool:
+        return self.view.device.type == "cuda"
+
     def _adam(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr, (0.0, 0.99), weight_decay=self.stage.weight_decay)
+        fused = self._on_gpu or None  # one kernel for all parameters
+        return torch.optim.AdamW(parameters, lr, (0.0, 0.99), weight_decay=self.stage.weight_decay, fused=fused)
 
     def _identity(self) -> dict[str, Any]:
         """All that the weights of a step depend on."""
@@ -289,10 +298,29 @@ class Training:
             raise UserError(f"{self.files['joint']} is missing, though the run is over: remove {loop.state_file}")
         return {"joint": str(self.files["joint"]), **loop.result}
 
-    def _draw(self, block: int) -> Inputs:
-        """This process's share of the inputs of a batch, which depend on the run's seed and on ``block`` alone."""
-        seeds = step_seeds(self.stage.batch, self.trained.seed, block + 1)
-        return self.view.draw(seeds[self.group.rank :: self.group.size], 0, LabelPlan())
+    def _draw(self, *batches: int, noise_mode: str = "random") -> Inputs:
+        """This process's share of the inputs of some batches: the run's seed and their numbers alone decide."""
+        seeds: list[int] = []
+        for batch in batches:
+            seeds += step_seeds(self.stage.batch, self.trained.seed, batch + 1)[self.group.rank :: self.group.size]
+        return self.view.draw(seeds, 0, LabelPlan(), noise_mode)
+
+    @torch.no_grad()
+    def _given(self, steps: range) -> Given:
+        """What does not learn in these steps; layer noise only where there are images."""
+        # Inputs, their codes, and the estimators of the joint.
+        inputs = self._draw(*(2 * step for step in steps), noise_mode="random" if self.adversary else "const")
+        code = self.view.encode(inputs.z, inputs.labels)
+        start = JOINTS[self.joint.base].target(self.view, inputs, code, JointOptions())
+        target = None
+        if self.stage.distill:
+            target = JOINTS["class_mean"].target(self.view, inputs, code, JointOptions())
+
+        # Codes of other inputs.
+        if not self.stage.weights["latent"]:
+            return Given(inputs, start, target)
+        others = self._draw(*(2 * step + 1 for step in steps), noise_mode="const")
+        return Given(inputs, start, target, first_row(self.view.encode(others.z, others.labels)))
 
     def _autocast(self, enabled: bool) -> AbstractContextManager[Any]:
         return torch.autocast(self.view.device.type, torch.bfloat16, enabled=enabled)
@@ -302,17 +330,18 @@ class Training:
         stage = self.stage
         view = self.view
         adversary = self.adversary
-        inputs = self._draw(2 * step)
         fake = None
 
         # Losses of the joint.
         losses: dict[str, Tensor] = {}
         with self._autocast(stage.bf16):
-            h = self.joint(view, inputs, view.encode(inputs.z, inputs.labels))
-            if stage.distill:
-                losses["distill"] = self._distill_loss(h, inputs)
-            if stage.weights["latent"]:
-                losses["latent"] = self._latent_loss(first_row(h), step)
+            given = self.blocks.step(step)
+            inputs = given.inputs
+            h = self.joint.above(given.start, inputs.z)
+            if given.target is not None:
+                losses["distill"] = ((h - given.target) / self.unit).square().mean()
+            if given.others is not None:
+                losses["latent"] = self._latent_loss(first_row(h), given.others, step)
             if adversary:
                 fake = adversary.examine(view.decode(h, inputs.z, inputs.noise))
                 losses["adversarial"] = adversary.joint_loss(fake)
@@ -345,18 +374,8 @@ class Training:
             total = total + weights[name] * loss
         return total
 
-    def _distill_loss(self, h: Tensor, inputs: Inputs) -> Tensor:
-        """|h - class_mean|^2 / unit^2, the mean over all numbers of a code."""
-        target = JOINTS["class_mean"].target(self.view, inputs, h, JointOptions())
-        return ((h - target) / self.unit).square().mean()
-
-    def _latent_loss(self, h: Tensor, step: int) -> Tensor:
-        """The distance between joints [B, D] and as many codes of other inputs, in units of the spread of classes."""
-        # Codes of other inputs.
-        inputs = self._draw(2 * step + 1)
-        codes = first_row(self.view.encode(inputs.z, inputs.labels))
-
-        # Their distance from the joints.
+    def _latent_loss(self, h: Tensor, codes: Tensor, step: int) -> Tensor:
+        """The distance between joints and codes of other inputs, both [B, D], in units of the spread of classes."""
         with self._autocast(False):
             x = (h / self.unit).float()
             y = (codes / self.unit).float()
@@ -365,7 +384,7 @@ class Training:
 
             gen = torch.Generator().manual_seed(step_seeds(1, self.trained.seed, step, 1)[0])
             directions = F.normalize(torch.randn(DIRECTIONS, x.shape[1], generator=gen))
-            return sliced_wasserstein(x, y, directions.to(x.device))
+            return sliced_wasserstein(x, y, rng.moved(directions, x.device))
 
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best joint so far; without data, the last."""

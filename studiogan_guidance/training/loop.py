@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance.batches import Later
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.files import replacing
@@ -61,6 +63,11 @@ class Loop:
         self.step = 0
         self.result: dict[str, Any] = {}
         self._parts: dict[str, Any] = {**modules, **optimisers}
+
+        # Losses that are still to be logged, and those that were logged last.
+        self._kept: dict[str, Later] = {}
+        self._kept_step = 0
+        self._logged: dict[str, float] = {}
 
         resumed = self.state_file.exists() and self._load(anew)
         if group.agree(self.step) != self.step:
@@ -118,10 +125,25 @@ class Loop:
 
     def note(self, **values: float) -> None:
         """Log numbers of the latest step."""
+        self._log_losses()
+        self._log(self.step, values)
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
         if self.group.rank == 0:
             with self.log_file.open("a") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-            self.record(self.step, values)
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self.record(step, values)
+
+    def _log_losses(self) -> None:
+        """Log the losses that were kept, if there are any; raises UserError for one that is not finite."""
+        if not self._kept:
+            return
+        means = {name: mean.value() for name, mean in self._kept.items()}
+        self._kept = {}
+        if not all(map(math.isfinite, means.values())):
+            raise UserError(f"losses are not finite at step {self._kept_step} ({means}): lower lr, with another --out")
+        self._log(self._kept_step, means)
+        self._logged = means
 
     def run(
         self,
@@ -141,7 +163,7 @@ class Loop:
             after: called after each step.
 
         Raises:
-            UserError: a loss that is not finite.
+            UserError: a loss that is not finite (when the next ones are logged, or before the state is saved).
             SystemExit: after SIGTERM or Ctrl-C, with the state saved.
         """
         if not self.state_file.exists():
@@ -153,32 +175,33 @@ class Loop:
                 self.step += 1
                 last = self.step == steps
 
-                # Log its losses.
+                # Log the losses of the last time, which a GPU has long computed, and keep these for the next.
                 if last or self.step % note_every == 0:
-                    means = self._means(losses)
-                    self.note(**means)
-                    show(self.step, steps, means)
+                    self._log_losses()
+                    show(self.step, steps, self._logged)
+                    self._kept = {name: Later(mean) for name, mean in self._means(losses).items()}
+                    self._kept_step = self.step
                 after()
 
                 # Save the state, and stop where a signal asks for it.
                 stop = self._any_process(bool(signals))
                 if last or stop or self.step % save_every == 0:
+                    self._log_losses()
                     self.save()
                 if stop:
                     text = f"stopped at step {self.step} of {steps}: the same command resumes from here"
                     print(text, file=sys.stderr)
                     raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))
 
-    def _means(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    def _means(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses, averaged over the processes."""
-        tensors = {name: loss.detach().clone() for name, loss in losses.items()}
-        self.group.average(tensors.values())
-        means = {name: float(mean) for name, mean in tensors.items()}
-        if not all(map(math.isfinite, means.values())):
-            raise UserError(f"losses are not finite at step {self.step} ({means}): lower lr, with another --out")
+        means = {name: loss.detach().clone() for name, loss in losses.items()}
+        self.group.average(means.values())
         return means
 
     def _any_process(self, flag: bool) -> bool:
+        if self.group.size == 1:
+            return flag
         share = torch.tensor(float(flag))
         self.group.average([share])
         return bool(share)
@@ -226,6 +249,39 @@ def frozen_parameters(*modules: nn.Module) -> Iterator[None]:
             value.requires_grad_(gradient)
 
 
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On a GPU, only algorithms that give the same bits each time, as far as torch has them; it warns where not.
+
+    So a training that was stopped and resumed ends as an uninterrupted one on the same GPU and the same versions. On
+    the CPU that holds anyway, and nothing changes. What is set for the process is restored at the end.
+    """
+    if device.type != "cuda":
+        yield
+        return
+
+    # Remember what is set.
+    cudnn = torch.backends.cudnn
+    filling: Any = torch.utils.deterministic
+    variable = "CUBLAS_WORKSPACE_CONFIG"
+    workspace = os.environ.get(variable)
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = cudnn.benchmark, cudnn.deterministic, filling.fill_uninitialized_memory
+
+    try:
+        os.environ.setdefault(variable, ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=warn_only or not enabled)
+        cudnn.benchmark, cudnn.deterministic = False, True
+        filling.fill_uninitialized_memory = False  # it costs time, and nothing reads such memory
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, filling.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        if workspace is None:
+            os.environ.pop(variable, None)
+
+
 def step_seeds(count: int, *key: int) -> list[int]:
     """Seeds of ``count`` images for a place in a run, such as (seed, step): a hash, since those of images are near.
 
@@ -237,8 +293,7 @@ def step_seeds(count: int, *key: int) -> list[int]:
 def moving_average(average: nn.Module, source: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * source for all parameters; they have the same buffers."""
     with torch.no_grad():
-        for mean, value in zip(average.parameters(), source.parameters()):
-            mean.lerp_(value, 1 - decay)
+        torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1 - decay)
 
 
 def descend(

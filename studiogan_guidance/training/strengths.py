@@ -22,7 +22,7 @@ from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import guide
 from studiogan_guidance.training.joint_latent import validation_fid
-from studiogan_guidance.training.loop import frozen_parameters, step_seeds
+from studiogan_guidance.training.loop import deterministic, frozen_parameters, step_seeds
 from studiogan_guidance.training.objectives import frechet
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
 
@@ -86,7 +86,7 @@ class StrengthStage(Stage):
         group = Group(run.rank, run.world_size)
         path = run.folder / learned.FILE
         source = Path(self.joint_ckpt) if self.joint_ckpt else path
-        with frozen_parameters(run.networks.generator):
+        with frozen_parameters(run.networks.generator), deterministic(run.networks.device):
             evaluation = run.evaluation() if run.evaluation else None
             if evaluation is None or not hasattr(evaluation.backbone, "soft"):
                 raise UserError(NEEDS)
