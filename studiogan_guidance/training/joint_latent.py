@@ -218,7 +218,7 @@ class Training:
         self.unit = self.joint.get_buffer("unit")
         self.learning = list(self.joint.residual.parameters())
         self.adversary = self._new_adversary() if stage.adversarial else None
-        self.blocks = Blocks(self._given, BLOCK if self._on_gpu and not self.adversary else 1)
+        self.blocks = Blocks(self._given, self.block)
 
         # Networks and optimisers of the loop.
         modules: dict[str, nn.Module] = {"joint": self.joint, "average": self.average}
@@ -256,6 +256,11 @@ class Training:
             r1=stage.r1,
             r1_every=stage.r1_every,
         )
+
+    @property
+    def block(self) -> int:
+        """Steps that are drawn and mapped at once."""
+        return BLOCK if self._on_gpu and not self.stage.adversarial else 1
 
     @property
     def _on_gpu(self) -> bool:

@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import Readout, ToyGAN, toy_networks
+from fake_gpu import fake_gpu, moved, moved_networks
 from torch import Tensor, nn
 
+from studiogan_guidance import builtin
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.latents import LabelPlan, LatentView, LearnedJoint, Networks, learned, view_for
 from studiogan_guidance.latents.joint import JOINTS, JointOptions
 from studiogan_guidance.training import STAGES, Trained
-from studiogan_guidance.training.joint_latent import JointStage
+from studiogan_guidance.training.given import Blocks
+from studiogan_guidance.training.joint_latent import JointStage, Training
+from studiogan_guidance.training.loop import frozen_parameters
 from studiogan_guidance.training.objectives import energy_distance
 
 
@@ -191,3 +196,74 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     gan.corners[0] = torch.inf
     with pytest.raises(UserError, match="losses are not finite at step 1"):
         learn(gan, tmp_path, base="global_mean", note_every=1, steps=2)
+
+
+def training(
+    folder: Path, gan: Any, view: LatentView | None = None, discriminator: Any = None, **options: Any
+) -> Training:
+    """A run of the stage whose steps can be made one by one."""
+    view = view or view_for(toy_networks(gan, ""))
+    side = view.networks.image_size
+
+    def real(batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield torch.zeros(batch_size, 3, side, side), torch.zeros(batch_size)
+
+    run = Trained(view.networks, lambda: discriminator, real, folder, 0, 0, 1, lambda line: None)
+    return Training(JointStage(**options), run, view, Group())
+
+
+def test_a_block_of_steps_gives_what_its_steps_give_alone(tmp_path: Path) -> None:
+    run = training(tmp_path, ToyGAN(), distill=1, latent=1, batch=6)
+    blocks = Blocks(run._given, 4)
+    for step in range(10):
+        block, alone = blocks.step(step), run._given(range(step, step + 1))
+        assert torch.equal(block.inputs.z, alone.inputs.z)
+        assert torch.equal(block.inputs.labels, alone.inputs.labels)
+        for name in ("start", "target", "others"):
+            torch.testing.assert_close(getattr(block, name), getattr(alone, name), atol=1e-6, rtol=1e-5)
+
+    # A run that goes on in the middle of a block computes the very same.
+    again = Blocks(run._given, 4).step(9)
+    for name in ("start", "target", "others"):
+        assert torch.equal(getattr(block, name), getattr(again, name))
+
+
+def test_in_blocks_a_stopped_run_ends_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Training, "block", 4)
+    stopped = tmp_path / "stopped"
+    learn(Mixture(), stopped, steps=6, batch=8, save_every=3)
+    found = learn(Mixture(), stopped, steps=11, batch=8, save_every=3)
+    whole = learn(Mixture(), tmp_path / "whole", steps=11, batch=8, save_every=3)
+    assert all(torch.equal(one, other) for one, other in zip(found.parameters(), whole.parameters()))
+
+
+@pytest.mark.parametrize(
+    "options", [{"latent": 1}, {"distill": 1}, {"adversarial": 1}, {"latent": 1, "distance": "sliced"}]
+)
+def test_no_step_on_a_gpu_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """On a GPU that is not there, whatever reads a number raises. (Torch runs no backward pass without a driver.)"""
+
+    def backward(self: Tensor, inputs: list[nn.Parameter]) -> None:
+        for value in inputs:
+            value.grad = torch.zeros_like(value)
+
+    monkeypatch.setattr(Tensor, "backward", backward)
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, image, create_graph: (torch.zeros_like(image),))
+    monkeypatch.setattr(learned, "fingerprint", lambda network: "")
+    opponent = builtin.networks().companions.discriminator()  # type: ignore[union-attr]
+    networks = builtin.networks()
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: moved(module).requires_grad_())
+    with fake_gpu() as read:
+        view = view_for(moved_networks(networks))
+        view.memo["class means"] = torch.zeros(10, view.rows or 1, 64, device=view.device)
+        run = training(tmp_path, None, view, moved(opponent), batch=4, r1_every=2, **options)
+        if run.adversary:
+            run.adversary.start(0)
+        with frozen_parameters(view.generator):
+            for step in range(3):
+                losses = run.update(step)
+        assert all(loss.is_cuda for loss in losses.values())
+        assert not read

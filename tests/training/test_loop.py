@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.training.loop import Loop, descend, frozen_parameters, step_seeds
+from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, step_seeds
 
 
 def test_a_cut_line_and_lines_after_the_state_are_dropped(tmp_path: Path) -> None:
@@ -52,3 +53,56 @@ def test_the_gradient_is_clipped_to_a_norm(clip: float, length: float) -> None:
     value, slope = torch.zeros(2, requires_grad=True), torch.tensor([3.0, 4.0])
     descend((value * slope).sum(), [value], torch.optim.SGD([value], 1.0), Group(), clip)
     torch.testing.assert_close(value.detach(), -slope / 5 * length)
+
+
+def test_losses_are_read_when_the_next_ones_come_and_before_a_state_is_saved(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "x", {}, {}, {}, Group(), lambda step, values: None)
+    seen: dict[int, int] = {}
+
+    def update(step: int) -> dict[str, torch.Tensor]:
+        seen[step] = len(loop.log_file.read_text().splitlines())
+        return {"loss": torch.tensor(1.0)}
+
+    loop.run(12, update, save_every=6, note_every=2)
+    assert seen == {0: 0, 1: 0, 2: 0, 3: 0, 4: 1, 5: 1, 6: 3, 7: 3, 8: 3, 9: 3, 10: 4, 11: 4}
+    steps = [json.loads(line)["step"] for line in loop.log_file.read_text().splitlines()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_loss_that_is_not_finite_is_found_before_the_state_is_saved(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "x", {}, {}, {}, Group(), lambda step, values: None)
+    losses = {"loss": torch.tensor(float("nan"))}
+    with pytest.raises(UserError, match="losses are not finite at step 4"):
+        loop.run(12, lambda step: losses, save_every=4, note_every=4)
+    assert torch.load(loop.state_file, weights_only=True)["step"] == 0
+
+
+def settings() -> tuple[object, ...]:
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cudnn.benchmark,
+        cudnn.deterministic,
+        memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_deterministic_algorithms_are_for_a_gpu_and_settings_come_back(
+    monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    torch.use_deterministic_algorithms(strict)
+    try:
+        before = settings()
+        with deterministic(torch.device("cpu")):
+            assert settings() == before
+        with pytest.raises(ValueError, match="inside"), deterministic(torch.device("cuda")):
+            assert settings() == (True, not strict, False, True, False, ":4096:8")
+            raise ValueError("inside")
+        assert settings() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
