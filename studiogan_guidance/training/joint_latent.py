@@ -60,6 +60,9 @@ class JointStage(Stage):
     that of the estimator. With validation data, the step of the least FID is kept; else the last. The loss is the sum
     of the objectives times their weights.
 
+    A run that is stopped and goes on ends with the weights of an uninterrupted one, byte for byte: on a CPU, and on the
+    same GPU as far as torch has deterministic algorithms (it warns where not; see ``training.loop.deterministic``).
+
     Args:
         distill: weight of |h - class_mean|^2 / unit^2, 0 or more; beside another objective it fades out linearly over
             the first tenth of the steps.

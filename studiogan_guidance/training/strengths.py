@@ -46,6 +46,7 @@ class StrengthStage(Stage):
 
     where all strengths are 1 at first. They are written to ``joint.safetensors`` in the run's folder if they lower the
     FID of validation at ``scale``; sample with ``-o strengths=true`` at this scale. (Strengths are our own addition.)
+    They are learned anew in each run, on a GPU with deterministic algorithms, as the joint is.
 
     Args:
         per: learn strengths per class, per w row, or both.

@@ -238,6 +238,7 @@ def test_in_blocks_a_stopped_run_ends_as_a_whole_one(tmp_path: Path, monkeypatch
     assert all(torch.equal(one, other) for one, other in zip(found.parameters(), whole.parameters()))
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize(
     "options", [{"latent": 1}, {"distill": 1}, {"adversarial": 1}, {"latent": 1, "distance": "sliced"}]
 )

@@ -76,6 +76,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
     assert_same_training(tmp_path, whole, tolerance.training)
 
 
+@pytest.mark.parametrize("objective", ["latent", "distill", "adversarial"])
+def test_a_run_that_goes_on_in_the_middle_of_a_block_ends_with_the_same_bytes(
+    tmp_path: Path, device: str, objective: str
+) -> None:
+    """On a GPU, too, where the algorithms are deterministic (those of validation data need not be)."""
+    options = ["--device", device, "-o", f"{objective}=1", "-o", "batch=4", "-o", "eval_every=0", "-o", "note_every=1"]
+    for folder, steps in (("whole", 24), ("stopped", 19), ("stopped", 24)):
+        ok("train", "--out", tmp_path / folder, *options, "-o", f"steps={steps}")
+    for name in NAMES:
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_sigterm_saves_the_step_that_it_came_in(tmp_path: Path, whole: Path, device: str, tolerance: Tolerance) -> None:
     process = started(tmp_path, device)
     process.send_signal(signal.SIGTERM)
