@@ -1,4 +1,4 @@
-"""What several benchmarks share: the machine's name, and the host's networks on the built-in's digits."""
+"""What several benchmarks share: the machine's name, the host's networks on the built-in's digits, and a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 
+from studiogan_guidance import __version__, builtin, config, samplers
 from studiogan_guidance.builtin import data as digits
+from studiogan_guidance.config import RunConfig, read_yaml
+from studiogan_guidance.doctor import INCEPTION
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.features.stats import to_uint8
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout, locate
+from studiogan_guidance.host.modules import swapped
+from studiogan_guidance.host.networks import build
+from studiogan_guidance.latents import LabelPlan, view_for
 
 CBN = {"g_cond_mtd": "cBN", "d_cond_mtd": "PD", "apply_g_sn": True, "apply_d_sn": True, "z_dim": 40}
 EMA = {"apply_g_ema": True, "g_ema_decay": 0.999, "g_ema_start": 100}
@@ -50,13 +61,30 @@ SPLITS = (  # folder, split of the folder, split of the digits
 
 
 def machine(device: str) -> str:
-    """What times were taken on: the GPU, or the CPU and the number of threads; and the version of torch."""
+    """What times were taken on: the GPU or the CPU, torch, CUDA, cores, and the commits of the host and of ours."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    try:
+        host = locate().commit or "unknown"
+    except UserError:
+        host = "none"
+    rest = f"{cores} cores, the host {host[:7]}, ours {commit()}"
     if device.startswith("cuda"):
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, {rest}"
+
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     cpu = next((line.split(":")[-1].strip() for line in lines if "model name" in line), platform.machine())
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rest}"
+
+
+def commit() -> str:
+    """The commit of this folder, with + if files were changed since; the version where git knows none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
 
 
 def sections(name: str, width: int, steps: int) -> dict[str, Any]:
@@ -91,3 +119,97 @@ def run_host(device: str, save_every: int, *arguments: object) -> None:
     flags = ["--num_workers", 1, "--save_freq", save_every, "--print_freq", math.gcd(100, save_every)]
     command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", "-t", *arguments, *flags]
     subprocess.run(list(map(str, command)), check=True, env={"WANDB_MODE": "disabled", **os.environ})
+
+
+def biggan(work: Path, num_real: int, width: int = 0, **more: Any) -> RunConfig:
+    """A run on the host's CIFAR10 BigGAN with fresh weights, against images of the built-in GAN.
+
+    Time does not depend on weights. The checkpoint, by the host's own saver, the real images, the caches and, where
+    torch's hub has no trained Inception, one with random weights are made in ``work``, unless they are there.
+
+    Args:
+        work: the folder.
+        num_real: real images.
+        width: g_conv_dim; by default the configuration's.
+        more: keys of the run.
+    """
+    os.environ["STUDIOGAN_ROOT"] = str(locate().path)
+    os.environ["STUDIOGAN_GUIDANCE_CACHE"] = str(work / "cache")
+    checkout = locate()
+    inception(work / "torch", checkout)
+    data = real_images(work / f"real-{num_real}", num_real)
+    path = checkpoint(work / f"biggan-{width}", checkout, width)
+    keys = {"ckpt": str(path.parent), "data": str(data), "out": str(work / "rows"), "compare_plain": False}
+    return config.load(str(path), {**keys, **more})
+
+
+def checkpoint(folder: Path, checkout: Checkout, width: int) -> Path:
+    """The YAML beside a checkpoint of the host's CIFAR10 BigGAN with fresh weights."""
+    path = folder / "BigGAN.yaml"
+    if path.exists():
+        return path
+
+    # The host's configuration, for images in folders.
+    keys = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / "BigGAN.yaml")
+    keys["DATA"]["name"] = "Benchmark"
+    if width:
+        keys["MODEL"]["g_conv_dim"] = width
+
+    # Save both.
+    folder.mkdir(parents=True)
+    state = build(keys, checkout, torch.device("cpu")).generator.state_dict()
+    with inside(checkout):
+        module("utils.misc").save_model("G", "current", 1, str(folder), {"state_dict": state, "optimizer": {}})
+    path.write_text(yaml.safe_dump(keys))
+    return path
+
+
+def real_images(folder: Path, count: int) -> Path:
+    """An ImageFolder with ``count`` images of the built-in GAN to train."""
+    if folder.exists():
+        return folder
+    view = view_for(builtin.networks("cuda" if torch.cuda.is_available() else "cpu"))
+    for batch in samplers.create("plain").stream(view, range(count), 256, LabelPlan()):
+        pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
+        for image, label, seed in zip(pixels, batch.labels.tolist(), batch.seeds.tolist()):
+            path = folder / "train" / str(label) / f"{seed}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path, compress_level=1)
+    return folder
+
+
+def inception(home: Path, checkout: Checkout) -> None:
+    """Where torch's hub has no Inception, make ``home`` its folder, with one of random weights.
+
+    Its batch norms fit digits and noise, so that features are neither zero nor huge.
+    """
+    if (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).exists():
+        return
+    os.environ["TORCH_HOME"] = str(home)
+    path = home / "hub" / "checkpoints" / INCEPTION
+    if path.exists():
+        return
+
+    # The host's network, without its download.
+    found: list[torch.nn.Module] = []
+    load = lambda self, *args, **kwargs: found.append(self)  # noqa: E731
+    with inside(checkout), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        host = module("metrics.inception_net")
+        with (
+            swapped(host, "load_state_dict_from_url", lambda *args, **kwargs: {}),
+            swapped(torch.nn.Module, "load_state_dict", load),
+        ):
+            host.fid_inception_v3()
+
+    # One pass in training mode.
+    network = found[0].train()
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = None
+    noise = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.cat([digits.digits("train")[0][:16], noise])
+    with torch.no_grad():
+        network(torch.nn.functional.interpolate(images, size=(299, 299), mode="bilinear"))
+    path.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), path)

@@ -1,38 +1,43 @@
-"""Images a second of the feature pass: ours, the host's own on the same networks, and the feature network by itself.
+"""Images a second of the feature pass: ours, the host's own, the networks by themselves, and one after the other.
 
-    python benchmarks/features.py [--device cuda] [--num 2000] [--batch-size 64] [--resizer clean] [--width 8]
+    python benchmarks/features.py [--device cuda] [--num 2000] [--batch-size 64] [--fast] [--resizer clean] [--width 8]
 
-The generator is the host's CIFAR10 BigGAN with fresh weights: time does not depend on their values. The three take
-turns, and medians are compared. Needs a checkout of the host and the studiogan extra.
+The generator is the host's CIFAR10 BigGAN with fresh weights: time does not depend on their values. "ours" is the pass
+of ``eval``, "host" the host's generate_images_and_stack_features. "network" and "generator" get inputs that are ready;
+"one after the other" makes a batch of images, resizes it and runs the network, and keeps nothing. All take turns, and
+medians are compared. ``--fast`` runs ours and the networks so; the host has no such mode. Needs a checkout of the host
+and the studiogan extra.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
 import torch
-from common import machine
+from common import biggan, machine
 from torch import Tensor
 
-from studiogan_guidance import samplers
-from studiogan_guidance.config import CHOICES, read_yaml
-from studiogan_guidance.doctor import INCEPTION
+from studiogan_guidance.config import CHOICES
+from studiogan_guidance.evaluation import distributed
+from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.source import HOST_NETWORKS
 from studiogan_guidance.features.resize import filter_of, resize, resize_on_device
-from studiogan_guidance.features.stats import accumulate
-from studiogan_guidance.host.backbone import HostBackbone
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
-from studiogan_guidance.host.modules import swapped
-from studiogan_guidance.host.networks import build
-from studiogan_guidance.latents import LabelPlan, Networks, view_for
+from studiogan_guidance.host.networks import host_yaml, load
+from studiogan_guidance.latents import Networks
+from studiogan_guidance.options import Spec
+
+HOST_SHARE = 4  # the host is slow: of so many images it makes one
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -51,31 +56,73 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int, device: torch.d
     return {name: statistics.median(times[name] for times in rounds) for name in runs}
 
 
-def open_host(checkout: Checkout, name: str, resizer: str, device: torch.device) -> tuple[HostBackbone, Any, str]:
-    """Our backbone, the host's LoadEvalModel, and which weights they have."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+def measure(
+    work: Path, device: str, num: int, batch_size: int | None, repeats: int, fast: bool = False, **more: Any
+) -> dict[str, float]:
+    """Images a second of each way, by its name.
 
-    def both() -> tuple[HostBackbone, Any]:
-        with inside(checkout):
-            load = module("metrics.preparation").LoadEvalModel
-            return HostBackbone(name, checkout, device, resizer), load(name, resizer, 1, False, device)
+    Args:
+        work: a folder for the checkpoint and the weights; see ``common.biggan``.
+        device: where everything runs.
+        num: images of a pass, of which the host makes a quarter; rounded to whole batches.
+        batch_size: images of a batch; None leaves it to the run, and the other ways take what it chose.
+        repeats: timed passes of each way.
+        fast: the fast mode, of all but the host's pass.
+        more: ``width`` of the generator, and keys of the run, such as resizer.
+    """
+    # Open ours and the host's, with a generator each.
+    place = torch.device(device)
+    keys = {"device": device, "metrics": ("fid", "is", "prdc"), "sampler": "plain", "num": num, **more}
+    chosen = {"batch_size": batch_size, "fast": fast or None}
+    cfg = biggan(work, 64, **keys, **{key: value for key, value in chosen.items() if value})
+    checkout = locate()
+    networks = load(cfg, checkout, place, host_yaml(cfg, checkout))
+    with inside(checkout):
+        name = (cfg.backbone or "InceptionV3_tf").removeprefix("host:")
+        hosts = module("metrics.preparation").LoadEvalModel(name, cfg.resizer, 1, False, place)
+    hosts.model.requires_grad_(False)
 
-    if name != "InceptionV3_tf" or weights.exists():
-        return (*both(), "weights of the hub cache")
+    with distributed.group() as group, torch.no_grad():
+        evaluation = Evaluation(cfg, group, [Spec("plain")])
+        size = batch_size or evaluation.cfg.batch_size
+        ways = passes(evaluation, size, num, checkout, networks, hosts)
+        times = medians({name: run for name, (_, run) in ways.items()}, repeats, place)
+    rates = {name: ways[name][0] / times[name] for name in ways}
+    rates["computed"] = 1 / (1 / rates["network"] + 1 / rates["generator"])
+    return {**rates, "batch": size}
 
-    # Without the file, make the host's network with random weights twice the same.
-    with inside(checkout), torch.random.fork_rng(devices=[]):
-        inception = module("metrics.inception_net")
-        networks: list[torch.nn.Module] = []
-        load = lambda self, *args, **kwargs: networks.append(self)  # noqa: E731
-        with (
-            swapped(inception, "load_state_dict_from_url", lambda *args, **kwargs: {}),
-            swapped(torch.nn.Module, "load_state_dict", load),
-        ):
-            inception.fid_inception_v3()
-        state = networks[0].state_dict()
-        with swapped(inception, "load_state_dict_from_url", lambda *args, **kwargs: state):
-            return (*both(), f"random weights, for want of {weights}")
+
+def passes(
+    evaluation: Evaluation, size: int, num: int, checkout: Checkout, networks: Networks, hosts: Any
+) -> dict[str, tuple[int, Callable[[], object]]]:
+    """The ways by name: how many images each makes, and what to call."""
+    view, backbone = evaluation.view, evaluation.backbone
+    ((name, sampler),) = evaluation.chosen
+    batches = max(1, num // size)
+    hosts_batches = math.ceil(batches / HOST_SHARE)
+    inputs = view.draw(range(size), 0, evaluation.plan)
+    with view.frozen():
+        ready = backbone.prepare(sampler.images(view, inputs))
+
+    def images() -> Tensor:
+        return sampler.images(view, inputs)
+
+    def repeated(step: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            with view.frozen():
+                for _ in range(batches):
+                    step()
+
+        return run
+
+    evaluation.num = batches * size
+    return {
+        "ours": (batches * size, lambda: evaluation.generate(name, sampler, 0)),
+        "host": (hosts_batches * size, lambda: hosts_pass(checkout, networks, hosts, hosts_batches * size, size)),
+        "network": (batches * size, repeated(lambda: backbone(ready))),
+        "generator": (batches * size, repeated(images)),
+        "one after the other": (batches * size, repeated(lambda: backbone(backbone.prepare(images())))),
+    }
 
 
 def hosts_pass(checkout: Checkout, networks: Networks, model: Any, num: int, batch_size: int) -> None:
@@ -116,60 +163,39 @@ def hosts_pass(checkout: Checkout, networks: Networks, model: Any, num: int, bat
 @click.option("--backbone", type=click.Choice(HOST_NETWORKS), default="InceptionV3_tf", show_default=True)
 @click.option("--resizer", type=click.Choice(CHOICES["resizer"]), default="legacy", show_default=True)
 @click.option("--width", default=0, help="g_conv_dim of the generator; by default the configuration's.")
+@click.option("--fast", is_flag=True)
 def main(
-    device: str, num: int, batch_size: int, repeats: int, threads: int, backbone: str, resizer: str, width: int
+    device: str,
+    num: int,
+    batch_size: int,
+    repeats: int,
+    threads: int,
+    backbone: str,
+    resizer: str,
+    width: int,
+    fast: bool,
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
-
-    # Build the generator and both feature networks.
-    place = torch.device(device)
-    checkout = locate()
-    sections = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / "BigGAN.yaml")
-    if width:
-        sections["MODEL"]["g_conv_dim"] = width
-    networks = build(sections, checkout, place)
-    ours, hosts, weights = open_host(checkout, backbone, resizer, place)
-    hosts.model.requires_grad_(False)
-    view = view_for(networks)
-    sampler = samplers.create("plain")
-    click.echo(machine(device))
-    click.echo(f"BigGAN g_conv_dim {sections['MODEL']['g_conv_dim']}, {backbone} {resizer} with {weights}")
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in sampler.stream(view, range(num), batch_size, LabelPlan()):
-            yield batch.images, batch.labels
-
-    def network() -> None:
-        for _ in range(num // batch_size):
-            ours(ready)
-
-    # Time them in turn.
-    num = num // batch_size * batch_size or batch_size  # the host makes whole batches only
-    size = networks.image_size
-    with torch.no_grad():
-        ready = ours.prepare(torch.rand(batch_size, 3, size, size, device=place) * 2 - 1)
-        times = medians(
-            {
-                "ours": lambda: accumulate(batches(), ours),
-                "host": lambda: hosts_pass(checkout, networks, hosts, num, batch_size),
-                "network alone": network,
-            },
-            repeats,
-            place,
-        )
-        for name, median in times.items():
-            click.echo(f"{name:<14} {num / median:9.1f} images/s")
-        click.echo(f"ours / the host's        {times['host'] / times['ours']:.2f}")
-        click.echo(f"ours / network alone     {times['network alone'] / times['ours']:.2f}")
-        resizing(checkout, backbone, resizer, hosts, batch_size, max(repeats, 5), place)
+    click.echo(f"{machine(device)}, batch {batch_size}{', fast' * fast}")
+    keys = {"backbone": f"host:{backbone}", "resizer": resizer, "width": width}
+    with tempfile.TemporaryDirectory() as work:
+        rates = measure(Path(work), device, num, batch_size, repeats, fast, **keys)
+        for name, rate in rates.items():
+            click.echo(f"{name:<20} {rate:9.1f} images/s")
+        click.echo(f"ours / the host's        {rates['ours'] / rates['host']:.2f}")
+        click.echo(f"ours / network alone     {rates['ours'] / rates['network']:.2f}")
+        click.echo(f"ours / one after the other {rates['ours'] / rates['computed']:.2f}")
+        resizing(locate(), backbone, resizer, batch_size, max(repeats, 5), torch.device(device))
 
 
 def resizing(
-    checkout: Checkout, backbone: str, resizer: str, hosts: Any, count: int, repeats: int, place: torch.device
+    checkout: Checkout, backbone: str, resizer: str, count: int, repeats: int, place: torch.device
 ) -> None:
     """Milliseconds an image of resizing alone, from 8 bits."""
     name = filter_of(resizer, backbone)
+    with inside(checkout):
+        hosts = module("metrics.preparation").LoadEvalModel(backbone, resizer, 1, False, place)
 
     def as_host(pixels: Any) -> Tensor:
         return torch.stack([hosts.totensor(hosts.resizer(image)) for image in pixels])

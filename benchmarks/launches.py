@@ -1,0 +1,99 @@
+"""Kernels and synchronisations of a batch: of plain and guided sampling, and of the feature pass.
+
+    python benchmarks/launches.py [--device cuda] [--batch-size 64] [--fast]
+
+Counted by torch's profiler, as the difference between a longer and a shorter run, so that what is done once does not
+count. A synchronisation is a value that Python waits for (``aten::_local_scalar_dense``), a call of CUDA that waits, or
+a copy from or to memory that is not pinned. A CPU has no kernels: operators of ATen are counted. Needs a checkout of
+the host and the studiogan extra.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from common import biggan, machine
+from torch.profiler import ProfilerActivity, profile
+
+from studiogan_guidance.evaluation import distributed
+from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.options import Spec
+
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+WAITS = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+SHORT, LONG = 2, 6  # batches
+
+
+def counts(run: Callable[[], object], cuda: bool) -> Counter[str]:
+    """How often each kind of event happened: launches (operators on a CPU), waits, and pageable copies."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+    found: Counter[str] = Counter()
+    for event in profiler.events():
+        is_launch = event.name in LAUNCHES if cuda else event.name.startswith("aten::")
+        found["launches"] += is_launch
+        found["waits"] += event.name in WAITS
+        found["pageable copies"] += "Pageable" in event.name and event.name.startswith("Memcpy")
+    return found
+
+
+def per_batch(run: Callable[[int], object], cuda: bool) -> dict[str, float]:
+    """``counts`` of one more batch of ``run(batches)``."""
+    run(SHORT)
+    short, long = (counts(lambda batches=batches: run(batches), cuda) for batches in (SHORT, LONG))
+    return {key: (long[key] - short[key]) / (LONG - SHORT) for key in ("launches", "waits", "pageable copies")}
+
+
+def measure(work: Path, device: str, batch_size: int, fast: bool = False) -> dict[str, dict[str, float]]:
+    """Counts a batch of plain and guided sampling by themselves, and of the pass of ``eval``, by name.
+
+    Args:
+        work: a folder for the checkpoint and the weights; see ``common.biggan``.
+        device: where everything runs.
+        batch_size: images of a batch.
+        fast: the fast mode.
+    """
+    keys = {"device": device, "num": LONG * batch_size, "metrics": ("fid", "prdc"), "batch_size": batch_size}
+    cfg = biggan(work, 64, **keys, **({"fast": True} if fast else {}))
+    cuda = device.startswith("cuda")
+    found = {}
+    with distributed.group() as group, torch.no_grad():
+        wanted = [Spec("plain"), Spec("gandance", {"scale": 1.2})]
+        evaluation = Evaluation(cfg, group, wanted)
+        view = evaluation.view
+        for name, sampler in evaluation.chosen:
+
+            def stream(batches: int, sampler=sampler) -> None:
+                for _ in sampler.stream(view, range(batches * batch_size), batch_size, evaluation.plan):
+                    pass
+
+            def whole(batches: int, name=name, sampler=sampler) -> None:
+                evaluation.num = batches * batch_size
+                evaluation.generate(name, sampler, 0)
+
+            found[f"sampling, {name}"] = per_batch(stream, cuda)
+            found[f"feature pass, {name}"] = per_batch(whole, cuda)
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--batch-size", default=4, show_default=True)
+@click.option("--fast", is_flag=True)
+def main(device: str, batch_size: int, fast: bool) -> None:
+    click.echo(f"{machine(device)}, batch {batch_size}{', fast' * fast}")
+    with tempfile.TemporaryDirectory() as work:
+        for name, values in measure(Path(work), device, batch_size, fast).items():
+            click.echo(f"{name:<24} " + "  ".join(f"{key} {value:g}" for key, value in values.items()))
+
+
+if __name__ == "__main__":
+    main()
