@@ -181,7 +181,7 @@ def real_images(folder: Path, count: int) -> Path:
 def inception(home: Path, checkout: Checkout) -> None:
     """Where torch's hub has no Inception, make ``home`` its folder, with one of random weights.
 
-    Its batch norms fit digits and noise, so that features are neither zero nor huge.
+    Its batch norms fit digits, and magnify no channel more than most, so that features are neither zero nor huge.
     """
     if (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).exists():
         return
@@ -202,14 +202,15 @@ def inception(home: Path, checkout: Checkout) -> None:
         ):
             host.fid_inception_v3()
 
-    # One pass in training mode.
+    # Fit the batch norms.
     network = found[0].train()
-    for norm in network.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.momentum = None
-    noise = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    images = torch.cat([digits.digits("train")[0][:16], noise])
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    images = digits.digits("train")[0][:16]
     with torch.no_grad():
         network(torch.nn.functional.interpolate(images, size=(299, 299), mode="bilinear"))
+    for norm in norms:
+        norm.running_var.clamp_(min=norm.running_var.mean().item())
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)

@@ -1,0 +1,463 @@
+"""The tests that need a GPU or the host, and all timings with their goals, as one JSON and one Markdown table.
+
+    bash benchmarks/gpu.sh [--out runs/gpu] [--minutes 12] [--part features --part points]
+
+Goals are those of an H100. Without a GPU the same runs at small size, and no goal is judged. Each part runs in a
+process of its own, ours and the host's by turns in it; one that fails or takes too long is a line of the table. Parts
+come in the order of their importance, and what would exceed the time is left out and says so. Tests get what the
+timings leave, before and after them. Needs a checkout of the host and the studiogan extra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+import torch
+from common import machine
+
+ROOT = Path(__file__).parent.parent
+TESTS = "gpu or studiogan"
+BLOCK = 16  # tests of a process
+OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+LEAST_TESTS = 60  # seconds of tests before the timings
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        what: what was measured.
+        value: a number, or words.
+        unit: of the number.
+        goal: the number that it should be, at most, or, if ``at_least``, at least; None if there is none.
+        at_least: the direction of the goal.
+    """
+
+    what: str
+    value: float | str
+    unit: str = ""
+    goal: float | None = None
+    at_least: bool = False
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the goal is reached; None without a goal or a number."""
+        if self.goal is None or isinstance(self.value, str):
+            return None
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+    @property
+    def verdict(self) -> str:
+        """Yes, or no and by how much."""
+        if self.is_reached is None or isinstance(self.value, str):
+            return ""
+        if self.is_reached:
+            return "yes"
+        share = f"{abs(self.value / self.goal - 1):.1%}" if self.goal else f"{abs(self.value):.2g}"
+        return f"no: {share} {'below' if self.at_least else 'above'}"
+
+    def cells(self, is_judged: bool) -> str:
+        """The line in Markdown."""
+        value = self.value if isinstance(self.value, str) else f"{self.value:,.4g}"
+        goal = "" if self.goal is None else f"{'>=' if self.at_least else '<='} {self.goal:g}"
+        return f"| {self.what} | {value} {self.unit}".rstrip() + f" | {goal} | {self.verdict if is_judged else ''} |"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a part runs: the device, whether at small size, a folder for its files, and when it has to be done."""
+
+    device: str
+    small: bool
+    work: Path
+    until: float
+
+    def has(self, seconds: float) -> bool:
+        """Whether so many seconds are left."""
+        return time.time() + seconds < self.until
+
+
+Measure = Callable[[Setting], Iterable[Row]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the table; ``seconds`` is the most that it may take on an H100."""
+
+    name: str
+    seconds: float
+    measure: Measure = field(repr=False)
+
+
+def plugins(at: Setting) -> Iterator[Row]:
+    """The host's StyleGAN2 for the first time: on a GPU with a compiler its plug-ins are compiled."""
+    from guided_vs_plain import open_networks
+
+    from studiogan_guidance import samplers
+    from studiogan_guidance.latents import LabelPlan, view_for
+
+    started = time.perf_counter()
+    view = view_for(open_networks("StyleGAN2", at.device))
+    next(samplers.create("plain").stream(view, range(2), 2, LabelPlan())).images.cpu()
+    yield Row("StyleGAN2, first images (compiles plug-ins)", time.perf_counter() - started, "s")
+
+
+def feature_pass(at: Setting) -> Iterator[Row]:
+    """The feature pass against its network, and against the host's."""
+    import features
+
+    num, repeats, sizes = (8, 1, (8,)) if at.small else (8192, 3, (64, 256))
+    runs = [(size, fast) for fast in (False, True) for size in sizes]
+    if not at.small:
+        runs.insert(1, (None, False))
+    for size, fast in runs:
+        if not at.has(20):
+            yield Row(f"feature pass, batch {size or 'chosen'}{', fast' * fast}", "left out: no time")
+            continue
+        rates = features.measure(at.work, at.device, num, size, repeats, fast)
+        name = f"feature pass{', fast' * fast}, batch {rates.pop('batch'):g}{'' if size else ' (chosen)'}"
+        for way, rate in rates.items():
+            label = {"computed": "one after the other, computed from both"}.get(way, way)
+            yield Row(f"{name}: {label}", rate, "images/s")
+        share = None if fast else 0.9
+        yield Row(f"{name}: ours / one after the other, computed", rates["ours"] / rates["computed"], "", share, True)
+        yield Row(f"{name}: ours / one after the other, measured", rates["ours"] / rates["one after the other"])
+        yield Row(f"{name}: ours / the host's", rates["ours"] / rates["host"], "", 9 if fast else 5, True)
+
+
+def guidance(at: Setting) -> Iterator[Row]:
+    """Guided against plain sampling."""
+    import guided_vs_plain
+
+    batches, repeats = ((4,), 3) if at.small else ((64, 256), 15)
+    for case in guided_vs_plain.measure(at.device, batches, repeats, at.small):
+        name = f"{case['generator']} {case['joint']}, batch {case['batch']}"
+        yield Row(f"{name}: plain", case["plain_ms"], "ms")
+        yield Row(f"{name}: guided / plain", case["ratio"], "", case["goal"])
+
+
+def points(at: Setting, fast: bool = False) -> Iterator[Row]:
+    """An evaluation, and more points of a sweep, as many as there is time for."""
+    import points
+
+    num, wanted = (48, 1) if at.small else (50_000, 10)
+    name = f"eval of {num:,} images, FID and PRDC{', fast' * fast}"
+    seconds: list[float] = []
+    difference = None
+    for what, took, row in points.measure(at.work, at.device, num, wanted, fast=fast):
+        if not row:
+            yield Row(f"{name}: {what}", took, "s")
+            continue
+        seconds.append(took)
+        if len(seconds) == 1:
+            yield Row(f"{name}: first image to row (batch {row['environment'].get('batch_size')})", took, "s", 30)
+            yield Row(f"{name}: sampling alone", row["cost"]["sampling_seconds"], "s")
+        if not at.has(1.2 * took):
+            break
+
+    more = seconds[1:]
+    if more:
+        label = "more point of a sweep" if len(more) == 1 else f"each of {len(more)} more points of a sweep"
+        yield Row(f"{name}: slowest, {label}", max(more), "s", 20)
+        yield Row(f"{name}: mean, {label}", sum(more) / len(more), "s", 20)
+    if len(more) < wanted:
+        yield Row(f"{name}: more points", f"{len(more)} of {wanted}: no time for the others")
+
+
+def fast_points(at: Setting) -> Iterator[Row]:
+    """The same in fast mode."""
+    return points(at, fast=True)
+
+
+def resizers(at: Setting) -> Iterator[Row]:
+    """Pixels of the device against those of the host's resizers."""
+    import resizers
+
+    for case in resizers.table(at.device):
+        name = f"resizer {case['resizer']}"
+        yield Row(f"{name}: largest difference of a pixel", case["difference"], "of 255")
+
+
+def launches(at: Setting) -> Iterator[Row]:
+    """What a batch asks of the GPU."""
+    import launches
+
+    what = {"launches": "kernels", "waits": "synchronisations", "pageable copies": "copies that are not pinned"}
+    if not at.device.startswith("cuda"):
+        what |= {"launches": "operators", "waits": "numbers that Python reads"}
+    for fast in (False, True):
+        if fast and at.small:
+            continue
+        for name, counts in launches.measure(at.work, at.device, 4 if at.small else 64, fast).items():
+            for kind, count in counts.items():
+                goal = 0 if kind != "launches" and not at.small else None
+                yield Row(f"{name}{', fast' * fast}: {what[kind]} a batch", count, "", goal)
+
+
+def training(at: Setting) -> Iterator[Row]:
+    """Steps of the stage ``joint``."""
+    import joint_step
+
+    yield from ()
+
+
+def more_gpus(at: Setting) -> Iterator[Row]:
+    """``eval`` on all GPUs by torchrun against one."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        yield Row("eval on all GPUs", f"left out: {count} GPUs (two launchers on one machine are among the tests)")
+        return
+
+    # The same command by one process and by one a GPU.
+    from common import biggan
+
+    num = 20_000
+    cfg = biggan(at.work, num)
+    flags = ["-c", f"{cfg.ckpt}/BigGAN.yaml", "--ckpt", cfg.ckpt, "--data", cfg.data, "--num", num, "--json"]
+    flags += ["--metrics", "fid", "--sampler", "plain", "--device", "auto", "--out", at.work / "all"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    rates = []
+    for processes in (1, count):
+        whole = [*command, processes, "-m", "--", "studiogan_guidance", "eval", *flags]
+        output = subprocess.run(list(map(str, whole)), check=True, capture_output=True, text=True).stdout
+        rates.append(num / json.loads(output)["rows"][0]["seconds"])
+        yield Row(f"eval on {processes} GPUs", rates[-1], "images/s")
+    yield Row(f"eval on {count} GPUs / on 1", rates[1] / rates[0])
+
+
+PARTS = (
+    Part("plug-ins", 120, plugins),
+    Part("features", 110, feature_pass),
+    Part("guided", 60, guidance),
+    Part("points", 260, points),
+    Part("fast points", 130, fast_points),
+    Part("resizers", 20, resizers),
+    Part("launches", 30, launches),
+    Part("training", 50, training),
+    Part("gpus", 60, more_gpus),
+)
+
+
+class Tests:
+    """The tests of the expression ``TESTS``: those marked gpu first, one process, then the others on all cores."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.seconds = 0.0
+        self.outcomes: dict[str, str] = {}
+        self.wanted: list[str] = []
+        self.alone: list[str] = []
+        self.error = ""
+
+    def collect(self) -> None:
+        """Find the tests."""
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m"]
+        for expression in ("gpu", TESTS):
+            done = subprocess.run([*command, expression], cwd=ROOT, capture_output=True, text=True)
+            found = [line for line in done.stdout.splitlines() if "::" in line]
+            if done.returncode not in (0, 5):
+                self.error = last_line(done.stdout + done.stderr)
+            if expression == "gpu":
+                self.alone = found
+            self.wanted = found
+
+    def run(self, until: float) -> None:
+        """Run those that have no outcome yet, until that time."""
+        started = time.time()
+        left = [test for test in self.wanted if test not in self.outcomes]
+        alone = [test for test in left if test in self.alone]
+        others = [test for test in left if test not in self.alone]
+        workers = max(1, min(8, (os.cpu_count() or 1) // 2))
+
+        # A few tests a process.
+        for tests, at_once in ((alone, 1), (others, workers)):
+            blocks = [tests[start : start + BLOCK] for start in range(0, len(tests), BLOCK)]
+            with ThreadPoolExecutor(at_once) as pool:
+                for output in pool.map(lambda block: self._block(block, until, workers), blocks):
+                    self._read(output)
+        self.seconds += time.time() - started
+
+    def _block(self, tests: Sequence[str], until: float, workers: int) -> str:
+        if time.time() + 5 > until:
+            return ""
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-m", TESTS, *tests]
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        _, output = run_until(command, until, threads)
+        with self.log.open("a") as file:
+            file.write(output)
+        return output
+
+    def _read(self, output: str) -> None:
+        for line in output.splitlines():
+            if match := OUTCOME.match(line):
+                self.outcomes[match[1]] = match[2]
+
+    def rows(self) -> Iterator[Row]:
+        """What came out."""
+        if self.error:
+            yield Row("tests", f"failed: {self.error}")
+        counts = Counter(self.outcomes.values())
+        bad = [test for test, outcome in self.outcomes.items() if outcome in ("FAILED", "ERROR")]
+        missing = len([test for test in self.wanted if test not in self.outcomes])
+        words = ", ".join(f"{count} {word.lower()}" for word, count in sorted(counts.items()))
+        yield Row(f"tests marked {TESTS}: {words}; in {self.seconds:.0f} s; failed", len(bad), "", 0)
+        if missing:
+            yield Row("tests that there was no time for", missing, f"of {len(self.wanted)}")
+        for test in bad[:40]:
+            yield Row(f"`{test}`", "failed")
+
+
+def run_until(command: Sequence[str], until: float, variables: dict[str, str] | None = None) -> tuple[int | None, str]:
+    """The exit code of a command, None if it was stopped at that time, and what it printed."""
+    with tempfile.TemporaryFile("w+") as output:
+        environment = {**os.environ, **(variables or {})}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        code: int | None = None
+        try:
+            code = process.wait(max(1, until - time.time()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if code is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        return code, output.read()
+
+
+def last_line(text: str) -> str:
+    """The last line of an output that says something, for a cell of the table."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no output").replace("|", "/")[:300]
+
+
+def run_part(part: Part, at: Setting) -> list[Row]:
+    """The rows of a part, from a process of its own; a failure is a row, after those that were there before it."""
+    path = at.work / "rows.jsonl"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--one", part.name, "--work", str(at.work), "--until", str(at.until)]
+    code, output = run_until([*command, *(["--small"] if at.small else []), "--device", at.device], at.until + 10)
+
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [Row(**json.loads(line)) for line in lines]
+    if code is None:
+        rows.append(Row(part.name, "stopped: it took too long"))
+    elif code:
+        rows.append(Row(part.name, f"failed: {last_line(output)}"))
+        click.echo(output[-3000:], err=True)
+    return rows
+
+
+def run_here(name: str, at: Setting) -> None:
+    """Measure a part in this process, and leave its rows in a file."""
+    measure = next(part.measure for part in PARTS if part.name == name)
+    with (at.work / "rows.jsonl").open("a") as file:
+        for row in measure(at):
+            file.write(json.dumps(asdict(row)) + "\n")
+            file.flush()
+
+
+def write(out: Path, heading: str, rows: dict[str, list[Row]], is_judged: bool) -> str:
+    """Write gpu.json and gpu.md, and return the latter."""
+    lines = ["| what | value | goal | reached |", "|---|---|---|---|"]
+    lines += [row.cells(is_judged) for part in rows.values() for row in part]
+    text = f"{heading}\n\n" + "\n".join(lines) + "\n"
+    (out / "gpu.md").write_text(text)
+    parts = {
+        name: [{**asdict(row), "reached": row.is_reached if is_judged else None} for row in part]
+        for name, part in rows.items()
+    }
+    (out / "gpu.json").write_text(json.dumps({"machine": heading, "parts": parts}, indent=1))
+    return text
+
+
+NAMES = ["tests", *(part.name for part in PARTS)]
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/gpu"), show_default=True)
+@click.option("--minutes", default=12.0, show_default=True, help="The most that all parts may take.")
+@click.option("--part", "chosen", multiple=True, type=click.Choice(NAMES), help="Several times. [all]")
+@click.option("--small/--full", default=None, help="[small without a GPU]")
+@click.option("--device", default=None, help="cpu or cuda. [a GPU if there is one]")
+@click.option("--one", type=click.Choice(NAMES), hidden=True, help="The part that a process of its own measures.")
+@click.option("--work", type=click.Path(path_type=Path), hidden=True)
+@click.option("--until", type=float, default=0.0, hidden=True)
+def main(
+    out: Path,
+    minutes: float,
+    chosen: tuple[str, ...],
+    small: bool | None,
+    device: str | None,
+    one: str | None,
+    work: Path | None,
+    until: float,
+) -> None:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    small = device == "cpu" if small is None else small
+    if one and work:
+        run_here(one, Setting(device, small, work, until))
+        return
+
+    # Say where this runs.
+    started = time.time()
+    end = started + minutes * 60
+    heading = machine(device) + (", small size" if small else "")
+    if device == "cpu":
+        heading += "; no GPU: the goals are those of an H100 and are not judged"
+    click.echo(heading)
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = chosen or tuple(NAMES)
+    parts = [part for part in PARTS if part.name in chosen]
+
+    # Compile the plug-ins, so that no test that is stopped leaves them half-done; then tests; then timings.
+    rows: dict[str, list[Row]] = {}
+    tests = Tests(out / "tests.log")
+    tests.log.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def show(name: str, found: list[Row]) -> None:
+            rows[name] = found
+            write(out, heading, rows, device != "cpu")
+            for row in found:
+                click.echo(row.cells(device != "cpu"))
+
+        for part in parts:
+            left = end - time.time()
+            if left < min(30, part.seconds):
+                show(part.name, [Row(part.name, "left out: no time")])
+                continue
+            show(part.name, run_part(part, Setting(device, small, Path(folder), time.time() + min(left, part.seconds))))
+            if part.name == parts[0].name and "tests" in chosen:
+                timings = sum(part.seconds for part in parts[1:])
+                tests.collect()
+                tests.run(max(time.time() + LEAST_TESTS, end - timings))
+                show("tests", list(tests.rows()))
+
+    # Tests that there was no time for before.
+    if "tests" in chosen:
+        tests.wanted or tests.collect()
+        tests.run(end)
+        rows["tests"] = list(tests.rows())
+    rows["time"] = [Row("all of this", (time.time() - started) / 60, "minutes", minutes)]
+    click.echo("\n" + write(out, heading, rows, device != "cpu"))
+
+
+if __name__ == "__main__":
+    main()
