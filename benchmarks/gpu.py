@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -157,7 +158,6 @@ def points(at: Setting, fast: bool = False) -> Iterator[Row]:
     num, wanted = (48, 1) if at.small else (50_000, 10)
     name = f"eval of {num:,} images, FID and PRDC{', fast' * fast}"
     seconds: list[float] = []
-    difference = None
     for what, took, row in points.measure(at.work, at.device, num, wanted, fast=fast):
         if not row:
             yield Row(f"{name}: {what}", took, "s")
@@ -166,6 +166,7 @@ def points(at: Setting, fast: bool = False) -> Iterator[Row]:
         if len(seconds) == 1:
             yield Row(f"{name}: first image to row (batch {row['environment'].get('batch_size')})", took, "s", 30)
             yield Row(f"{name}: sampling alone", row["cost"]["sampling_seconds"], "s")
+            yield from precision(name, row)
         if not at.has(1.2 * took):
             break
 
@@ -176,6 +177,13 @@ def points(at: Setting, fast: bool = False) -> Iterator[Row]:
         yield Row(f"{name}: mean, {label}", sum(more) / len(more), "s", 20)
     if len(more) < wanted:
         yield Row(f"{name}: more points", f"{len(more)} of {wanted}: no time for the others")
+
+
+def precision(name: str, row: dict[str, Any]) -> Iterator[Row]:
+    """What fast mode measured of itself."""
+    if facts := row["environment"].get("fast"):
+        what = f"{name}: difference of FID in {row['protocol']['fast']}, {facts['num']:,} images"
+        yield Row(what, facts["fid_difference"], "", 0.05)
 
 
 def fast_points(at: Setting) -> Iterator[Row]:

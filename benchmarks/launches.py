@@ -63,7 +63,7 @@ def measure(work: Path, device: str, batch_size: int, fast: bool = False) -> dic
         fast: the fast mode.
     """
     keys = {"device": device, "num": LONG * batch_size, "metrics": ("fid", "prdc"), "batch_size": batch_size}
-    cfg = biggan(work, 64, **keys, **({"fast": True} if fast else {}))
+    cfg = biggan(work, 16, **keys, **({"fast": True} if fast else {}))
     cuda = device.startswith("cuda")
     found = {}
     with distributed.group() as group, torch.no_grad():
