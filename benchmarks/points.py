@@ -55,7 +55,6 @@ def measure(
 
         # The points.
         for name, sampler in evaluation.chosen:
-            evaluation.warm_up()
             started = time.perf_counter()
             row = evaluation.measure(name, sampler)
             assert row is not None
