@@ -195,9 +195,15 @@ def resizers(at: Setting) -> Iterator[Row]:
     """Pixels of the device against those of the host's resizers."""
     import resizers
 
-    for case in resizers.table(at.device):
-        name = f"resizer {case['resizer']}"
-        yield Row(f"{name}: largest difference of a pixel", case["difference"], "of 255")
+    for case in resizers.table(at.device, count=2 if at.small else 8):
+        times = [f"{place} {case[key]:.3f}" for place, key in TIMES.items() if case.get(key) is not None]
+        unit = f"of 255 ({case['differing']} of {case['pixels']} pixels, FID {case['fid']:.1g}"
+        unit += f"; ms an image: {', '.join(times)})" if times else ")"
+        name = f"resizer {case['resizer']} ({case['filter']}), {case['from']} to {case['to']}"
+        yield Row(f"{name}: largest difference", case["largest"], unit)
+
+
+TIMES = {"CPU": "cpu_ms", "device": "device_ms", "host": "host_ms"}
 
 
 def launches(at: Setting) -> Iterator[Row]:
