@@ -224,8 +224,13 @@ def launches(at: Setting) -> Iterator[Row]:
 
 
 def training(at: Setting) -> Iterator[Row]:
-    """Steps of the stage ``joint``."""
-    yield from ()
+    """Steps of the stage ``joint`` on StyleGAN2: ``latent`` takes no longer than ``adversarial``."""
+    import joint_step
+
+    milliseconds = {row["step"]: row["ms"] for row in joint_step.measure_all(at.device, at.small)}
+    for step, value in milliseconds.items():
+        yield Row(f"training on StyleGAN2, a step: {step}", value, "ms")
+    yield Row("training: latent / adversarial", milliseconds["latent"] / milliseconds["adversarial"], "", 1)
 
 
 def more_gpus(at: Setting) -> Iterator[Row]:
