@@ -1,12 +1,17 @@
-"""Which device a run is for: what ``--device auto`` means, and whether a run stays on the CPU though there is a GPU."""
+"""Which device a run is for: what ``--device auto`` means, whether a run stays on the CPU, and the way to a GPU."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from studiogan_guidance.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 DEVICE = "STUDIOGAN_GUIDANCE_DEVICE"  # environment variable: what --device auto means
 PROCESSES = "STUDIOGAN_GUIDANCE_PROCESSES"  # environment variable: how many CPU processes the host's -DDP starts
@@ -64,3 +69,17 @@ def chosen(device: str, processes: int | None = None) -> Iterator[None]:
         values[PROCESSES] = str(processes)
     with environment(values):
         yield
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on ``device``. A GPU gets them from pinned memory, and nobody waits for it."""
+    if is_pinned_for(device) and values.device.type == "cpu":
+        values = values.pin_memory()  # torch keeps such memory and uses it again
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
+def is_pinned_for(device: torch.device) -> bool:
+    """Whether what goes to ``device`` should lie in pinned memory."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_available()

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from studiogan_guidance.devices import is_pinned_for
 from studiogan_guidance.errors import UserError
 
 # Seeds of what is not an image of a run; a CPU generator takes the low 32 bits of a seed, and images have those below
@@ -69,13 +70,6 @@ def unit(
     return _rows(gens, shape, Tensor.uniform_, dtype, device)
 
 
-def moved(rows: Tensor, device: torch.device) -> Tensor:
-    """``rows`` of the CPU on ``device``. A GPU gets them from pinned memory, and this process does not wait for it."""
-    if _pinned(device) and rows.device.type == "cpu":
-        rows = rows.pin_memory()
-    return rows.to(device, non_blocking=True)
-
-
 def _rows(
     gens: Sequence[Generator],
     shape: Sequence[int],
@@ -85,12 +79,8 @@ def _rows(
 ) -> Tensor:
     """[len(gens), *shape]: one tensor whose rows are filled in place, which has the bits of tensors of their own."""
     device = device or torch.device("cpu")
-    rows = torch.empty(len(gens), *shape, dtype=dtype, pin_memory=_pinned(device))
+    rows = torch.empty(len(gens), *shape, dtype=dtype, pin_memory=is_pinned_for(device))
     if rows.numel():
         for row, gen in zip(rows.unbind(), gens):
             fill(row, generator=gen)
     return rows.to(device, non_blocking=True)
-
-
-def _pinned(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_available()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance import fast
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.fast import Graphed
 from studiogan_guidance.features.resize import resize, resize_on_device, resize_smoothly
@@ -53,9 +54,9 @@ class Preparation:
         """Images [B, 3, H, W] in [-1, 1] on any device -> [B, 3, size, size] on the network's."""
         # Quantise and resize.
         if self.on_device:
-            pixels = resize_on_device(moved(to_uint8(images), self.device), self.size, self.filter)
+            pixels = resize_on_device(to_device(to_uint8(images), self.device), self.size, self.filter)
         else:
-            pixels = moved(resize(to_uint8(images), self.size, self.filter), self.device)
+            pixels = to_device(resize(to_uint8(images), self.size, self.filter), self.device)
 
         # Normalise in place.
         return pixels.div_(self.top).sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
@@ -65,13 +66,6 @@ class Preparation:
         pixels = ((images.to(self.device) + 1) * 127.5).clamp(0, 255)
         inputs = (resize_smoothly(pixels, self.size, self.filter) / 255.0 - self.mean) / self.std
         return inputs.contiguous(memory_format=self.layout)
-
-
-def moved(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` on a device; from the CPU to a GPU through memory that is pinned and used again, without waiting."""
-    if device.type != "cuda":
-        return values.to(device)
-    return (values.pin_memory() if values.device.type == "cpu" else values).to(device, non_blocking=True)
 
 
 def tuned(network: nn.Module, channels_last: bool, compile: bool) -> Callable[[Tensor], Any]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.batches import is_out_of_memory
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
-from studiogan_guidance.features.preparation import moved, weights_sha256
+from studiogan_guidance.features.preparation import weights_sha256
 from studiogan_guidance.features.stats import to_uint8
 
 
@@ -53,7 +54,7 @@ class TorchScript:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> uint8."""
-        return moved(to_uint8(images), self.device)
+        return to_device(to_uint8(images), self.device)
 
     def __call__(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
         # Run it; its interpreter raises errors of its own for whatever went wrong inside.

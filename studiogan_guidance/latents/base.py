@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import rng
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.latents.ledger import Ledger
 
 V = TypeVar("V")
@@ -230,15 +231,15 @@ class LatentView(ABC):
         # Layer noise.
         sizes = self.noise_sizes() if noise_mode == "random" else []
         noise = [rng.randn(gens, 1, size, size, device=self.device) for size in sizes]
-        z = rng.moved(z, self.device)
-        return Inputs(torch.tensor(seeds), z, rng.moved(labels, self.device), noise or None, gens)
+        z = to_device(z, self.device)
+        return Inputs(torch.tensor(seeds), z, to_device(labels, self.device), noise or None, gens)
 
     def redraw(self, inputs: Inputs) -> Inputs:
         """Fresh noise for the same labels: z, InfoGAN numbers and layer noise from each image's generator."""
         gens = inputs.generators
         z = torch.cat([self.prior(gens), self.info(gens)], 1)
         noise = [rng.randn(gens, *layer.shape[1:], device=layer.device) for layer in inputs.noise or []]
-        return dataclasses.replace(inputs, z=rng.moved(z, inputs.z.device), noise=noise or None)
+        return dataclasses.replace(inputs, z=to_device(z, inputs.z.device), noise=noise or None)
 
     def prior(self, gens: Sequence[Generator]) -> Tensor:
         """Prior noise on the CPU, [B, z_dim]: standard normal, or uniform in [-1, 1)."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from studiogan_guidance import rng
 from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.critics.critic import Critic
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.latents.base import Inputs, LatentView
@@ -132,7 +132,7 @@ class Adversary:
     def head_loss(self, fake: Evidence, step: int) -> Tensor:
         """The head's loss on these fakes and on the next real images, with R1 where its turn has come."""
         # Examine real images.
-        images = rng.moved(next(self._real)[0], fake.features.device)
+        images = to_device(next(self._real)[0], fake.features.device)
         regularised = bool(self.r1) and step % self.r1_every == 0
         with torch.set_grad_enabled(regularised):
             images.requires_grad_(regularised)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from studiogan_guidance import rng
 from studiogan_guidance.critics.critic import Critic
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
@@ -392,7 +392,7 @@ class Training:
 
             gen = torch.Generator().manual_seed(step_seeds(1, self.trained.seed, step, 1)[0])
             directions = F.normalize(torch.randn(DIRECTIONS, x.shape[1], generator=gen))
-            return sliced_wasserstein(x, y, rng.moved(directions, x.device))
+            return sliced_wasserstein(x, y, to_device(directions, x.device))
 
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best joint so far; without data, the last."""

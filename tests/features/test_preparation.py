@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.evaluation.source import open_backbone, open_source
-from studiogan_guidance.features.preparation import Compiled, Preparation, moved
+from studiogan_guidance.features.preparation import Compiled, Preparation
 from studiogan_guidance.features.stats import accumulate, to_uint8
 
 
@@ -71,7 +72,7 @@ def test_the_place_of_resizing_changes_no_bit(name: str) -> None:
 def test_inputs_on_a_gpu_are_those_of_the_cpu_bit_for_bit() -> None:
     gpu = torch.device("cuda", 0)
     images = torch.linspace(-1.1, 1.1, 2 * 3 * 40 * 40).view(2, 3, 40, 40)
-    assert torch.equal(moved(to_uint8(images), gpu), to_uint8(images.cuda()))
+    assert torch.equal(to_device(to_uint8(images), gpu), to_uint8(images.cuda()))
     for name in ("bilinear", "bicubic", "lanczos", "legacy"):
         expected = Preparation(299, name, HALF, HALF, torch.device("cpu"), "device")(images)
         for place in ("auto", "cpu") if name != "legacy" else ("auto",):
