@@ -45,6 +45,8 @@ STYLE = {
     },
     "STYLEGAN": {
         "mapping_network": 2,
+        "style_mixing_p": 0.0,
+        "pl_weight": 0,
         "d_epilogue_mbstd_group_size": 8,
         "d_architecture": "resnet",
         "g_reg_interval": 4,

@@ -1,13 +1,14 @@
 """Time and memory of one step of the stage ``joint`` against one discriminator step of the host, same batch.
 
     python benchmarks/joint_step.py [--device cuda] [--width 16] [--batch 32] [--steps 48] [--warm-up 16]
+        [--generator BigGAN --generator ResNet --generator StyleGAN2]
 
-For the host's BigGAN and its ResNet with conditional batch norms (10 classes, 32x32, those of learned_joint.py) the
-host's own training loop runs on the built-in's digits, once with its D steps alone (one update each) and once with its
-G steps alone: what the others keep, gradients and optimiser state, would count as memory. The stage then trains a joint
-for the checkpoint of this run, once for each objective, all else at its defaults: "adversarial" has R1 in every 16th
-step, the two rows below it have it in none and in all. Images are loaded by as many worker processes everywhere, whose
-memory does not count. Ratios are to the D step.
+For the host's BigGAN and its ResNet with conditional batch norms, or its StyleGAN2, which is slow on a CPU (10 classes,
+32x32, those of learned_joint.py), the host's own training loop runs on the built-in's digits, once with its D steps
+alone (one update each) and once with its G steps alone: what the others keep, gradients and optimiser state, would
+count as memory. The stage then trains a joint for the checkpoint of this run, once for each objective, all else at its
+defaults: "adversarial" has R1 in every 16th step, the two rows below it have it in none and in all. Images are loaded
+by as many worker processes everywhere, whose memory does not count. Ratios are to the D step.
 
 Time is the median of the steps after the warm-up. Memory is the peak of all steps less what there was just before the
 first, so gradients and optimiser states are in it: of what CUDA's allocator gave out, or, on Linux, of the resident
@@ -18,6 +19,7 @@ Needs a checkout of the host and the studiogan extra.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import json
 import os
@@ -27,8 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,7 @@ from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.plugin import hooks
 from studiogan_guidance.training import joint_latent
 
+NAMES = ("BigGAN", "ResNet", "StyleGAN2")
 STEPS: dict[str, dict[str, Any] | str] = {  # options of the stage, or the method of the host's worker
     "the host's D step": "train_discriminator",
     "the host's G step": "train_generator",
@@ -152,6 +156,19 @@ def stage_steps(folder: Path, name: str, options: dict[str, Any], meter: Meter) 
         training.train(cfg, "joint", {**options, "steps": meter.count, "eval_every": 0})
 
 
+@dataclass(frozen=True)
+class Setting:
+    """``steps`` are timed after ``warm_up`` others; on a CPU ``memory`` takes a second process."""
+
+    device: str = "cpu"
+    width: int = 16
+    batch: int = 32
+    steps: int = 48
+    warm_up: int = 16
+    cpu_time: bool = False
+    memory: bool = True
+
+
 @click.command(help=__doc__)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--width", default=16, show_default=True, help="Channels (g_conv_dim, d_conv_dim) of the networks.")
@@ -159,65 +176,88 @@ def stage_steps(folder: Path, name: str, options: dict[str, Any], meter: Meter) 
 @click.option("--steps", default=48, show_default=True, help="That are timed.")
 @click.option("--warm-up", default=16, show_default=True, help="Steps before them.")
 @click.option("--cpu-time", is_flag=True, help="Of the process, all threads: where other work shares the processor.")
+@click.option("--generator", "names", multiple=True, type=click.Choice(NAMES), default=NAMES[:2], show_default=True)
 @click.option("--one", nargs=3, hidden=True, help="Folder, generator and step: what a process of its own measures.")
-def main(
-    device: str, width: int, batch: int, steps: int, warm_up: int, cpu_time: bool, one: tuple[str, str, str] | None
-) -> None:
+def main(names: tuple[str, ...], one: tuple[str, str, str] | None, **options: Any) -> None:
+    setting = Setting(**options)
     if one:
-        folder, name, step = one
-        meter = Meter(device, warm_up + steps, time.process_time if cpu_time else time.perf_counter)
-        measure_here(Path(folder), name, step, batch, meter, warm_up)
+        measure_here(Path(one[0]), *one[1:], setting)
         return
 
-    click.echo(f"{machine(device)}, width {width}, batch {batch}, {steps} steps after {warm_up}\n")
-    click.echo(f"| generator | step | {'CPU ' * cpu_time}ms | ratio | MB | ratio |\n|{'---|' * 6}")
+    click.echo(f"{machine(setting.device)}, {setting}\n")
+    click.echo(f"| generator | step | {'CPU ' * setting.cpu_time}ms | ratio | MB | ratio |\n|{'---|' * 6}")
+    for row in rows(names, tuple(STEPS), setting):
+        cells = (f"{row[key]:.1f} | {row[f'{key} ratio']:.2f}" for key in ("ms", "MB"))
+        click.echo(f"| {row['generator']} | {row['step']} | {' | '.join(cells)} |")
+
+
+def measure_all(device: str, small: bool) -> list[dict[str, Any]]:
+    """The rows of StyleGAN2 at the stage's own batch; if ``small``, two steps of eight images, and no memory."""
+    setting = Setting(device, batch=64)
+    if small:
+        setting = Setting(device, batch=8, steps=2, warm_up=1, memory=False)
+    return list(rows(("StyleGAN2",), ("the host's D step", "distill", "latent", "adversarial"), setting))
+
+
+def rows(names: Sequence[str], steps: Sequence[str], setting: Setting) -> Iterator[dict[str, Any]]:
+    """A row for each generator and step: milliseconds and megabytes, and their ratios to the first step's."""
     with tempfile.TemporaryDirectory() as out:
         folders(Path(out))
-        for name in ("BigGAN", "ResNet"):
+        for name in names:
             base: dict[str, float] = {}
-            for step in STEPS:
-                values = measure(Path(out), name, step, width, batch, warm_up + steps, device)
+            for step in steps:
+                values = measure(Path(out), name, step, setting)
                 base = base or values
-                cells = (f"{values[key]:.1f} | {values[key] / base[key]:.2f}" for key in ("ms", "MB"))
-                click.echo(f"| {name} | {step} | {' | '.join(cells)} |")
+                ratios = {f"{key} ratio": value / base[key] for key, value in values.items()}
+                yield {"generator": name, "step": step, **values, **ratios}
 
 
-def measure_here(folder: Path, name: str, step: str, batch: int, meter: Meter, warm_up: int) -> None:
+def measure_here(folder: Path, name: str, step: str, setting: Setting) -> None:
     """Take the steps in this process, and leave milliseconds and megabytes in a file."""
+    clock = time.process_time if setting.cpu_time else time.perf_counter
+    meter = Meter(setting.device, setting.warm_up + setting.steps, clock)
     kind = STEPS[step]
     if isinstance(kind, str):
         host_steps(folder, name, kind, meter)
     else:
-        stage_steps(folder, name, {**kind, "batch": batch}, meter)
-    values = {"ms": statistics.median(meter.seconds[warm_up:]) * 1000, "MB": (meter.peak - meter.level) / 1e6}
-    (folder / "values.json").write_text(json.dumps(values))
+        stage_steps(folder, name, {**kind, "batch": setting.batch}, meter)
+    ms = statistics.median(meter.seconds[setting.warm_up :]) * 1000
+    (folder / "values.json").write_text(json.dumps({"ms": ms, "MB": (meter.peak - meter.level) / 1e6}))
 
 
-def measure(out: Path, name: str, step: str, width: int, batch: int, count: int, device: str) -> dict[str, float]:
+def measure(out: Path, name: str, step: str, setting: Setting) -> dict[str, float]:
     """Milliseconds and megabytes of a step, each from a process of its own (on a GPU one does both)."""
     # On a CPU a second process measures memory.
     environment = {"WANDB_MODE": "disabled", **os.environ}
-    runs: list[tuple[int, dict[str, str], list[str]]] = [(count, environment, [])]
-    if not device.startswith("cuda"):
+    on_gpu = setting.device.startswith("cuda")
+    runs = [(setting, environment)]
+    if not on_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-        runs.append((6, {**environment, "MALLOC_MMAP_THRESHOLD_": "65536"}, ["--steps", "4", "--warm-up", "2"]))
+    if not on_gpu and setting.memory:
+        few = dataclasses.replace(setting, steps=4, warm_up=2)
+        runs.append((few, {**environment, "MALLOC_MMAP_THRESHOLD_": "65536"}))
 
     values: dict[str, float] = {}
-    for total, variables, more in runs:
+    for one, variables in runs:
         # Write the host's YAML, and remove what an earlier run of the host left.
-        yaml_keys = sections(name, width, total)
-        yaml_keys["OPTIMIZATION"]["batch_size"] = batch
+        yaml_keys = sections(name, one.width, one.warm_up + one.steps)
+        yaml_keys["OPTIMIZATION"]["batch_size"] = one.batch
         (out / f"{name}.yaml").write_text(yaml.safe_dump(yaml_keys))
         if isinstance(STEPS[step], str):
             shutil.rmtree(out / name, ignore_errors=True)
 
         # Run the steps in a process of their own.
-        command = [sys.executable, *sys.argv, *more, "--one", str(out), name, step]
+        command = [sys.executable, __file__, "--device", one.device, *["--cpu-time"] * one.cpu_time]
+        for key in ("width", "batch", "steps", "warm_up"):
+            command += [f"--{key.replace('_', '-')}", str(getattr(one, key))]
+        command += ["--one", str(out), name, step]
         done = subprocess.run(command, env=variables, capture_output=True, text=True)
         if done.returncode:
             raise click.ClickException(f"{name}, {step}: {done.stderr[-3000:]}")
         last = json.loads((out / "values.json").read_text())
         values = {"ms": values.get("ms", last["ms"]), "MB": last["MB"]}
+    if not (on_gpu or setting.memory):
+        del values["MB"]
     return values
 
 
