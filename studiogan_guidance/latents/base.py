@@ -279,7 +279,7 @@ class LatentView(ABC):
         return cast(V, self.memo[key])
 
     def forget(self) -> None:
-        """Empty the memo, as when the statistics of batch norms have changed since it was filled."""
+        """Empty the memo and that of the bare view, as when batch norms got other statistics since they were filled."""
         self.memo.clear()
         self.bare.memo.clear()
 

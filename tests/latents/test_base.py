@@ -139,7 +139,7 @@ def test_an_altered_view_has_other_methods_a_memo_of_its_own_and_the_same_ledger
         2,
     )
     altered.forget()
-    assert (toy_view.once("key", lambda: 4), altered.once("key", lambda: 5)) == (1, 5)
+    assert (toy_view.once("key", lambda: 4), altered.once("key", lambda: 5)) == (4, 5)
 
 
 def test_what_is_set_up_once_is_no_cost_of_an_image_even_within_each_other() -> None:
