@@ -143,8 +143,9 @@ def test_a_graph_holds_while_weights_stay_in_their_memory() -> None:
 def test_a_precision_ends_with_its_block_in_every_thread() -> None:
     a, b = torch.randn(8, 8), torch.randn(8, 8)
     exact = a @ b
-    with precision("bfloat16", CPU):
-        assert (a @ b).dtype == torch.bfloat16
+    for name in fast.HALVES:
+        with precision(name, CPU):
+            assert (a @ b).dtype == getattr(torch, name)
     with precision("float32", CPU):
         assert torch.equal(a @ b, exact)
     assert torch.equal(a @ b, exact)
@@ -169,9 +170,9 @@ def test_a_precision_ends_with_its_block_in_every_thread() -> None:
     assert (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32) == before
 
 
-def test_a_cpu_has_no_tf32_and_no_graphs() -> None:
+def test_a_cpu_has_two_precisions_and_no_graphs() -> None:
     assert fast.precisions(CPU) == ("bfloat16", "float32")
-    assert fast.precisions(torch.device("cuda")) == ("bfloat16", "tf32", "float32")
+    assert fast.precisions(torch.device("cuda")) == ("bfloat16", "float16", "tf32", "float32")
     assert fast.capture_on(CPU) is None
 
 
