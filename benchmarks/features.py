@@ -11,7 +11,6 @@ and the studiogan extra.
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import tempfile
@@ -30,7 +29,6 @@ from studiogan_guidance.config import CHOICES
 from studiogan_guidance.evaluation import distributed
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.source import HOST_NETWORKS
-from studiogan_guidance.features.resize import filter_of, resize, resize_on_device
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.host.networks import host_yaml, load
@@ -66,7 +64,7 @@ def measure(
         work: a folder for the checkpoint and the weights; see ``common.biggan``.
         device: where everything runs.
         num: images of a pass, of which the host makes a quarter; rounded to whole batches.
-        batch_size: images of a batch; None leaves it to the run, and the other ways take what it chose.
+        batch_size: images of a batch; None leaves it to the run, and all ways take what it chose.
         repeats: timed passes of each way.
         fast: the fast mode, of all but the host's pass.
         more: ``width`` of the generator, and keys of the run, such as resizer.
@@ -85,7 +83,7 @@ def measure(
 
     with distributed.group() as group, torch.no_grad():
         evaluation = Evaluation(cfg, group, [Spec("plain")])
-        size = batch_size or evaluation.cfg.batch_size
+        size = evaluation.batch_size
         ways = passes(evaluation, size, num, checkout, networks, hosts)
         times = medians({name: run for name, (_, run) in ways.items()}, repeats, place)
     rates = {name: ways[name][0] / times[name] for name in ways}
@@ -187,29 +185,6 @@ def main(
         click.echo(f"ours / the host's        {rates['ours'] / rates['host']:.2f}")
         click.echo(f"ours / network alone     {rates['ours'] / rates['network']:.2f}")
         click.echo(f"ours / one after the other {rates['ours'] / rates['computed']:.2f}")
-        resizing(locate(), backbone, resizer, batch_size, max(repeats, 5), torch.device(device))
-
-
-def resizing(checkout: Checkout, backbone: str, resizer: str, count: int, repeats: int, place: torch.device) -> None:
-    """Milliseconds an image of resizing alone, from 8 bits."""
-    name = filter_of(resizer, backbone)
-    with inside(checkout):
-        hosts = module("metrics.preparation").LoadEvalModel(backbone, resizer, 1, False, place)
-
-    def as_host(pixels: Any) -> Tensor:
-        return torch.stack([hosts.totensor(hosts.resizer(image)) for image in pixels])
-
-    for size in (32, 128, 256):
-        images = torch.randint(256, (count, 3, size, size)).byte()
-        runs: dict[str, Callable[[], object]] = {
-            "ours": functools.partial(resize, images, hosts.res, name),
-            "on device": functools.partial(resize_on_device, images.to(place), hosts.res, name),
-            "host": functools.partial(as_host, images.numpy().transpose((0, 2, 3, 1))),
-        }
-        with inside(checkout):
-            times = medians(runs, repeats, place)
-        text = ", ".join(f"{what} {median / count * 1000:.2f}" for what, median in times.items())
-        click.echo(f"resizing {size:>3} -> {hosts.res} alone, ms an image: {text}")
 
 
 if __name__ == "__main__":

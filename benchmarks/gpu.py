@@ -10,6 +10,7 @@ timings leave, before and after them. Needs a checkout of the host and the studi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,13 @@ from typing import Any
 
 import click
 import torch
-from common import machine
+from common import biggan, machine
+
+from studiogan_guidance import samplers
+from studiogan_guidance.config import read_yaml
+from studiogan_guidance.host.locate import locate
+from studiogan_guidance.host.networks import build
+from studiogan_guidance.latents import LabelPlan, view_for
 
 ROOT = Path(__file__).parent.parent
 TESTS = "gpu or studiogan"
@@ -107,13 +114,10 @@ class Part:
 
 def plugins(at: Setting) -> Iterator[Row]:
     """The host's StyleGAN2 for the first time: on a GPU with a compiler its plug-ins are compiled."""
-    from guided_vs_plain import open_networks
-
-    from studiogan_guidance import samplers
-    from studiogan_guidance.latents import LabelPlan, view_for
-
     started = time.perf_counter()
-    view = view_for(open_networks("StyleGAN2", at.device))
+    checkout = locate()
+    keys = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / "StyleGAN2.yaml")
+    view = view_for(build(keys, checkout, torch.device(at.device)))
     next(samplers.create("plain").stream(view, range(2), 2, LabelPlan())).images.cpu()
     yield Row("StyleGAN2, first images (compiles plug-ins)", time.perf_counter() - started, "s")
 
@@ -122,12 +126,9 @@ def feature_pass(at: Setting) -> Iterator[Row]:
     """The feature pass against its network, and against the host's."""
     import features
 
-    num, repeats, sizes = (8, 1, (8,)) if at.small else (8192, 3, (64, 256))
-    runs = [(size, fast) for fast in (False, True) for size in sizes]
-    if not at.small:
-        runs.insert(1, (None, False))
-    for size, fast in runs:
-        if not at.has(20):
+    num, repeats, sizes = (8, 1, (8,)) if at.small else (4096, 3, (64, None))
+    for size, fast in itertools.product(sizes, (False, True)):
+        if not at.has(15):
             yield Row(f"feature pass, batch {size or 'chosen'}{', fast' * fast}", "left out: no time")
             continue
         rates = features.measure(at.work, at.device, num, size, repeats, fast)
@@ -241,8 +242,6 @@ def more_gpus(at: Setting) -> Iterator[Row]:
         return
 
     # The same command by one process and by one a GPU.
-    from common import biggan
-
     num = 20_000
     cfg = biggan(at.work, num)
     flags = ["-c", f"{cfg.ckpt}/BigGAN.yaml", "--ckpt", cfg.ckpt, "--data", cfg.data, "--num", num, "--json"]
@@ -259,10 +258,10 @@ def more_gpus(at: Setting) -> Iterator[Row]:
 
 PARTS = (
     Part("plug-ins", 120, plugins),
-    Part("features", 110, feature_pass),
+    Part("features", 130, feature_pass),
     Part("guided", 60, guidance),
-    Part("points", 260, points),
-    Part("fast points", 130, fast_points),
+    Part("points", 250, points),
+    Part("fast points", 120, fast_points),
     Part("resizers", 20, resizers),
     Part("launches", 30, launches),
     Part("training", 50, training),
@@ -314,7 +313,9 @@ class Tests:
             return ""
         command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-m", TESTS, *tests]
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-        _, output = run_until(command, until, threads)
+        code, output = run_until(command, until, threads)
+        if code not in (0, 1, 5, None):
+            self.error = last_line(output)
         with self.log.open("a") as file:
             file.write(output)
         return output
