@@ -212,16 +212,23 @@ def launches(at: Setting) -> Iterator[Row]:
     """What a batch asks of the GPU."""
     import launches
 
-    what = {"launches": "kernels", "waits": "synchronisations", "pageable copies": "copies that are not pinned"}
-    if not at.device.startswith("cuda"):
-        what |= {"launches": "operators", "waits": "numbers that Python reads"}
+    on_gpu = at.device.startswith("cuda")
     for fast in (False, True):
         if fast and at.small:
             continue
         for name, counts in launches.measure(at.work, at.device, 2 if at.small else 64, fast).items():
-            for kind, count in counts.items():
-                goal = 0 if kind != "launches" and not at.small else None
-                yield Row(f"{name}{', fast' * fast}: {what[kind]} a batch", count, "", goal)
+            for kind, words in (ON_GPU if on_gpu else ON_CPU).items():
+                goal = 0 if on_gpu and kind in ("waits", "pageable copies") else None
+                yield Row(f"{name}{', fast' * fast}: {words} a batch", counts[kind], "", goal)
+
+
+ON_GPU = {
+    "launches": "kernels launched",
+    "waits": "synchronisations",
+    "events": "waits for an event of an earlier batch",
+    "pageable copies": "copies that are not pinned",
+}
+ON_CPU = {"launches": "operators", "waits": "numbers that Python reads"}
 
 
 def training(at: Setting) -> Iterator[Row]:

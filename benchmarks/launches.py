@@ -3,9 +3,10 @@
     python benchmarks/launches.py [--device cuda] [--batch-size 64] [--fast]
 
 Counted by torch's profiler, as the difference between a longer and a shorter run, so that what is done once does not
-count. A synchronisation is a call of CUDA that waits, or a copy from or to memory that is not pinned. A CPU has
-neither: there operators of ATen are counted, and numbers that Python reads (``aten::_local_scalar_dense``), of which
-those in the CPU's memory would not wait for a GPU. Needs a checkout of the host and the studiogan extra.
+count. A synchronisation is a call of CUDA that waits for all that was asked for, or a copy from or to memory that is
+not pinned; a call that waits for an event is counted apart, for the event may be that of an earlier batch. A CPU has
+none of them: there operators of ATen are counted, and numbers that Python reads (``aten::_local_scalar_dense``), of
+which those in the CPU's memory would not wait for a GPU. Needs a checkout of the host and the studiogan extra.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.options import Spec
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize")
 READS = ("aten::_local_scalar_dense",)
+KINDS = ("launches", "waits", "events", "pageable copies")
 SHORT, LONG = 2, 6  # batches
 
 
 def counts(run: Callable[[], object], cuda: bool) -> Counter[str]:
-    """How often each kind of event happened: launches (operators on a CPU), waits, and pageable copies."""
+    """How often each kind of event happened: launches (operators on a CPU), waits, waits for events, pageable copies."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
         run()
@@ -42,6 +44,7 @@ def counts(run: Callable[[], object], cuda: bool) -> Counter[str]:
         is_launch = event.name in LAUNCHES if cuda else event.name.startswith("aten::")
         found["launches"] += is_launch
         found["waits"] += event.name in (WAITS if cuda else READS)
+        found["events"] += event.name == "cudaEventSynchronize"
         found["pageable copies"] += "Pageable" in event.name and event.name.startswith("Memcpy")
     return found
 
@@ -50,7 +53,7 @@ def per_batch(run: Callable[[int], object], cuda: bool) -> dict[str, float]:
     """``counts`` of one more batch of ``run(batches)``."""
     run(SHORT)
     short, long = (counts(lambda batches=batches: run(batches), cuda) for batches in (SHORT, LONG))
-    return {key: (long[key] - short[key]) / (LONG - SHORT) for key in ("launches", "waits", "pageable copies")}
+    return {key: (long[key] - short[key]) / (LONG - SHORT) for key in KINDS}
 
 
 def measure(work: Path, device: str, batch_size: int, fast: bool = False) -> dict[str, dict[str, float]]:
