@@ -36,7 +36,6 @@ from studiogan_guidance.latents import Networks
 from studiogan_guidance.options import Spec
 
 HOST_SHARE = 4  # the host is slow: of so many images it makes one
-NUM_REAL = 16  # which the precision of the fast mode is chosen on
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -56,7 +55,14 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int, device: torch.d
 
 
 def measure(
-    work: Path, device: str, num: int, batch_size: int | None, repeats: int, fast: bool = False, **more: Any
+    work: Path,
+    device: str,
+    num: int,
+    batch_size: int | None,
+    repeats: int,
+    fast: bool = False,
+    num_real: int = 16,
+    **more: Any,
 ) -> dict[str, float]:
     """Images a second of each way, by its name.
 
@@ -67,13 +73,14 @@ def measure(
         batch_size: images of a batch; None leaves it to the run, and all ways take what it chose.
         repeats: timed passes of each way.
         fast: the fast mode, of all but the host's pass.
+        num_real: real images, and as many generated ones, on which the precision of the fast mode is chosen.
         more: ``width`` of the generator, and keys of the run, such as resizer.
     """
     # Open ours and the host's, with a generator each.
     place = torch.device(device)
-    keys = {"device": device, "metrics": ("fid", "is", "prdc"), "sampler": "plain", "num": num, **more}
+    keys = {"device": device, "metrics": ("fid", "is", "prdc"), "sampler": "plain", "num": num_real, **more}
     chosen = {"batch_size": batch_size, "fast": fast or None}
-    cfg = biggan(work, NUM_REAL, **keys, **{key: value for key, value in chosen.items() if value})
+    cfg = biggan(work, num_real, **keys, **{key: value for key, value in chosen.items() if value})
     checkout = locate()
     networks = load(cfg, checkout, place, host_yaml(cfg, checkout))
     with inside(checkout):

@@ -95,6 +95,11 @@ class Setting:
     work: Path
     until: float
 
+    @property
+    def num_real(self) -> int:
+        """Real images, the same in all parts, so that what is known of them is computed once."""
+        return 32 if self.small else 50_000
+
     def has(self, seconds: float) -> bool:
         """Whether so many seconds are left."""
         return time.time() + seconds < self.until
@@ -131,7 +136,7 @@ def feature_pass(at: Setting) -> Iterator[Row]:
         if not at.has(15):
             yield Row(f"feature pass, batch {size or 'chosen'}{', fast' * fast}", "left out: no time")
             continue
-        rates = features.measure(at.work, at.device, num, size, repeats, fast)
+        rates = features.measure(at.work, at.device, num, size, repeats, fast, at.num_real)
         name = f"feature pass{', fast' * fast}, batch {rates.pop('batch'):g}{'' if size else ' (chosen)'}"
         for way, rate in rates.items():
             label = {"computed": "one after the other, computed from both"}.get(way, way)
@@ -157,7 +162,7 @@ def points(at: Setting, fast: bool = False) -> Iterator[Row]:
     """An evaluation, and more points of a sweep, as many as there is time for."""
     import points
 
-    num, wanted = (48, 1) if at.small else (50_000, 10)
+    num, wanted = at.num_real, 1 if at.small else 10
     name = f"eval of {num:,} images, FID and PRDC{', fast' * fast}"
     seconds: list[float] = []
     for what, took, row in points.measure(at.work, at.device, num, wanted, fast=fast):
@@ -216,7 +221,7 @@ def launches(at: Setting) -> Iterator[Row]:
     for fast in (False, True):
         if fast and at.small:
             continue
-        for name, counts in launches.measure(at.work, at.device, 2 if at.small else 64, fast).items():
+        for name, counts in launches.measure(at.work, at.device, 2 if at.small else 64, fast, at.num_real).items():
             for kind, words in (ON_GPU if on_gpu else ON_CPU).items():
                 goal = 0 if on_gpu and kind in ("waits", "pageable copies") else None
                 yield Row(f"{name}{', fast' * fast}: {words} a batch", counts[kind], "", goal)
@@ -265,13 +270,13 @@ def more_gpus(at: Setting) -> Iterator[Row]:
 
 PARTS = (
     Part("plug-ins", 120, plugins),
-    Part("features", 130, feature_pass),
     Part("guided", 60, guidance),
-    Part("points", 250, points),
-    Part("fast points", 120, fast_points),
+    Part("points", 270, points),
+    Part("features", 130, feature_pass),
     Part("resizers", 20, resizers),
-    Part("launches", 30, launches),
+    Part("launches", 40, launches),
     Part("training", 50, training),
+    Part("fast points", 120, fast_points),
     Part("gpus", 60, more_gpus),
 )
 

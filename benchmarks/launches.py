@@ -33,7 +33,7 @@ SHORT, LONG = 2, 6  # batches
 
 
 def counts(run: Callable[[], object], cuda: bool) -> Counter[str]:
-    """How often each kind of event happened: launches (operators on a CPU), waits, waits for events, pageable copies."""
+    """How often each kind of event happened, see ``KINDS``; launches are operators on a CPU."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
         run()
@@ -56,7 +56,9 @@ def per_batch(run: Callable[[int], object], cuda: bool) -> dict[str, float]:
     return {key: (long[key] - short[key]) / (LONG - SHORT) for key in KINDS}
 
 
-def measure(work: Path, device: str, batch_size: int, fast: bool = False) -> dict[str, dict[str, float]]:
+def measure(
+    work: Path, device: str, batch_size: int, fast: bool = False, num_real: int = 16
+) -> dict[str, dict[str, float]]:
     """Counts a batch of plain and guided sampling by themselves, and of the pass of ``eval``, by name.
 
     Args:
@@ -64,9 +66,10 @@ def measure(work: Path, device: str, batch_size: int, fast: bool = False) -> dic
         device: where everything runs.
         batch_size: images of a batch.
         fast: the fast mode.
+        num_real: real images, on which the precision of the fast mode is chosen.
     """
-    keys = {"device": device, "num": LONG * batch_size, "metrics": ("fid", "prdc"), "batch_size": batch_size}
-    cfg = biggan(work, 16, **keys, **({"fast": True} if fast else {}))
+    keys = {"device": device, "num": num_real, "metrics": ("fid", "prdc"), "batch_size": batch_size}
+    cfg = biggan(work, num_real, **keys, **({"fast": True} if fast else {}))
     cuda = device.startswith("cuda")
     found = {}
     with distributed.group() as group, torch.no_grad():
