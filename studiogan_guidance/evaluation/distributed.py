@@ -66,12 +66,30 @@ class Group:
             return
         import torch.distributed
 
-        device = "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
         for tensor in tensors:
-            total = tensor.detach().to(device)
+            total = tensor.detach().to(_wire())
             with _all_there():
                 torch.distributed.all_reduce(total)
             tensor.copy_(total / self.size)
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """The rows [B, ...] of all processes in the order of their ranks; gradients reach those of this process."""
+        if self.size == 1:
+            return rows
+        import torch.distributed
+
+        own = rows.detach().to(_wire()).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        with _all_there():
+            torch.distributed.all_gather(parts, own)
+        return torch.cat([rows if rank == self.rank else part.to(rows) for rank, part in enumerate(parts)])
+
+
+def _wire() -> str:
+    """The kind of device whose tensors the processes exchange."""
+    import torch.distributed
+
+    return "cpu" if torch.distributed.get_backend() == "gloo" else "cuda"
 
 
 @contextmanager
@@ -101,9 +119,9 @@ def group() -> Iterator[Group]:
 
     _join()
     try:
-        members = Group(torch.distributed.get_rank(), _size())
-        yield members
-        members.agree(None)
+        yield Group(torch.distributed.get_rank(), _size())
+        with _all_there():
+            torch.distributed.barrier()
     except Exception:
         is_first_to_fail()  # asked before the others see this process leave
         raise

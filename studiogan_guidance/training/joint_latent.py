@@ -383,16 +383,25 @@ class Training:
         return total
 
     def _latent_loss(self, h: Tensor, codes: Tensor, step: int) -> Tensor:
-        """The distance between joints and codes of other inputs, both [B, D], in units of the spread of classes."""
-        with self._autocast(False):
-            x = (h / self.unit).float()
-            y = (codes / self.unit).float()
-            if self.stage.distance == "energy":
-                return energy_distance(x, y)
+        """The distance between joints and codes of other inputs, both [B, D], in units of the spread of classes.
 
-            gen = torch.Generator().manual_seed(step_seeds(1, self.trained.seed, step, 1)[0])
-            directions = F.normalize(torch.randn(DIRECTIONS, x.shape[1], generator=gen))
-            return sliced_wasserstein(x, y, to_device(directions, x.device))
+        It is that of the rows of all processes; the gradients of this one's are scaled for the mean over processes.
+        """
+        with self._autocast(False):
+            x = self.group.all_rows((h / self.unit).float())
+            y = self.group.all_rows((codes / self.unit).float())
+            distance = self._distance(x, y, step)
+            others = self.group.size - 1
+            return distance + others * (distance - distance.detach()) if others else distance
+
+    def _distance(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """The distance of step ``step`` between two sets of rows, [B, D]."""
+        if self.stage.distance == "energy":
+            return energy_distance(x, y)
+
+        gen = torch.Generator().manual_seed(step_seeds(1, self.trained.seed, step, 1)[0])
+        directions = F.normalize(torch.randn(DIRECTIONS, x.shape[1], generator=gen))
+        return sliced_wasserstein(x, y, to_device(directions, x.device))
 
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best joint so far; without data, the last."""
