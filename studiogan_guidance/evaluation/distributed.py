@@ -135,7 +135,9 @@ def _size() -> int:
 
 def _join() -> None:
     """Make the group, first with a short patience, to see that all processes can reach each other."""
+    # The second has the group of its import, if there is one, as a default: a group that would never end.
     import torch.distributed
+    import torch.distributed.nn.functional
     from torch.distributed.distributed_c10d import PrefixStore
 
     _check_address()
