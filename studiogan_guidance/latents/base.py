@@ -10,10 +10,10 @@ import copy
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar, cast
 
 import torch
@@ -158,7 +158,7 @@ class LatentView(ABC):
         self.num_classes = networks.num_classes
         self.device = networks.device
         self.ledger = Ledger(device=networks.device)
-        self.memo: dict[str, object] = {}
+        self.memo: dict[Hashable, tuple[object, ...]] = {}
         self.on_disk = bool(networks.digest)
         self.bare: LatentView = self
 
@@ -193,6 +193,19 @@ class LatentView(ABC):
         """Modules whose outputs are the generator's feature maps, coarse to fine; empty where there are none."""
         blocks = getattr(self.generator, "blocks", ())
         return [block[-1] if isinstance(block, nn.ModuleList) else block for block in blocks]
+
+    def unit_vectors(self) -> Tensor:
+        """The one-hot vectors of all classes, float [C, C]; to index them reads no label on the host."""
+        return self.once("unit vectors", lambda: torch.eye(self.num_classes, device=self.device))
+
+    def class_codes(self) -> Tensor | None:
+        """The table [C, ...] whose rows are the codes of the classes, where codes ignore z; None where they do not."""
+        return None
+
+    def encode_with_class_mean(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``encode(z, labels)``, and the mean of ``encode(z, c)`` over all classes c; both [B, ...]."""
+        classes = torch.arange(self.num_classes, device=self.device).expand(len(z), -1)
+        return self.encode(z, labels), self.mean_over_classes(z, classes)
 
     def class_means(self) -> Tensor:
         """Mean code of every class over the prior noise, [C, ...].
@@ -270,13 +283,18 @@ class LatentView(ABC):
             for module, mode in modes.items():
                 module.training = mode
 
-    def once(self, key: str, build: Callable[[], V]) -> V:
-        """The value of ``build()``, computed once for this view; the ledger counts its passes as ``setup``."""
-        if key not in self.memo:
+    def once(self, key: Hashable, build: Callable[[], V], source: Tensor | None = None) -> V:
+        """The value of ``build()``, computed once for this view; the ledger counts its passes as ``setup``.
+
+        A value that was computed from ``source`` is computed anew when that is another tensor or changed in place.
+        """
+        state = None if source is None or source.is_inference() else source._version
+        known = self.memo.get(key)
+        if known is None or known[1] is not source or known[2] != state:
             with self.ledger.setting_up():
-                value = build()
-            self.memo[key] = value
-        return cast(V, self.memo[key])
+                known = build(), source, state
+            self.memo[key] = known
+        return cast(V, known[0])
 
     def forget(self) -> None:
         """Empty the memo and that of the bare view, as when batch norms got other statistics since they were filled."""
@@ -296,7 +314,13 @@ class LatentView(ABC):
         """
         view = copy.copy(self)
         view.memo = {}
-        methods = {"encode": encode, "decode": decode, "class_means": class_means, "prior": prior}
+        methods: dict[str, object] = {"encode": encode, "decode": decode, "class_means": class_means, "prior": prior}
+
+        # Shortcuts past the method that is replaced.
+        if encode is not None:
+            methods["class_codes"] = lambda: None
+            methods["encode_with_class_mean"] = partial(LatentView.encode_with_class_mean, view)
+
         for name, method in methods.items():
             if method is not None:
                 setattr(view, name, method)

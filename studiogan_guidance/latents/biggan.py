@@ -24,6 +24,10 @@ class EmbeddingView(LatentView):
         table: Tensor = self._embedding.weight
         return table[labels] if labels.dim() == 1 else labels @ table
 
+    def class_codes(self) -> Tensor | None:
+        table: Tensor = self._embedding.weight
+        return table
+
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
         self.ledger.cost["synthesis"] += len(code)
         images: Tensor = self._forward(z, None, shared_label=code, eval=True)

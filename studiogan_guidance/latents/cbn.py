@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from studiogan_guidance.latents.base import LatentView, Networks
 
@@ -24,7 +23,10 @@ class LabelView(LatentView):
         self._norms = [m for m in self.generator.modules() if type(m).__name__ == "ConditionalBatchNorm2d"]
 
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
-        return F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels
+        return self.unit_vectors()[labels] if labels.dim() == 1 else labels
+
+    def class_codes(self) -> Tensor | None:
+        return self.unit_vectors()
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
         self.ledger.cost["synthesis"] += len(code)
@@ -32,7 +34,8 @@ class LabelView(LatentView):
         # The label vector stands at the end of the condition y of every norm.
         def put_code(module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             x, y = args
-            return x, torch.cat([y[:, : -self.num_classes], code], 1)
+            info = y[:, : -self.num_classes]
+            return x, torch.cat([info, code], 1) if info.shape[1] else code
 
         handles = [norm.register_forward_pre_hook(put_code) for norm in self._norms]
         try:

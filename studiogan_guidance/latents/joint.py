@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance import rng
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Registry
 
@@ -34,6 +35,7 @@ class JointOptions:
     network: nn.Module | None = None
 
 
+WITHOUT_Z = ("class_mean", "global_mean", "class_shift", "mean_embedding")  # one joint, where codes ignore z
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"
 OURS = f"this package, after {GANDANCE}"
 Estimator = Callable[[LatentView, Inputs, Tensor, JointOptions], Tensor]
@@ -51,7 +53,7 @@ def class_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOpt
 def class_subset(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """(1/K) sum_k f(z, c_k), the c_k drawn without repetition from the image's own generator; K is at most C."""
     subsets = [torch.randperm(view.num_classes, generator=gen)[: options.subset] for gen in inputs.generators]
-    return view.mean_over_classes(inputs.z, torch.stack(subsets).to(code.device))
+    return view.mean_over_classes(inputs.z, rng.moved(torch.stack(subsets), code.device))
 
 
 @JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", OURS)
@@ -72,6 +74,32 @@ def mean_embedding(view: LatentView, inputs: Inputs, code: Tensor, options: Join
     """f(z, (1/C, ..., 1/C)); off the training domain of f."""
     weights = torch.full((len(code), view.num_classes), 1 / view.num_classes, device=code.device)
     return view.encode(inputs.z, weights)
+
+
+def with_code(name: str, view: LatentView, inputs: Inputs, options: JointOptions) -> tuple[Tensor, Tensor]:
+    """The codes of a batch and their joint, both [B, ...]; out of one pass where both come from the same network."""
+    if name in TOGETHER:
+        return TOGETHER[name](view, inputs, options)
+    code = view.encode(inputs.z, inputs.labels)
+    return code, JOINTS[name].target(view, inputs, code, options)
+
+
+def _with_class_mean(view: LatentView, inputs: Inputs, options: JointOptions) -> tuple[Tensor, Tensor]:
+    return view.encode_with_class_mean(inputs.z, inputs.labels)
+
+
+def _with_mean_embedding(view: LatentView, inputs: Inputs, options: JointOptions) -> tuple[Tensor, Tensor]:
+    labels = inputs.labels
+    weights = view.unit_vectors()[labels] if labels.dim() == 1 else labels
+    mean = torch.full_like(weights, 1 / view.num_classes)
+    code, joint = view.encode(inputs.z.repeat(2, 1), torch.cat([weights, mean])).split(len(labels))
+    return code, joint
+
+
+TOGETHER: dict[str, Callable[[LatentView, Inputs, JointOptions], tuple[Tensor, Tensor]]] = {
+    "class_mean": _with_class_mean,
+    "mean_embedding": _with_mean_embedding,
+}
 
 
 def of_class(table: Tensor, labels: Tensor) -> Tensor:

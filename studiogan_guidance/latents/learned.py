@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import replacing
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions
+from studiogan_guidance.latents.joint import JOINTS, OURS, TOGETHER, JointOptions, with_code
 
 FORMAT = 1  # raise it when old files can no longer be read
 FILE = "joint.safetensors"
@@ -89,14 +89,26 @@ class LearnedJoint(nn.Module):
 
     def forward(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The joint of each image, of the shape of ``code``."""
-        view.ledger.cost["joint"] += len(code)
-        return self.above(JOINTS[self.base].target(view, inputs, code, JointOptions()), inputs.z)
+        start = JOINTS[self.base].target(view, inputs, code, JointOptions())
+        return start + self.shift(view, inputs.z)
+
+    def with_code(self, view: LatentView, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """The codes of a batch and their joint, both [B, ...]."""
+        code, start = with_code(self.base, view, inputs, JointOptions())
+        return code, start + self.shift(view, inputs.z)
 
     def above(self, start: Tensor, z: Tensor) -> Tensor:
         """The joint of each image, from that of ``base`` and the noise."""
-        shift = self.get_buffer("unit") * self.residual(z)
-        joint: Tensor = start + (shift[:, None] if start.dim() == 3 else shift)
-        return joint
+        return start + self._shift(z, start.dim())
+
+    def shift(self, view: LatentView, z: Tensor) -> Tensor:
+        """What is added to the joint of ``base``, unit * R(z), [B, D] or [B, 1, D]; B passes in the ledger."""
+        view.ledger.cost["joint"] += len(z)
+        return self._shift(z, 2 if view.rows is None else 3)
+
+    def _shift(self, z: Tensor, dimensions: int) -> Tensor:
+        shift: Tensor = self.get_buffer("unit") * self.residual(z)
+        return shift if dimensions == 2 else shift[:, None]
 
     def digest(self) -> str:
         """SHA-256 of everything that the joint depends on."""
@@ -217,10 +229,13 @@ def training_facts(path: Path) -> dict[str, object]:
 
 def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
     """The joint in the file ``ckpt``, by default ``joint.safetensors`` beside the checkpoint; loaded once a view."""
-    source = Path(view.networks.source)
-    folder = source.parent if source.is_file() else source
-    path = Path(ckpt) if ckpt else folder / FILE
-    return view.bare.once(f"learned joint {path.resolve()}", lambda: load(path, view))
+
+    def find() -> LearnedJoint:
+        source = Path(view.networks.source)
+        folder = source.parent if source.is_file() else source
+        return load(Path(ckpt) if ckpt else folder / FILE, view)
+
+    return view.bare.once(("learned joint", ckpt), find)
 
 
 @JOINTS.register(
@@ -230,6 +245,20 @@ def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
 )
 def _learned(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """h(z) of ``options.network``, or of the file ``options.ckpt``."""
-    network = of_view(view, options.ckpt) if options.network is None else options.network
-    joint: Tensor = network(view, inputs, code)
+    joint: Tensor = _chosen(view, options)(view, inputs, code)
     return joint
+
+
+def _with_learned(view: LatentView, inputs: Inputs, options: JointOptions) -> tuple[Tensor, Tensor]:
+    return _chosen(view, options).with_code(view, inputs)
+
+
+TOGETHER["learned"] = _with_learned
+
+
+def _chosen(view: LatentView, options: JointOptions) -> LearnedJoint:
+    """The network that the options name."""
+    if options.network is None:
+        return of_view(view, options.ckpt)
+    assert isinstance(options.network, LearnedJoint)
+    return options.network

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from studiogan_guidance import rng
 from studiogan_guidance.batches import Halving, progress
@@ -16,6 +16,7 @@ from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents.base import LatentView, Networks
 
 MAX_ROWS = 4096  # rows of one mapping call while codes are averaged: what bounds the memory
+MAX_NUMBERS = 2**27  # the same on a GPU, which large calls keep busy: numbers in the codes of one call
 TABLE_DRAWS = 10_000  # prior draws behind each class mean (as in Dobler et al. 2022, arXiv:2202.11777)
 TABLE_VERSION = 1  # raise it when the table of the same draws changes
 TABLE_SEED = rng.TABLES
@@ -34,6 +35,7 @@ class WView(LatentView):
         self.mapping = generator.mapping
         self.synthesis = generator.synthesis
         self.rows: int = generator.synthesis.num_ws
+        self.width: int = self.global_mean().shape[1]
 
     def _map(self, z: Tensor, weights: Tensor) -> Tensor:
         ws: Tensor = self.mapping(z, weights)
@@ -45,7 +47,7 @@ class WView(LatentView):
 
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
         self.ledger.cost["mapping"] += len(z)
-        weights = F.one_hot(labels, self.num_classes).float() if labels.dim() == 1 else labels
+        weights = self.unit_vectors()[labels] if labels.dim() == 1 else labels
         return self._map(z, weights)
 
     def decode(self, code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
@@ -56,17 +58,45 @@ class WView(LatentView):
         return list(self.synthesis.blocks)
 
     def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Mean w for the same z over each image's classes ``labels`` [B, K]; [B, rows, w_dim].
+        """Mean w for the same z over each image's classes ``labels`` [B, K]; [B, rows, w_dim]."""
+        means = [ws.mean(1) for ws in self._of_classes(z, labels)]
+        return torch.cat(means)[:, None].expand(-1, self.rows, -1)
 
-        Images are taken in chunks, so that one mapping call sees at most ``MAX_ROWS`` rows (or K, if that is more).
+    def encode_with_class_mean(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As of any view; the code of an image is one of the C whose mean is taken, so it costs no further pass."""
+        if labels.dim() == 2:
+            return super().encode_with_class_mean(z, labels)
+
+        # The codes of all classes, and in them that of the image's own.
+        classes = self.once("classes", lambda: torch.arange(self.num_classes, device=self.device))
+        parts = self._of_classes(z, classes.expand(len(z), -1))
+        rows = labels[:, None, None].expand(-1, 1, self.width)
+        codes, means = [], []
+        for ws in parts:
+            codes.append(ws.gather(1, rows[: len(ws)]))
+            means.append(ws.mean(1, keepdim=True))
+            rows = rows[len(ws) :]
+
+        code, mean = (values[0] if len(values) == 1 else torch.cat(values) for values in (codes, means))
+        return code.expand(-1, self.rows, -1), mean.expand(-1, self.rows, -1)
+
+    def _of_classes(self, z: Tensor, labels: Tensor) -> Iterator[Tensor]:
+        """w for the same z and each of an image's classes ``labels`` [B, K], in parts [b, K, w_dim].
+
+        One mapping call sees no more rows than ``_max_rows``, or K if that is more.
         """
         k = labels.shape[1]
-        size = max(1, MAX_ROWS // k)
-        means = []
+        size = max(1, self._max_rows() // k)
         for z_part, labels_part in zip(z.split(size), labels.split(size)):
-            ws = self.encode(z_part.repeat_interleave(k, 0), labels_part.reshape(-1))[:, 0]
-            means.append(ws.view(len(z_part), k, -1).mean(1))
-        return torch.cat(means)[:, None].expand(-1, self.rows, -1)
+            b = len(z_part)
+            ws = self.encode(z_part[:, None].expand(-1, k, -1).reshape(b * k, -1), labels_part.reshape(-1))
+            yield ws[:, 0].view(b, k, -1)
+
+    def _max_rows(self) -> int:
+        """Rows of one mapping call."""
+        if self.device.type == "cpu":
+            return MAX_ROWS
+        return max(MAX_ROWS, MAX_NUMBERS // (self.rows * self.width))
 
     def global_mean(self) -> Tensor:
         """The moving average of w that training kept: the centre of the host's own truncation, [rows, w_dim]."""
@@ -107,10 +137,10 @@ class WView(LatentView):
 
         # Sum in double precision, class by class.
         halving = Halving()
-        eye = torch.eye(self.num_classes, device=self.device)
-        table = torch.zeros(self.num_classes, self.global_mean().shape[1], dtype=torch.float64, device=self.device)
+        eye = self.unit_vectors()
+        table = torch.zeros(self.num_classes, self.width, dtype=torch.float64, device=self.device)
         for label in progress(range(self.num_classes), "class means"):
-            for part in z.split(MAX_ROWS):
+            for part in z.split(self._max_rows()):
                 for total in halving(partial(self._sum_of_codes, weights=eye[label]), part):
                     table[label] += total
         return {"means": (table / len(z)).float().cpu().numpy()}
@@ -134,15 +164,13 @@ class StyleGANView(WView):
                 "has InfoGAN numbers on top: the host cannot run such a generator either; set MODEL.info_type to N/A"
             )
 
+        # Layers with noise inputs; StyleGAN3 has none, though it accepts a noise mode.
+        layers: list[Any] = [layer for layer in self.synthesis.modules() if "noise_const" in layer._buffers]
+        self._noisy_layers = layers if networks.backbone == "stylegan2" else []
+
     def _map(self, z: Tensor, weights: Tensor) -> Tensor:
         ws: Tensor = self.mapping(z, weights, update_emas=False)
         return ws
-
-    def _noisy_layers(self) -> list[Any]:
-        """Layers with noise inputs; StyleGAN3 has none, though it accepts a noise mode."""
-        if self.networks.backbone == "stylegan3":
-            return []
-        return [layer for layer in self.synthesis.modules() if "noise_const" in layer._buffers]
 
     def layers(self) -> list[nn.Module]:
         net = self.synthesis
@@ -151,10 +179,10 @@ class StyleGANView(WView):
         return [getattr(net, f"b{side}") for side in net.block_resolutions]
 
     def noise_sizes(self) -> list[int]:
-        return [int(layer.resolution) for layer in self._noisy_layers()]
+        return [int(layer.resolution) for layer in self._noisy_layers]
 
     def _synthesise(self, ws: Tensor, noise: list[Tensor] | None) -> Tensor:
-        layers = self._noisy_layers() if noise else []
+        layers = self._noisy_layers if noise else []
         constants = [layer._buffers["noise_const"] for layer in layers]
         try:
             # A layer multiplies its constant by its strength, so a batch-shaped constant is per-image noise.

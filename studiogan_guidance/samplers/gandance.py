@@ -12,7 +12,7 @@ from torch import Tensor
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import JOINTS, JointOptions, of_class
+from studiogan_guidance.latents.joint import JOINTS, WITHOUT_Z, JointOptions, of_class, with_code
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_at_least, check_finite
 from studiogan_guidance.samplers.truncation import Truncation
@@ -24,6 +24,11 @@ def guide(code: Tensor, joint: Tensor, scale: float | Tensor) -> Tensor:
     GANdance, ECCV 2024, Fig. 1 (direction and extrapolation; the formula is our reading, as no code was published).
     """
     return code if isinstance(scale, (int, float)) and scale == 1 else joint + scale * (code - joint)
+
+
+def _of_labels(labels: Tensor, z: Tensor) -> Inputs:
+    """Inputs whose images have no generators of their own."""
+    return Inputs(seeds=labels, z=z, labels=labels, noise=None, generators=[])
 
 
 @SAMPLERS.register(
@@ -141,9 +146,7 @@ class GANdance(Sampler):
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
         z = self.truncation().truncated_z(view, inputs.z)
-        code = view.encode(z, inputs.labels)
-        code = self.guided(view, dataclasses.replace(inputs, z=z), code)
-        return view.decode(code, z, inputs.noise)
+        return view.decode(self.codes(view, dataclasses.replace(inputs, z=z)), z, inputs.noise)
 
     def built_into(self, view: LatentView) -> LatentView:
         truncation = self.truncation()
@@ -153,32 +156,117 @@ class GANdance(Sampler):
             )
 
         def encode(z: Tensor, labels: Tensor) -> Tensor:
-            z = truncation.truncated_z(view, z)
-            inputs = Inputs(seeds=labels, z=z, labels=labels, noise=None, generators=[])
-            return self.guided(view, inputs, view.encode(z, labels))
+            return self.codes(view, _of_labels(labels, truncation.truncated_z(view, z)))
 
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
             return view.decode(code, truncation.truncated_z(view, z), noise)
 
         def class_means() -> Tensor:
-            return self._guided_means(view, torch.arange(view.num_classes, device=view.device))
+            return self._means_by_class(view)
 
         return view.altered(encode=encode, decode=decode, class_means=class_means)
 
+    def codes(self, view: LatentView, inputs: Inputs) -> Tensor:
+        """The guided codes of a batch, [B, ...]: those of ``guided``, with the fewest passes and operations."""
+        if self.scale == 1:
+            return self._truncated(view, inputs.labels, view.encode(inputs.z, inputs.labels))
+
+        guided = self._by_tables(view, inputs)
+        if guided is None:
+            code, joint = with_code(self.joint, view, inputs, self._joint_options)
+            guided = self._away(view, inputs.labels, code, joint)
+        return self._truncated(view, inputs.labels, guided)
+
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
-        """The guided codes, of the shape of ``code`` (for samplers that build on guidance)."""
-        # Guide away from the joint.
+        """The guided codes, of the shape of ``code``, by the definition (for samplers that build on guidance)."""
         guided = code
         if self.scale != 1:
-            options = JointOptions(self.subset, self.joint_ckpt, self._network)
-            joint = JOINTS[self.joint].target(view, inputs, code, options)
+            joint = JOINTS[self.joint].target(view, inputs, code, self._joint_options)
             guided = self._away(view, inputs.labels, code, joint)
+        return self._truncated(view, inputs.labels, guided)
 
-        # Truncate towards the guided mean of the class.
+    @property
+    def _joint_options(self) -> JointOptions:
+        return JointOptions(self.subset, self.joint_ckpt, self._network)
+
+    @property
+    def _strengths_may_change(self) -> bool:
+        """Whether strengths come from a network in memory, which learns them."""
+        return self.strengths and self._network is not None
+
+    def _by_tables(self, view: LatentView, inputs: Inputs) -> Tensor | None:
+        """The guided codes of a batch out of tables of the classes; None where images need more than their class.
+
+        Where codes ignore z, the table holds the guided codes; for ``class_shift`` of w, it holds what guidance adds
+        to a code, (scale - 1) (m_c - m). A learned residual r(z), of the joint, adds (1 - scale) r(z).
+        """
+        network = self._learned(view) if self.joint == "learned" else None
+        base = self.joint if network is None else network.base
+        varies = network is not None and (self._network is not None or network.shape["depth"] > 0)
+
+        # What needs the joints of single images, their norms, or gradients of the table.
+        codes = view.class_codes()
+        if inputs.labels.dim() == 2 or base not in (("class_shift",) if codes is None else WITHOUT_Z):
+            return None
+        if self._strengths_may_change or (self.keep_norm and (codes is None or varies)):
+            return None
+        if codes is not None and codes.requires_grad and torch.is_grad_enabled():
+            return None
+
+        # The guided codes of the classes, or what is added to w.
+        key = ("guided by class", self)
+        table, weight = view.once(key, lambda: self._tables(view, codes, network, varies), codes)
+        guided = table[inputs.labels]
+        if network is not None and varies:
+            weight = weight[inputs.labels] if self.strengths else weight
+            guided = torch.addcmul(guided, weight, network.shift(view, inputs.z))
+        return view.encode(inputs.z, inputs.labels) + guided if codes is None else guided
+
+    @torch.no_grad()
+    def _tables(
+        self, view: LatentView, codes: Tensor | None, network: LearnedJoint | None, varies: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The table of the classes, [C, ...], and the weight of residuals, 1 - scale, which broadcasts with it."""
+        labels = torch.arange(view.num_classes, device=view.device)
+        inputs = _of_labels(labels, torch.zeros(len(labels), 0, device=view.device))
+
+        # Guided codes of the classes; away from the base alone, where the residual differs from image to image.
+        if codes is not None:
+            name, options = self.joint, self._joint_options
+            if network is not None and varies:
+                name, options = network.base, JointOptions()
+            joint = JOINTS[name].target(view, inputs, codes, options)
+            scale = torch.as_tensor(self._scale(view, labels, codes), device=view.device)
+            return self._away(view, labels, codes, joint), 1 - scale
+
+        # What is added to w, in one row if all are equal.
+        means = view.class_means()
+        scale = torch.as_tensor(self._scale(view, labels, means), device=view.device)
+        if self.layers is not None:
+            rows = torch.arange(means.shape[1], device=view.device)[:, None]
+            scale = torch.where((rows >= self.layers[0]) & (rows < self.layers[1]), scale, 1)
+        if means.stride(1) == 0:
+            means = means[:, :1]
+        table = (scale - 1) * (means - means.mean(0))
+        if network is not None and not varies:
+            table = table + (1 - scale) * network.shift(view, inputs.z)
+        return table, 1 - scale
+
+    def _truncated(self, view: LatentView, labels: Tensor, guided: Tensor) -> Tensor:
+        """Guided codes, truncated towards the guided means of their classes."""
         truncation = self.truncation()
         if truncation.psi == 1:
             return guided
-        return truncation.truncated_code(guided, self._guided_means(view, inputs.labels))
+        if labels.dim() == 2 or self._strengths_may_change:
+            return truncation.truncated_code(guided, self._guided_means(view, labels))
+
+        means = view.once(("guided means", self), lambda: self._means_by_class(view))
+        return truncation.truncated_code(guided, means[labels])
+
+    @torch.no_grad()
+    def _means_by_class(self, view: LatentView) -> Tensor:
+        """The guided mean code of every class, [C, rows, w_dim]."""
+        return self._guided_means(view, torch.arange(view.num_classes, device=view.device))
 
     def _guided_means(self, view: LatentView, labels: Tensor) -> Tensor:
         """The mean code of each image's class, guided away from the mean of all; of the shape of codes."""
@@ -214,7 +302,8 @@ class GANdance(Sampler):
         if self.profile is not None:
             rows = view.rows or 1
             shares = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
-            scale = 1 + (scale - 1) * torch.tensor(shares, dtype=code.dtype, device=code.device)[:, None]
+            table = view.once(("profile", self.profile), lambda: torch.tensor(shares, device=code.device)[:, None])
+            scale = 1 + (scale - 1) * table.to(code.dtype)
         if self.strengths:
             scale = 1 + (scale - 1) * self._learned(view).strength(labels, code)
         return scale
