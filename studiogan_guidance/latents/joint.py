@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from studiogan_guidance import rng
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Registry
 
@@ -53,7 +53,7 @@ def class_mean(view: LatentView, inputs: Inputs, code: Tensor, options: JointOpt
 def class_subset(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions) -> Tensor:
     """(1/K) sum_k f(z, c_k), the c_k drawn without repetition from the image's own generator; K is at most C."""
     subsets = [torch.randperm(view.num_classes, generator=gen)[: options.subset] for gen in inputs.generators]
-    return view.mean_over_classes(inputs.z, rng.moved(torch.stack(subsets), code.device))
+    return view.mean_over_classes(inputs.z, to_device(torch.stack(subsets), code.device))
 
 
 @JOINTS.register("global_mean", "one mean code over noise and classes (free; scale < 1 is psi truncation)", OURS)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ToyGAN, toy_networks
-from host_models import networks
+from fake_gpu import fake_gpu, moved_networks
+from host_models import networks as host_networks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -270,7 +271,7 @@ def test_operations_of_a_learned_joint(family: str, depth: int, strengths: bool,
     ],
 )
 def test_operations_on_the_hosts_networks(name: str, joint: str, limit: int, checkout: Checkout) -> None:
-    assert more_than_plain(view_for(networks(name, checkout)), {"joint": joint}) <= limit
+    assert more_than_plain(view_for(host_networks(name, checkout)), {"joint": joint}) <= limit
 
 
 def test_passes_of_the_mapping_network(monkeypatch: pytest.MonkeyPatch, toy_view: LatentView) -> None:
@@ -284,6 +285,20 @@ def test_passes_of_the_mapping_network(monkeypatch: pytest.MonkeyPatch, toy_view
         calls.clear()
         sampler.images(toy_view, inputs)
         assert calls == [expected], joint
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("joint", [*FREE, "class_subset"])
+@pytest.mark.parametrize("more", [{}, {"psi": 0.7, "profile": [1, 0.5]}, {"keep_norm": True}], ids=str)
+def test_nothing_waits_for_a_gpu_that_is_not_there(joint: str, more: dict[str, object]) -> None:
+    """There, whatever reads a number raises."""
+    networks = builtin.networks()
+    sampler = samplers.create("gandance", {"scale": 1.5, "joint": joint, **more})
+    with fake_gpu(), torch.no_grad():
+        view = view_for(moved_networks(networks))
+        view.once("class means", lambda: torch.zeros(10, 1, 64, device=view.device).expand(-1, view.rows or 1, -1))
+        images = sampler.images(view, view.draw(range(8), 0, LabelPlan()))
+        assert images.is_cuda
 
 
 @pytest.mark.gpu

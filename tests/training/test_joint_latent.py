@@ -259,7 +259,7 @@ def test_no_step_on_a_gpu_waits_for_it(
     monkeypatch.setattr(nn.Module, "to", lambda module, device: moved(module).requires_grad_())
     with fake_gpu() as read:
         view = view_for(moved_networks(networks))
-        view.memo["class means"] = torch.zeros(10, view.rows or 1, 64, device=view.device)
+        view.once("class means", lambda: torch.zeros(10, view.rows or 1, 64, device=view.device))
         run = training(tmp_path, None, view, moved(opponent), batch=4, r1_every=2, **options)
         if run.adversary:
             run.adversary.start(0)
