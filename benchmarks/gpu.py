@@ -282,48 +282,55 @@ PARTS = (
 
 
 class Tests:
-    """The tests of the expression ``TESTS``: those marked gpu first, one process, then the others on all cores."""
+    """The tests marked ``gpu`` or ``studiogan``, a few a process, on all cores; on a GPU those marked gpu come first.
 
-    def __init__(self, log: Path) -> None:
+    Args:
+        log: a file for what they print.
+        has_gpu: whether those marked gpu run, or are skipped.
+    """
+
+    def __init__(self, log: Path, has_gpu: bool) -> None:
         self.log = log
+        self.expressions = ["gpu", "studiogan and not gpu"][:: 1 if has_gpu else -1]
         self.seconds = 0.0
         self.outcomes: dict[str, str] = {}
         self.wanted: list[str] = []
-        self.alone: list[str] = []
         self.error = ""
 
     def collect(self) -> None:
         """Find the tests."""
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m"]
-        for expression in ("gpu", TESTS):
-            done = subprocess.run([*command, expression], cwd=ROOT, capture_output=True, text=True)
-            found = [line for line in done.stdout.splitlines() if "::" in line]
+        for expression in self.expressions:
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "--collect-only",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                expression,
+            ]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if done.returncode not in (0, 5):
                 self.error = last_line(done.stdout + done.stderr)
-            if expression == "gpu":
-                self.alone = found
-            self.wanted = found
+            self.wanted += [line for line in done.stdout.splitlines() if "::" in line]
 
     def run(self, until: float) -> None:
         """Run those that have no outcome yet, until that time."""
         started = time.time()
         left = [test for test in self.wanted if test not in self.outcomes]
-        alone = [test for test in left if test in self.alone]
-        others = [test for test in left if test not in self.alone]
         workers = max(1, min(8, (os.cpu_count() or 1) // 2))
-
-        # A few tests a process.
-        for tests, at_once in ((alone, 1), (others, workers)):
-            blocks = [tests[start : start + BLOCK] for start in range(0, len(tests), BLOCK)]
-            with ThreadPoolExecutor(at_once) as pool:
-                for output in pool.map(lambda block: self._block(block, until, workers), blocks):
-                    self._read(output)
+        blocks = [left[start : start + BLOCK] for start in range(0, len(left), BLOCK)]
+        with ThreadPoolExecutor(workers) as pool:
+            for output in pool.map(lambda block: self._block(block, until, workers), blocks):
+                self._read(output)
         self.seconds += time.time() - started
 
     def _block(self, tests: Sequence[str], until: float, workers: int) -> str:
         if time.time() + 5 > until:
             return ""
-        command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-m", TESTS, *tests]
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *tests]
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         code, output = run_until(command, until, threads)
         if code not in (0, 1, 5, None):
@@ -459,7 +466,7 @@ def main(
 
     # Compile the plug-ins, so that no test that is stopped leaves them half-done; then tests; then timings.
     rows: dict[str, list[Row]] = {}
-    tests = Tests(out / "tests.log")
+    tests = Tests(out / "tests.log", device != "cpu")
     tests.log.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
 
