@@ -78,6 +78,22 @@ def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.Monkey
         assert second["environment"]["device"] == "cpu, 2 processes"
 
 
+def test_two_processes_are_fast_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = ["eval", "--fast", "--sampler", "plain", "--num-images", 128, "--batch-size", 32, "--metrics", "fid"]
+    (one,) = ok(*common, "--out", tmp_path / "one")["rows"]
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))  # so that the precision is measured again
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "studiogan_guidance",
+               *common, "--out", tmp_path / "two", "--json"]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (two,) = json.loads(done.stdout)["rows"]
+    assert done.stderr.count("fast: ") == 1  # one process speaks
+    assert two["protocol"] == one["protocol"]
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    fast = one["environment"]["fast"]
+    assert two["environment"]["fast"] == pytest.approx(fast, rel=1e-2, abs=1e-4)
+
+
 def test_two_processes_tune_as_one(tmp_path: Path) -> None:
     common = ["tune", "--num-images", 128, "--metrics", "fid", "--budget", 10, "--repeats", 2]
     one = ok(*common, "--out", tmp_path / "one")
