@@ -202,7 +202,8 @@ def resizers(at: Setting) -> Iterator[Row]:
     """Pixels of the device against those of the host's resizers."""
     import resizers
 
-    for case in resizers.table(at.device, count=2 if at.small else 8):
+    count, repeats = (1, 1) if at.small else (8, 3)
+    for case in resizers.table(at.device, count, repeats):
         times = [f"{place} {case[key]:.3f}" for place, key in TIMES.items() if case.get(key) is not None]
         unit = f"of 255 ({case['differing']} of {case['pixels']} pixels, FID {case['fid']:.1g}"
         unit += f"; ms an image: {', '.join(times)})" if times else ")"
@@ -271,9 +272,9 @@ def more_gpus(at: Setting) -> Iterator[Row]:
 PARTS = (
     Part("plug-ins", 120, plugins),
     Part("guided", 60, guidance),
-    Part("points", 270, points),
+    Part("points", 250, points),
     Part("features", 130, feature_pass),
-    Part("resizers", 20, resizers),
+    Part("resizers", 40, resizers),
     Part("launches", 40, launches),
     Part("training", 50, training),
     Part("fast points", 120, fast_points),
