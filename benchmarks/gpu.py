@@ -156,6 +156,7 @@ def guidance(at: Setting) -> Iterator[Row]:
         name = f"{case['generator']} {case['joint']}, batch {case['batch']}"
         yield Row(f"{name}: plain", case["plain_ms"], "ms")
         yield Row(f"{name}: guided / plain", case["ratio"], "", case["goal"])
+        yield Row(f"{name}: operations of a guided batch beyond a plain one's", case["more"])
 
 
 def points(at: Setting, fast: bool = False) -> Iterator[Row]:
@@ -202,7 +203,7 @@ def resizers(at: Setting) -> Iterator[Row]:
     """Pixels of the device against those of the host's resizers."""
     import resizers
 
-    count, repeats = (1, 1) if at.small else (8, 3)
+    count, repeats = (2, 1) if at.small else (8, 3)
     for case in resizers.table(at.device, count, repeats):
         times = [f"{place} {case[key]:.3f}" for place, key in TIMES.items() if case.get(key) is not None]
         unit = f"of 255 ({case['differing']} of {case['pixels']} pixels, FID {case['fid']:.1g}"
@@ -276,7 +277,7 @@ PARTS = (
     Part("features", 130, feature_pass),
     Part("resizers", 40, resizers),
     Part("launches", 40, launches),
-    Part("training", 50, training),
+    Part("training", 90, training),
     Part("fast points", 120, fast_points),
     Part("gpus", 60, more_gpus),
 )
