@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance import fast
+from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.fast import Graphed
@@ -100,11 +101,12 @@ class Compiled:
         # Run the network.
         try:
             outputs = self._net(prepared)
-        except torch.OutOfMemoryError:
-            self._size = 0
-            raise
         except torch._dynamo.exc.BackendCompilerFailed as error:
             raise UserError(f"torch.compile failed ({one_line(error)}): leave out --compile") from error
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._size = 0
+            raise
 
         # Leave out the copies.
         if isinstance(outputs, tuple):
