@@ -64,7 +64,7 @@ def measure(
     num_real: int = 16,
     **more: Any,
 ) -> dict[str, float]:
-    """Images a second of each way, by its name.
+    """Images a second of each way, by its name; "batch" is the images of a batch, "computed" network after generator.
 
     Args:
         work: a folder for the checkpoint and the weights; see ``common.biggan``.
@@ -183,10 +183,11 @@ def main(
 ) -> None:
     if threads:
         torch.set_num_threads(threads)
-    click.echo(f"{machine(device)}, batch {batch_size}{', fast' * fast}")
+    click.echo(f"{machine(device)}{', fast' * fast}")
     keys = {"backbone": f"host:{backbone}", "resizer": resizer, "width": width}
     with tempfile.TemporaryDirectory() as work:
         rates = measure(Path(work), device, num, batch_size, repeats, fast, **keys)
+        click.echo(f"images of a batch    {rates.pop('batch'):9.0f}")
         for name, rate in rates.items():
             click.echo(f"{name:<20} {rate:9.1f} images/s")
         click.echo(f"ours / the host's        {rates['ours'] / rates['host']:.2f}")

@@ -302,18 +302,8 @@ class Tests:
     def collect(self) -> None:
         """Find the tests."""
         for expression in self.expressions:
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "--collect-only",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "-m",
-                expression,
-            ]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+            done = subprocess.run([*command, "-m", expression], cwd=ROOT, capture_output=True, text=True)
             if done.returncode not in (0, 5):
                 self.error = last_line(done.stdout + done.stderr)
             self.wanted += [line for line in done.stdout.splitlines() if "::" in line]

@@ -11,8 +11,6 @@ needs a checkout of it.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import click
 import torch
 from common import machine
+from features import medians
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,17 +63,14 @@ def threads(count: int) -> Iterator[None]:
 
 def milliseconds(run: Callable[[], object], count: int, repeats: int, device: torch.device) -> float:
     """Median time of ``run`` for one of its ``count`` images, after one run that does not count."""
-    run()
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times) / count * 1000
+    (median,) = medians({"": run}, repeats, device).values()
+    return median / count * 1000
+
+
+def random_images(size: int, count: int) -> Tensor:
+    """Random pixels, uint8 [count, 3, size, size], the same for the same size."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(256, (count, 3, size, size), generator=generator).byte()
 
 
 def fid_difference(expected: Tensor, found: Tensor) -> float:
@@ -129,9 +125,7 @@ def table(device: str, count: int = 8, repeats: int = 3) -> list[dict[str, Any]]
         for target in TARGETS:
             for size in SIZES:
                 # Resize in both places.
-                images = torch.randint(
-                    256, (count, 3, size, size), generator=torch.Generator().manual_seed(size)
-                ).byte()
+                images = random_images(size, count)
                 there = images.to(place)
                 on_cpu = functools.partial(resize, images, target, filter)
                 on_device = functools.partial(resize_on_device, there, target, filter)
@@ -149,7 +143,7 @@ def table(device: str, count: int = 8, repeats: int = 3) -> list[dict[str, Any]]
     # Torch in one thread against itself in several.
     for target in TARGETS:
         for size in SIZES:
-            images = torch.randint(256, (count, 3, size, size), generator=torch.Generator().manual_seed(size)).byte()
+            images = random_images(size, count)
             with threads(many):
                 expected = resize(images, target, "legacy")
             with threads(1):

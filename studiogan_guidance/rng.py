@@ -49,25 +49,23 @@ def generators(seeds: Sequence[int]) -> list[Generator]:
 
 
 def randn(gens: Sequence[Generator], *shape: int, device: torch.device | None = None) -> Tensor:
-    """Standard normal numbers, [len(gens), *shape], row i from generator i alone; for ``device``."""
+    """Standard normal numbers, [len(gens), *shape], row i from generator i alone; on ``device``."""
     return _rows(gens, shape, Tensor.normal_, device=device)
 
 
-def uniform(gens: Sequence[Generator], *shape: int, device: torch.device | None = None) -> Tensor:
-    """Uniform numbers in [-1, 1), [len(gens), *shape], row i from generator i alone; for ``device``."""
-    return unit(gens, *shape, device=device) * 2 - 1
+def uniform(gens: Sequence[Generator], *shape: int) -> Tensor:
+    """Uniform numbers in [-1, 1), [len(gens), *shape], row i from generator i alone."""
+    return unit(gens, *shape) * 2 - 1
 
 
-def randint(gens: Sequence[Generator], high: int, *shape: int, device: torch.device | None = None) -> Tensor:
-    """Whole numbers in [0, high), int64 [len(gens), *shape], row i from generator i alone; for ``device``."""
-    return _rows(gens, shape, partial(Tensor.random_, to=high), torch.int64, device)
+def randint(gens: Sequence[Generator], high: int, *shape: int) -> Tensor:
+    """Whole numbers in [0, high), int64 [len(gens), *shape], row i from generator i alone."""
+    return _rows(gens, shape, partial(Tensor.random_, to=high), torch.int64)
 
 
-def unit(
-    gens: Sequence[Generator], *shape: int, dtype: torch.dtype | None = None, device: torch.device | None = None
-) -> Tensor:
-    """Uniform numbers in [0, 1), [len(gens), *shape], row i from generator i alone; for ``device``."""
-    return _rows(gens, shape, Tensor.uniform_, dtype, device)
+def unit(gens: Sequence[Generator], *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Uniform numbers in [0, 1), [len(gens), *shape], row i from generator i alone."""
+    return _rows(gens, shape, Tensor.uniform_, dtype)
 
 
 def _rows(
@@ -77,7 +75,7 @@ def _rows(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """[len(gens), *shape]: one tensor whose rows are filled in place, which has the bits of tensors of their own."""
+    """Numbers [len(gens), *shape] on ``device``; rows are filled in place, with the bits of tensors of their own."""
     device = device or torch.device("cpu")
     rows = torch.empty(len(gens), *shape, dtype=dtype, pin_memory=is_pinned_for(device))
     if rows.numel():

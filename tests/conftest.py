@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["STUDIOGAN_GUIDANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ[devices.DEVICE] = "cpu"  # what tests mean that say nothing, in processes that they start, too
     if CHECKOUT:

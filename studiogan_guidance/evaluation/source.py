@@ -75,18 +75,18 @@ def open_source(cfg: RunConfig) -> Source:
 def device_of(name: str) -> torch.device:
     """auto, cpu, cuda (under torchrun: this process's) or cuda:N as a device that exists here; UserError otherwise.
 
-    What auto means is said by ``devices.DEVICE``, an environment variable; where it is not set, a GPU if there is one.
+    The environment variable ``devices.DEVICE`` says what auto means; where it is not set: a GPU if there is one.
     """
-    # The device that a word stands for.
-    asked = name
-    option = "--device"
-    if name == "auto" and devices.default() != "auto":
-        option, asked = devices.DEVICE, devices.default()
+    # The word that counts, and where it comes from.
+    default = devices.default() if name == "auto" else "auto"
+    asked = name if default == "auto" else default
+    option = "--device" if default == "auto" else devices.DEVICE
+
+    # The device that it stands for.
     local = int(os.environ.get("LOCAL_RANK", 0))
     word = "cpu" if asked == "auto" and devices.cpu_only() else asked
     is_own = word in ("auto", "cuda")
     unknown = f"{option} is '{asked}': give auto, cpu, cuda or cuda:N"
-
     try:
         device = torch.device(f"cuda:{local}" if is_own else word)
     except RuntimeError as error:
@@ -153,6 +153,7 @@ def known_backbones() -> list[str]:
 
 
 def _channels_last(cfg: RunConfig) -> bool:
+    """Whether a run wants the channels last in the memory of its feature network."""
     return cfg.channels_last or cfg.fast
 
 

@@ -97,18 +97,11 @@ class LearnedJoint(nn.Module):
         code, start = with_code(self.base, view, inputs, JointOptions())
         return code, start + self.shift(view, inputs.z)
 
-    def above(self, start: Tensor, z: Tensor) -> Tensor:
-        """The joint of each image, from that of ``base`` and the noise."""
-        return start + self._shift(z, start.dim())
-
     def shift(self, view: LatentView, z: Tensor) -> Tensor:
         """What is added to the joint of ``base``, unit * R(z), [B, D] or [B, 1, D]; B passes in the ledger."""
         view.ledger.cost["joint"] += len(z)
-        return self._shift(z, 2 if view.rows is None else 3)
-
-    def _shift(self, z: Tensor, dimensions: int) -> Tensor:
         shift: Tensor = self.get_buffer("unit") * self.residual(z)
-        return shift if dimensions == 2 else shift[:, None]
+        return shift if view.rows is None else shift[:, None]
 
     def digest(self) -> str:
         """SHA-256 of everything that the joint depends on."""

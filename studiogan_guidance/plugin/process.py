@@ -1,4 +1,4 @@
-"""What a program of the host changes in the process that it runs in, and how it was before."""
+"""What a program of the host changes in the process that it runs in is put back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept() -> Iterator[None]:
     """
     multiprocessing: Any = torch.multiprocessing
 
-    # Look.
+    # Remember how everything is.
     environment = dict(os.environ)
     folder = os.getcwd()
     flags = [(owner, name, getattr(owner, name)) for owner, name in FLAGS]
@@ -40,7 +40,7 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        # Put back.
+        # Put it back.
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)

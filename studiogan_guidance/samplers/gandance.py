@@ -232,10 +232,8 @@ class GANdance(Sampler):
 
         # Guided codes of the classes; away from the base alone, where the residual differs from image to image.
         if codes is not None:
-            name, options = self.joint, self._joint_options
-            if network is not None and varies:
-                name, options = network.base, JointOptions()
-            joint = JOINTS[name].target(view, inputs, codes, options)
+            name = network.base if network is not None and varies else self.joint
+            joint = JOINTS[name].target(view, inputs, codes, self._joint_options)
             scale = torch.as_tensor(self._scale(view, labels, codes), device=view.device)
             return self._away(view, labels, codes, joint), 1 - scale
 

@@ -345,7 +345,7 @@ class Training:
         with self._autocast(stage.bf16):
             given = self.blocks.step(step)
             inputs = given.inputs
-            h = self.joint.above(given.start, inputs.z)
+            h = given.start + self.joint.shift(view, inputs.z)
             if given.target is not None:
                 losses["distill"] = ((h - given.target) / self.unit).square().mean()
             if given.others is not None:

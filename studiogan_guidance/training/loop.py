@@ -267,12 +267,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
     workspace = os.environ.get(variable)
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    before = cudnn.benchmark, cudnn.deterministic, filling.fill_uninitialized_memory
+    before = (cudnn.benchmark, cudnn.deterministic, filling.fill_uninitialized_memory)
 
     try:
         os.environ.setdefault(variable, ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=warn_only or not enabled)
-        cudnn.benchmark, cudnn.deterministic = False, True
+        cudnn.benchmark = False
+        cudnn.deterministic = True
         filling.fill_uninitialized_memory = False  # it costs time, and nothing reads such memory
         yield
     finally:

@@ -59,7 +59,7 @@ def plugin_modules() -> Iterator[None]:
     until="the host falls back by itself",
 )
 def plugins_off() -> Iterator[None]:
-    say = _say_once()
+    say = functools.cache(_say)  # the same line once
     with ExitStack() as stack:
         for name in PLUGINS["stylegan3"]:
             operation = module(f"utils.style_ops.{name}")
@@ -72,7 +72,7 @@ def compile_plugins(backbone: str) -> None:
 
     What cannot be compiled is off from then on. Backbones without plug-ins: nothing.
     """
-    say = _say_once()
+    say = functools.cache(_say)  # the same line once
     with plugin_modules():
         for name in PLUGINS.get(backbone, ()):
             operation = module(f"utils.style_ops.{name}")
@@ -125,11 +125,6 @@ def _announce(name: str, folder: Path) -> None:
     lock = folder / "lock"
     if lock.exists() and hasattr(module("torch.utils.cpp_extension"), "FileBaton"):
         _say(f"another process is compiling it; if none is, delete {lock}")
-
-
-def _say_once() -> Callable[[str], None]:
-    """``_say`` that leaves out what it has said before."""
-    return functools.cache(_say)
 
 
 def _say(text: str) -> None:
