@@ -32,6 +32,7 @@ from common import biggan, machine
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import read_yaml
+from studiogan_guidance.host import compat
 from studiogan_guidance.host.locate import locate
 from studiogan_guidance.host.networks import build
 from studiogan_guidance.latents import LabelPlan, view_for
@@ -117,14 +118,44 @@ class Part:
     measure: Measure = field(repr=False)
 
 
+COMPILE = """
+import sys
+from studiogan_guidance.host.compat.plugins import plugin_modules
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import locate
+
+with inside(locate()), plugin_modules():
+    module(f"utils.style_ops.{sys.argv[1]}")._init()
+"""
+
+
 def plugins(at: Setting) -> Iterator[Row]:
-    """The host's StyleGAN2 for the first time: on a GPU with a compiler its plug-ins are compiled."""
+    """The host's StyleGAN2 for the first time; before it, on a GPU, all plug-ins are compiled side by side."""
+    if at.device != "cpu":
+        started = time.perf_counter()
+        compilers = {
+            name: subprocess.Popen([sys.executable, "-c", COMPILE, name]) for name in compat.PLUGINS["stylegan3"]
+        }
+        failed = [name for name, process in compilers.items() if process.wait()]
+        what = f"; {', '.join(failed)} failed, the host's reference code runs" if failed else ""
+        yield Row(f"plug-ins of StyleGAN2 and StyleGAN3, compiled{what}", time.perf_counter() - started, "s")
+
     started = time.perf_counter()
     checkout = locate()
     keys = read_yaml(checkout.path / "src" / "configs" / "CIFAR10" / "StyleGAN2.yaml")
     view = view_for(build(keys, checkout, torch.device(at.device)))
     next(samplers.create("plain").stream(view, range(2), 2, LabelPlan())).images.cpu()
-    yield Row("StyleGAN2, first images (compiles plug-ins)", time.perf_counter() - started, "s")
+    yield Row("StyleGAN2, first images", time.perf_counter() - started, "s")
+
+
+def unlock() -> None:
+    """Remove the locks that processes left at plug-ins when they were stopped: others would wait for them for ever."""
+    from torch.utils import cpp_extension
+
+    for name in compat.PLUGINS["stylegan3"]:
+        folder = Path(cpp_extension._get_build_directory(f"{name}_plugin", verbose=False))
+        for lock in folder.glob("*/lock"):
+            lock.unlink(missing_ok=True)
 
 
 def feature_pass(at: Setting) -> Iterator[Row]:
@@ -271,7 +302,7 @@ def more_gpus(at: Setting) -> Iterator[Row]:
 
 
 PARTS = (
-    Part("plug-ins", 120, plugins),
+    Part("plug-ins", 240, plugins),
     Part("guided", 60, guidance),
     Part("points", 250, points),
     Part("features", 130, feature_pass),
@@ -293,6 +324,8 @@ class Tests:
 
     def __init__(self, log: Path, has_gpu: bool) -> None:
         self.log = log
+        self.has_gpu = has_gpu
+        self.stopped = False
         self.expressions = ["gpu", "studiogan and not gpu"][:: 1 if has_gpu else -1]
         self.seconds = 0.0
         self.outcomes: dict[str, str] = {}
@@ -317,6 +350,8 @@ class Tests:
         with ThreadPoolExecutor(workers) as pool:
             for output in pool.map(lambda block: self._block(block, until, workers), blocks):
                 self._read(output)
+        if self.stopped:
+            unlock()
         self.seconds += time.time() - started
 
     def _block(self, tests: Sequence[str], until: float, workers: int) -> str:
@@ -325,6 +360,7 @@ class Tests:
         command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *tests]
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         code, output = run_until(command, until, threads)
+        self.stopped |= code is None and self.has_gpu
         if code not in (0, 1, 5, None):
             self.error = last_line(output)
         with self.log.open("a") as file:
@@ -388,6 +424,8 @@ def run_part(part: Part, at: Setting) -> list[Row]:
     rows = [Row(**json.loads(line)) for line in lines]
     if code is None:
         rows.append(Row(part.name, "stopped: it took too long"))
+        if at.device != "cpu":
+            unlock()
     elif code:
         rows.append(Row(part.name, f"failed: {last_line(output)}"))
         click.echo(output[-3000:], err=True)

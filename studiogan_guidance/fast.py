@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -201,12 +201,30 @@ def _captured(device: torch.device, run: Callable[[], T]) -> tuple[T, Callable[[
 
         # Capture; a capture that fails leaves its own stream behind.
         graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"):
                 outputs = run()
+        except BaseException:
+            _abandon(graph, pool)
+            raise
         finally:
             torch.cuda.set_stream(current)
     return outputs, graph.replay
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Tell the allocator that a capture has failed; else it would free nothing for whoever runs out of memory later."""
+    bindings: Any = torch._C
+    device = torch.cuda.current_device()
+    _ABANDONED.append(graph)  # torch keeps a pointer to it
+    graph.reset()
+    with suppress(RuntimeError):  # the capture has ended, and nothing but the function in it has failed
+        bindings._cuda_endAllocateToPool(device, pool)
+        bindings._cuda_releasePool(device, pool)
+
+
+_ABANDONED: list[torch.cuda.CUDAGraph] = []
 
 
 def memory_of(network: nn.Module) -> State:

@@ -51,6 +51,7 @@ def fake_gpu() -> Iterator[list[Later]]:
         return 1.0
 
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+        patch.setattr(torch.cuda, "is_available", lambda: False)  # beside a real one, nothing is pinned for it
         patch.setattr(torch.cuda, "Event", NoEvent)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: None)
         patch.setattr(torch.cuda, "synchronize", lambda device=None: None)

@@ -9,8 +9,9 @@ import torch
 from fake_gpu import DEVICE, fake_gpu, moved, moved_networks
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from studiogan_guidance import builtin, samplers
+from studiogan_guidance import builtin, rng, samplers
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
+from studiogan_guidance.devices import to_device
 from studiogan_guidance.evaluation.generation import Meter
 from studiogan_guidance.features.preparation import Preparation
 from studiogan_guidance.features.resize import FILTERS
@@ -63,6 +64,13 @@ def test_images_are_resized_on_the_gpu_without_waiting(name: str) -> None:
         for size in (32, 512):
             inputs = prepare(torch.empty(2, 3, size, size, device=DEVICE))
             assert (inputs.shape, inputs.device) == ((2, 3, 299, 299), DEVICE)
+
+
+def test_a_real_gpu_beside_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with fake_gpu():
+        drawn = rng.randn(rng.generators(range(2)), 3, device=DEVICE)
+        assert drawn.device == to_device(torch.zeros(2), DEVICE).device == DEVICE
 
 
 def test_what_waits_is_noticed() -> None:

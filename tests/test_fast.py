@@ -259,3 +259,11 @@ def test_on_a_gpu_what_cannot_be_captured_runs_as_it_is(capsys: pytest.CaptureFi
         assert torch.equal(graphed(x), 12 * x)
     assert capsys.readouterr().err.count("no CUDA graph of the network") == 1
     assert torch.cuda.current_stream(device) == torch.cuda.default_stream(device)
+
+    # Other functions can be captured, and memory is given back as before.
+    assert torch.equal(Graphed(lambda x: 2 * x, 4, fast.capture_on(device))(x), 2 * x)
+    block = torch.empty(2**26, device=device)
+    reserved = torch.cuda.memory_reserved(device)
+    del block
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) <= reserved - 2**28
