@@ -40,7 +40,7 @@ class Mistake(click.ClickException):
 
 
 class Group(click.Group):
-    """Tells a user's mistakes in one line; of the processes of torchrun, the first one to find a mistake speaks."""
+    """Reports a user's mistake in one line; of the processes of torchrun, only the first that finds one reports it."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

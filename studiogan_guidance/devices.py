@@ -1,4 +1,4 @@
-"""Which device a run is for: what ``--device auto`` means, whether a run stays on the CPU, and the way to a GPU."""
+"""What ``--device auto`` means, whether a run stays on the CPU, and how tensors get to a GPU."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def chosen(device: str, processes: int | None = None) -> Iterator[None]:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` on ``device``. A GPU gets them from pinned memory, and nobody waits for it."""
+    """``values`` on ``device``. A GPU copies them from pinned memory, and this call does not wait for it."""
     if is_pinned_for(device) and values.device.type == "cpu":
         values = values.pin_memory()  # torch keeps such memory and uses it again
     return values.to(device, non_blocking=device.type == "cuda")

@@ -94,7 +94,7 @@ def _wire() -> str:
 
 @contextmanager
 def _all_there() -> Iterator[None]:
-    """What is exchanged inside the with-block fails by a UserError where another process has ended."""
+    """Raise UserError where another process has ended, so that an exchange inside the with-block fails."""
     try:
         yield
     except RuntimeError as error:
@@ -105,8 +105,8 @@ def _all_there() -> Iterator[None]:
 def group() -> Iterator[Group]:
     """Join the processes of torchrun for the time of a with-block; objects travel through the CPU (gloo).
 
-    A process that torchrun has not started is a group of its own. No process leaves before the first one, whose
-    launcher the others' launchers would not wait for.
+    A process that torchrun has not started is a group of its own. All leave together: a launcher of torchrun does
+    not wait for those of other nodes.
 
     Raises:
         UserError: processes that do not find each other within ``MEETING``.

@@ -109,7 +109,7 @@ class Meter:
 
 
 class Stopwatch:
-    """Seconds inside its with-blocks, in all; those of a GPU pass on its own clock, so that nobody waits for it."""
+    """Total seconds inside its with-blocks; on a GPU they are read from its own clock, so that nothing waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

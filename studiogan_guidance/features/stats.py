@@ -118,8 +118,8 @@ def accumulate(
         features: keep the features of every image.
         probabilities: keep its class probabilities.
         ahead: batches that a thread takes from ``batches`` and prepares while the network works. By default 2 where the
-            CPU prepares them for a GPU, else 0, no thread: two of them would want the same cores, or a GPU that is kept
-            busy by one. It changes no value.
+            CPU prepares them for a GPU, else 0, no thread: two threads would compete for the same cores, and one keeps
+            a GPU busy. It changes no value.
 
     Raises:
         UserError: probabilities of a network without classes; one image is too much for the memory.

@@ -195,7 +195,7 @@ class LatentView(ABC):
         return [block[-1] if isinstance(block, nn.ModuleList) else block for block in blocks]
 
     def unit_vectors(self) -> Tensor:
-        """The one-hot vectors of all classes, float [C, C]; to index them reads no label on the host."""
+        """The one-hot vectors of all classes, float [C, C]; indexing them reads no label on the CPU."""
         return self.once("unit vectors", lambda: torch.eye(self.num_classes, device=self.device))
 
     def class_codes(self) -> Tensor | None:

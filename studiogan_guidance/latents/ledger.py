@@ -20,7 +20,7 @@ class Ledger:
             ``mapping``, ``synthesis``, ``discriminator``, ``joint``, ``backward``.
         setup: the same for what is computed once and serves all images.
         setup_seconds: wall-clock time that this took.
-        device: where the networks run; what a GPU has still to do belongs to whoever asked for it.
+        device: where the networks run; before the time is read, a GPU finishes what it was asked to do.
     """
 
     cost: Counter[str] = field(default_factory=Counter)

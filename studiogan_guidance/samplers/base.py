@@ -145,9 +145,9 @@ class Sampler(ABC):
 
 
 class _FiniteCheck:
-    """Refuses images that are not finite, and waits for a GPU at the first batch only."""
+    """Refuses images that are not finite; only for the first batch it waits for a GPU."""
 
-    LAG = 2  # batches between one and the check of it
+    LAG = 2  # batches that are made before one is checked
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler

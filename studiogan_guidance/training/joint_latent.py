@@ -34,7 +34,7 @@ from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import Adversary
-from studiogan_guidance.training.given import Blocks, Given
+from studiogan_guidance.training.blocks import Blocks, StepData
 from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, moving_average, step_seeds
 from studiogan_guidance.training.objectives import energy_distance, sliced_wasserstein
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
@@ -221,7 +221,7 @@ class Training:
         self.unit = self.joint.get_buffer("unit")
         self.learning = list(self.joint.residual.parameters())
         self.adversary = self._new_adversary() if stage.adversarial else None
-        self.blocks = Blocks(self._given, self.block)
+        self.blocks = Blocks(self._step_data, self.block)
 
         # Networks and optimisers of the loop.
         modules: dict[str, nn.Module] = {"joint": self.joint, "average": self.average}
@@ -314,7 +314,7 @@ class Training:
         return self.view.draw(seeds, 0, LabelPlan(), noise_mode)
 
     @torch.no_grad()
-    def _given(self, steps: range) -> Given:
+    def _step_data(self, steps: range) -> StepData:
         """What does not learn in these steps; layer noise only where there are images."""
         # Inputs, their codes, and the estimators of the joint.
         inputs = self._draw(*(2 * step for step in steps), noise_mode="random" if self.adversary else "const")
@@ -326,9 +326,9 @@ class Training:
 
         # Codes of other inputs.
         if not self.stage.weights["latent"]:
-            return Given(inputs, start, target)
+            return StepData(inputs, start, target)
         others = self._draw(*(2 * step + 1 for step in steps), noise_mode="const")
-        return Given(inputs, start, target, first_row(self.view.encode(others.z, others.labels)))
+        return StepData(inputs, start, target, first_row(self.view.encode(others.z, others.labels)))
 
     def _autocast(self, enabled: bool) -> AbstractContextManager[Any]:
         return torch.autocast(self.view.device.type, torch.bfloat16, enabled=enabled)
@@ -343,13 +343,13 @@ class Training:
         # Losses of the joint.
         losses: dict[str, Tensor] = {}
         with self._autocast(stage.bf16):
-            given = self.blocks.step(step)
-            inputs = given.inputs
-            h = given.start + self.joint.shift(view, inputs.z)
-            if given.target is not None:
-                losses["distill"] = ((h - given.target) / self.unit).square().mean()
-            if given.others is not None:
-                losses["latent"] = self._latent_loss(first_row(h), given.others, step)
+            data = self.blocks.step(step)
+            inputs = data.inputs
+            h = data.start + self.joint.shift(view, inputs.z)
+            if data.target is not None:
+                losses["distill"] = ((h - data.target) / self.unit).square().mean()
+            if data.others is not None:
+                losses["latent"] = self._latent_loss(first_row(h), data.others, step)
             if adversary:
                 fake = adversary.examine(view.decode(h, inputs.z, inputs.noise))
                 losses["adversarial"] = adversary.joint_loss(fake)

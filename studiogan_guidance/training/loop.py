@@ -175,7 +175,7 @@ class Loop:
                 self.step += 1
                 last = self.step == steps
 
-                # Log the losses of the last time, which a GPU has long computed, and keep these for the next.
+                # Log the losses that were kept, which a GPU has computed by now, and keep those of this step.
                 if last or self.step % note_every == 0:
                     self._log_losses()
                     show(self.step, steps, self._logged)

@@ -19,7 +19,7 @@ from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.latents import LabelPlan, LatentView, LearnedJoint, Networks, learned, view_for
 from studiogan_guidance.latents.joint import JOINTS, JointOptions
 from studiogan_guidance.training import STAGES, Trained
-from studiogan_guidance.training.given import Blocks
+from studiogan_guidance.training.blocks import Blocks
 from studiogan_guidance.training.joint_latent import JointStage, Training
 from studiogan_guidance.training.loop import frozen_parameters
 from studiogan_guidance.training.objectives import energy_distance
@@ -215,16 +215,16 @@ def training(
 
 def test_a_block_of_steps_gives_what_its_steps_give_alone(tmp_path: Path) -> None:
     run = training(tmp_path, ToyGAN(), distill=1, latent=1, batch=6)
-    blocks = Blocks(run._given, 4)
+    blocks = Blocks(run._step_data, 4)
     for step in range(10):
-        block, alone = blocks.step(step), run._given(range(step, step + 1))
+        block, alone = blocks.step(step), run._step_data(range(step, step + 1))
         assert torch.equal(block.inputs.z, alone.inputs.z)
         assert torch.equal(block.inputs.labels, alone.inputs.labels)
         for name in ("start", "target", "others"):
             torch.testing.assert_close(getattr(block, name), getattr(alone, name), atol=1e-6, rtol=1e-5)
 
     # A run that goes on in the middle of a block computes the very same.
-    again = Blocks(run._given, 4).step(9)
+    again = Blocks(run._step_data, 4).step(9)
     for name in ("start", "target", "others"):
         assert torch.equal(getattr(block, name), getattr(again, name))
 

@@ -1,4 +1,4 @@
-"""What does not learn in a step of the stage ``joint``: drawn and mapped for many steps at once."""
+"""What does not learn in the steps of the stage ``joint``, drawn and mapped for a block of steps at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from studiogan_guidance.latents.base import Inputs
 
 
 @dataclass(frozen=True)
-class Given:
+class StepData:
     """What does not learn, for the images of a step, or of several.
 
     Attributes:
@@ -27,7 +27,7 @@ class Given:
     target: Tensor | None = None
     others: Tensor | None = None
 
-    def rows(self, part: slice) -> Given:
+    def rows(self, part: slice) -> StepData:
         """The same for some of the images."""
         inputs = self.inputs
         some = dataclasses.replace(
@@ -40,27 +40,27 @@ class Given:
         )
         target = self.target[part] if self.target is not None else None
         others = self.others[part] if self.others is not None else None
-        return Given(some, self.start[part], target, others)
+        return StepData(some, self.start[part], target, others)
 
 
 class Blocks:
-    """What is given in each step, computed for a block of ``size`` steps at once.
+    """The data of each step, computed for a block of ``size`` steps at once.
 
     A block depends on its own number alone, so a run that goes on in the middle of one computes the very same.
 
     Args:
-        compute: what is given in all of these steps, as many images for each.
+        compute: the data of some steps, as many images for each.
         size: steps of a block.
     """
 
-    def __init__(self, compute: Callable[[range], Given], size: int) -> None:
+    def __init__(self, compute: Callable[[range], StepData], size: int) -> None:
         self.size = size
         self._compute = compute
         self._number = -1
-        self._block: Given | None = None
+        self._block: StepData | None = None
 
-    def step(self, step: int) -> Given:
-        """What is given in one step."""
+    def step(self, step: int) -> StepData:
+        """The data of one step."""
         number, place = divmod(step, self.size)
 
         # Compute its block.
