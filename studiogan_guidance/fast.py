@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from studiogan_guidance.errors import one_line
 
@@ -189,7 +190,7 @@ def capture_on(device: torch.device) -> Capture | None:
 
 def _captured(device: torch.device, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
     """What ``run`` returns, as a CUDA graph, and the function that runs the graph."""
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), FilledIn():
         # Warm up on another stream, as a capture must not choose kernels.
         current = torch.cuda.current_stream()
         side = torch.cuda.Stream()
@@ -211,6 +212,29 @@ def _captured(device: torch.device, run: Callable[[], T]) -> tuple[T, Callable[[
         finally:
             torch.cuda.set_stream(current)
     return outputs, graph.replay
+
+
+class FilledIn(TorchFunctionMode):
+    """Inside the with-block, a number that is assigned to a place of a tensor is filled in on the tensor's device.
+
+    Torch would copy it from the CPU's memory and wait, which no capture allows; StyleGAN3 assigns two. Same values.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if function == Tensor.__setitem__:
+            tensor, place, value = arguments
+            if isinstance(value, (int, float)) and _is_view(place):
+                tensor[place].fill_(value)
+                return None
+        return function(*arguments, **(options or {}))
+
+
+def _is_view(place: Any) -> bool:
+    """Whether an index gives a view of a tensor: numbers and slices, no tensors or lists."""
+    parts = place if isinstance(place, tuple) else (place,)
+    return all(part is None or type(part) in (int, slice, type(...)) for part in parts)
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:

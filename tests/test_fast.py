@@ -224,6 +224,22 @@ def test_what_is_cached_under_the_weights_is_not_that_of_a_lower_precision() -> 
     assert torch.equal(lower.class_means(), exact.class_means())  # codes are exact
 
 
+def test_numbers_that_are_filled_in_are_those_that_are_assigned() -> None:
+    def assigned() -> Tensor:
+        values = torch.zeros(3, 4)
+        values[0, 0] = 1 / 3
+        values[1] = 2
+        values[..., 2:, None] = 0.1
+        values[torch.tensor([2]), 1] = 5  # no view
+        values[values == 2] = -1.5
+        values[2, :2] = torch.tensor([7.0, 8.0])
+        return values
+
+    expected = assigned()
+    with fast.FilledIn():
+        assert torch.equal(assigned(), expected)
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 def test_on_a_gpu_a_replay_is_the_generator_bit_for_bit() -> None:

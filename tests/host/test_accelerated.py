@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import host_models
 import pytest
 import torch
 from conftest import Recorder
 from fake_gpu import fake_gpu, moved_networks
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from studiogan_guidance import fast
+from studiogan_guidance.host import compat
+from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
 from studiogan_guidance.latents.accelerated import accelerated
@@ -53,13 +59,28 @@ def test_images_are_those_of_the_exact_generator_and_a_replay_changes_nothing(
             assert (recorder.captures, recorder.replays) == (1, 2)
 
 
-def test_nothing_in_a_generator_waits_for_a_gpu_so_that_it_can_be_captured(networks: Networks) -> None:
-    if networks.backbone in STYLEGANS:
-        pytest.skip("its plug-ins want a real GPU")
+class OnDevice(TorchDispatchMode):
+    """Refuses tensors in the CPU's memory, which a capture cannot read."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            assert not isinstance(value, Tensor) or value.is_cuda, function
+        return result
+
+
+def test_nothing_in_a_generator_waits_for_a_gpu_so_that_it_can_be_captured(
+    networks: Networks, checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reference code stands in for the plug-ins of StyleGAN, which want a real GPU."""
+    with inside(checkout):
+        for name in compat.PLUGINS["stylegan3"]:
+            monkeypatch.setattr(module(f"utils.style_ops.{name}"), "_init", lambda: False)
+
     with fake_gpu(), torch.no_grad():
         view = view_for(moved_networks(networks))
         inputs = view.draw(range(4), 0, LabelPlan())
         code = view.encode(inputs.z, inputs.labels)
-        with view.frozen():
+        with view.frozen(), fast.FilledIn(), OnDevice():
             images = view.decode(code, inputs.z, inputs.noise)
         assert images.device.type == "cuda"
