@@ -11,6 +11,7 @@ needs a checkout of it.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from studiogan_guidance.host.locate import Checkout, locate
 
 SIZES = (32, 64, 128, 256, 512)
 TARGETS = (299, 224)
+MANY = max(torch.get_num_threads(), 2)  # threads of torch
 RESIZERS = {  # filter: the host's resizer, and a network for which it has this filter
     "legacy": ("legacy", "InceptionV3_tf"),
     "bilinear": ("friendly", "InceptionV3_tf"),
@@ -112,44 +114,54 @@ def host_resizing(checkout: Checkout | None, filter: str, size: int, images: Ten
 
 
 def table(device: str, count: int = 8, repeats: int = 3) -> list[dict[str, Any]]:
-    """A row for each filter and size: differences of pixels, of 255, and milliseconds an image."""
-    place = torch.device(device)
-    many = max(torch.get_num_threads(), 2)
+    """A row for each filter and size: differences of pixels, of 255, and milliseconds an image.
+
+    The last rows are torch in one thread against itself in several.
+    """
     try:
         checkout = locate()
     except UserError:
         checkout = None
 
-    rows: list[dict[str, Any]] = []
-    for filter, (resizer, _) in RESIZERS.items():
-        for target in TARGETS:
-            for size in SIZES:
-                # Resize in both places.
-                images = random_images(size, count)
-                there = images.to(place)
-                on_cpu = functools.partial(resize, images, target, filter)
-                on_device = functools.partial(resize_on_device, there, target, filter)
-                with threads(many):
-                    row = {"resizer": resizer, "filter": filter, "from": size, "to": target}
-                    row |= compared(on_cpu(), on_device().cpu())
+    sizes = list(itertools.product(TARGETS, SIZES))
+    rows = [
+        row_of(filter, size, target, count, repeats, torch.device(device), checkout)
+        for filter in RESIZERS
+        for target, size in sizes
+    ]
+    return rows + [row_of_one_thread(size, target, count) for target, size in sizes]
 
-                    # Time them, and the host.
-                    row["cpu_ms"] = milliseconds(on_cpu, count, repeats, torch.device("cpu"))
-                    row["device_ms"] = milliseconds(on_device, count, repeats, place)
-                    by_host = host_resizing(checkout, filter, target, images)
-                    row["host_ms"] = by_host and milliseconds(by_host, count, repeats, torch.device("cpu"))
-                rows.append(row)
 
-    # Torch in one thread against itself in several.
-    for target in TARGETS:
-        for size in SIZES:
-            images = random_images(size, count)
-            with threads(many):
-                expected = resize(images, target, "legacy")
-            with threads(1):
-                row = compared(expected, resize(images, target, "legacy"))
-            rows.append({"resizer": "legacy, 1 thread", "filter": "legacy", "from": size, "to": target, **row})
-    return rows
+def row_of(
+    filter: str, size: int, target: int, count: int, repeats: int, device: torch.device, checkout: Checkout | None
+) -> dict[str, Any]:
+    """A filter on a device against the CPU."""
+    # Resize in both places.
+    images = random_images(size, count)
+    on_cpu = functools.partial(resize, images, target, filter)
+    on_device = functools.partial(resize_on_device, images.to(device), target, filter)
+    with threads(MANY):
+        row = {"resizer": RESIZERS[filter][0], "filter": filter, "from": size, "to": target}
+        row |= compared(on_cpu(), on_device().cpu())
+
+        # Time them, and the host.
+        cpu = torch.device("cpu")
+        row["cpu_ms"] = milliseconds(on_cpu, count, repeats, cpu)
+        row["device_ms"] = milliseconds(on_device, count, repeats, device)
+        by_host = host_resizing(checkout, filter, target, images)
+        row["host_ms"] = by_host and milliseconds(by_host, count, repeats, cpu)
+    return row
+
+
+def row_of_one_thread(size: int, target: int, count: int) -> dict[str, Any]:
+    """Torch's bilinear interpolation in one thread against itself in several."""
+    images = random_images(size, count)
+    with threads(MANY):
+        expected = resize(images, target, "legacy")
+    with threads(1):
+        found = resize(images, target, "legacy")
+    row = {"resizer": "legacy, 1 thread", "filter": "legacy", "from": size, "to": target}
+    return row | compared(expected, found)
 
 
 def cell(row: dict[str, Any], column: str) -> str:

@@ -264,11 +264,15 @@ class Evaluation:
         """The pass over the images of this process."""
         cfg = self.cfg
         group = self.group
+
+        # Its batches.
         seeds = range(seed, seed + self.num)
         turn = (group.rank, group.size)
         samples = sampler.stream(self.view, seeds, self.batch_size, self.plan, cfg.noise_mode, turn=turn)
         meter = Meter(samples, self.view)
         batches = math.ceil(self.num / self.batch_size / group.size)
+
+        # Their features.
         with restat.applied(norm_statistics(cfg, self.view, sampler)):
             stats = accumulate(
                 progress(meter, name, total=batches),
