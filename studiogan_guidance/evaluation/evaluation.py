@@ -20,7 +20,7 @@ from studiogan_guidance.evaluation import distributed, metrics, precision, refer
 from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, label_plan, norm_statistics
 from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
-from studiogan_guidance.evaluation.source import Source, device_of, open_backbone, open_source
+from studiogan_guidance.evaluation.source import Source, current_device, open_backbone, open_source
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
@@ -92,10 +92,7 @@ class Evaluation:
 
         # Open the generator.
         self.source = source or open_source(cfg)
-        device = device_of(cfg.device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # what pins memory would wake the first GPU otherwise
-        self.networks = self.source.networks(device)
+        self.networks = self.source.networks(current_device(cfg.device))
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
 

@@ -17,7 +17,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.generation import CPU_BATCH, label_plan, norm_statistics
-from studiogan_guidance.evaluation.source import device_of, open_source
+from studiogan_guidance.evaluation.source import current_device, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import Arrays, replacing
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
@@ -51,7 +51,7 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
 
     # Open the generator, and the real images where labels are as in the data.
     source = open_source(cfg)
-    view = view_for(source.networks(device_of(cfg.device)))
+    view = view_for(source.networks(current_device(cfg.device)))
     for sampler in chosen:
         sampler.check(view)
     split = cfg.reference or source.default_split

@@ -107,6 +107,14 @@ def device_of(name: str) -> torch.device:
     raise UserError(f"{option} is '{asked}', but {visible} CUDA devices are visible: use --device cpu")
 
 
+def current_device(name: str) -> torch.device:
+    """``device_of``, and a GPU is the current one from now on: what pins memory would wake the first GPU otherwise."""
+    device = device_of(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 HOST_NETWORKS = ("InceptionV3_tf", "InceptionV3_torch", "ResNet50_torch", "SwAV_torch", "DINO_torch", "Swin-T_torch")
 
 

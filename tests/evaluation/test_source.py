@@ -9,7 +9,7 @@ from studiogan_guidance import builtin, devices
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation.source import device_of, known_backbones, open_backbone, open_source
+from studiogan_guidance.evaluation.source import current_device, device_of, known_backbones, open_backbone, open_source
 from studiogan_guidance.latents.base import weights_digest
 
 CPU = torch.device("cpu")
@@ -102,6 +102,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, w
         device_of(word)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert device_of(word) == torch.device("cuda:1")
+
+
+def test_memory_is_pinned_by_the_gpu_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    visible_gpus(monkeypatch, 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert current_device("cpu") == CPU
+    assert current_device("cuda:1") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_a_default_that_is_not_here_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
