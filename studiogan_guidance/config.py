@@ -65,7 +65,7 @@ class RunConfig:
             bits, the host's.
         channels_last: run the feature network in the channels-last memory format.
         compile: run the feature network through torch.compile.
-        fast: generator and feature network in bfloat16, float16 or TF32, whichever is the fastest that changes FID by
+        fast: generator and feature network in float16, bfloat16 or TF32, whichever is the fastest that changes FID by
             less than 0.05 (measured once on these networks), with channels last, and on a GPU as CUDA graphs. Real
             images are measured by the exact network. A feature network in TorchScript runs as it was saved.
         pre_resizer: how real images get the configured size: wo_resize, nearest, bilinear, bicubic or lanczos.

@@ -172,7 +172,7 @@ def test_a_precision_ends_with_its_block_in_every_thread() -> None:
 
 def test_a_cpu_has_two_precisions_and_no_graphs() -> None:
     assert fast.precisions(CPU) == ("bfloat16", "float32")
-    assert fast.precisions(torch.device("cuda")) == ("bfloat16", "float16", "tf32", "float32")
+    assert fast.precisions(torch.device("cuda")) == ("float16", "bfloat16", "tf32", "float32")
     assert fast.capture_on(CPU) is None
 
 

@@ -130,6 +130,11 @@ def test_no_more_images_than_the_measurement_needs(monkeypatch: pytest.MonkeyPat
     assert choose(*opened(Product(0)), 50_000, 64, {}).num == 200
 
 
+def only_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other precision is tried: most CPUs are slow in bfloat16."""
+    monkeypatch.setattr(fast, "precisions", lambda device: ("float32",))
+
+
 def row_of(folder: Path, *more: object) -> Any:
     (row,) = ok("eval", "--sampler", "plain", "--num", 200, "--batch-size", 64, "--out", folder, *more)["rows"]
     return row
@@ -173,7 +178,7 @@ def test_eval_measures_the_fast_networks_against_the_exact_statistics(
 def test_a_sweep_starts_the_fast_networks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr(fast, "capture_on", lambda device: recorder)
-    monkeypatch.setattr(precision, "LIMIT", 1e9)
+    only_float32(monkeypatch)
     common = ["sweep", "--num", 120, "--batch-size", 40, "--metrics", "fid", "--grid", "scale=1.1,1.2,1.3"]
     rows = ok(*common, "--fast", "--out", tmp_path / "graphs")["rows"]
     assert len(rows) == 4
@@ -200,6 +205,7 @@ def test_a_sweep_starts_the_fast_networks_once(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_graphs_change_no_value_of_a_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[Any]) -> None:
+    only_float32(monkeypatch)
     common = ["eval", "--num", 48, "--batch-size", 16, "--metrics", "fid", "--fast", "--no-compare-plain", *more]
     (eager,) = ok(*common, "--out", tmp_path / "eager")["rows"]
     recorder = Recorder()
