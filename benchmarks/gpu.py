@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +324,7 @@ class Tests:
 
     def __init__(self, log: Path, has_gpu: bool) -> None:
         self.log = log
+        self.log.unlink(missing_ok=True)
         self.has_gpu = has_gpu
         self.stopped = False
         self.expressions = ["gpu", "studiogan and not gpu"][:: 1 if has_gpu else -1]
@@ -441,18 +442,71 @@ def run_here(name: str, at: Setting) -> None:
             file.flush()
 
 
-def write(out: Path, heading: str, rows: dict[str, list[Row]], is_judged: bool) -> str:
-    """Write gpu.json and gpu.md, and return the latter."""
-    lines = ["| what | value | goal | reached |", "|---|---|---|---|"]
-    lines += [row.cells(is_judged) for part in rows.values() for row in part]
-    text = f"{heading}\n\n" + "\n".join(lines) + "\n"
-    (out / "gpu.md").write_text(text)
-    parts = {
-        name: [{**asdict(row), "reached": row.is_reached if is_judged else None} for row in part]
-        for name, part in rows.items()
-    }
-    (out / "gpu.json").write_text(json.dumps({"machine": heading, "parts": parts}, indent=1))
-    return text
+@dataclass
+class Report:
+    """gpu.json and gpu.md in the folder ``out``, written anew after each part.
+
+    Attributes:
+        out: the folder.
+        heading: where this runs.
+        is_judged: whether it is said if goals are reached.
+        rows: those of each part, by its name.
+    """
+
+    out: Path
+    heading: str
+    is_judged: bool
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    def add(self, name: str, rows: list[Row]) -> None:
+        """Print the rows of a part, and write all."""
+        self.rows[name] = rows
+        for row in rows:
+            click.echo(row.cells(self.is_judged))
+        self.write()
+
+    def write(self) -> None:
+        """Write both files."""
+        (self.out / "gpu.md").write_text(self.text())
+        parts = {
+            name: [{**asdict(row), "reached": row.is_reached if self.is_judged else None} for row in rows]
+            for name, rows in self.rows.items()
+        }
+        (self.out / "gpu.json").write_text(json.dumps({"machine": self.heading, "parts": parts}, indent=1))
+
+    def text(self) -> str:
+        """The heading and the table in Markdown."""
+        lines = [self.heading, "", "| what | value | goal | reached |", "|---|---|---|---|"]
+        lines += [row.cells(self.is_judged) for rows in self.rows.values() for row in rows]
+        return "\n".join(lines) + "\n"
+
+
+def run_all(parts: Sequence[Part], tests: Tests | None, report: Report, at: Setting) -> None:
+    """Run everything until ``at.until``: the first part, tests, the other parts, and the tests that are left.
+
+    The first part compiles the plug-ins, which a test that is stopped would leave half-done.
+    """
+    for part in parts[:1]:
+        report.add(part.name, run_in_time(part, at))
+    if tests:
+        tests.collect()
+        tests.run(max(time.time() + LEAST_TESTS, at.until - sum(part.seconds for part in parts[1:])))
+        report.add("tests", list(tests.rows()))
+
+    for part in parts[1:]:
+        report.add(part.name, run_in_time(part, at))
+    if tests:
+        tests.run(at.until)
+        report.add("tests", list(tests.rows()))
+
+
+def run_in_time(part: Part, at: Setting) -> list[Row]:
+    """The rows of a part, which may take its own time, or what is left of it."""
+    most = part.seconds * (CPU_SHARE if at.small else 1)
+    left = at.until - time.time()
+    if left < min(30, most):
+        return [Row(part.name, "left out: no time")]
+    return run_part(part, replace(at, until=time.time() + min(left, most)))
 
 
 NAMES = ["tests", *(part.name for part in PARTS)]
@@ -485,47 +539,23 @@ def main(
 
     # Say where this runs.
     started = time.time()
-    end = started + minutes * 60
     heading = machine(device) + (", small size" if small else "")
     if device == "cpu":
         heading += "; no GPU: the goals are those of an H100 and are not judged"
     click.echo(heading)
     out.mkdir(parents=True, exist_ok=True)
+
+    # Run what was chosen.
     chosen = chosen or tuple(NAMES)
     parts = [part for part in PARTS if part.name in chosen]
-
-    # Compile the plug-ins, so that no test that is stopped leaves them half-done; then tests; then timings.
-    rows: dict[str, list[Row]] = {}
-    tests = Tests(out / "tests.log", device != "cpu")
-    tests.log.unlink(missing_ok=True)
+    tests = Tests(out / "tests.log", device != "cpu") if "tests" in chosen else None
+    report = Report(out, heading, device != "cpu")
     with tempfile.TemporaryDirectory() as folder:
+        run_all(parts, tests, report, Setting(device, small, Path(folder), started + minutes * 60))
 
-        def show(name: str, found: list[Row]) -> None:
-            rows[name] = found
-            write(out, heading, rows, device != "cpu")
-            for row in found:
-                click.echo(row.cells(device != "cpu"))
-
-        for number, part in enumerate(parts):
-            most = part.seconds * (CPU_SHARE if small else 1)
-            left = end - time.time()
-            if left < min(30, most):
-                show(part.name, [Row(part.name, "left out: no time")])
-                continue
-            show(part.name, run_part(part, Setting(device, small, Path(folder), time.time() + min(left, most))))
-            if number == 0 and "tests" in chosen:
-                tests.collect()
-                tests.run(max(time.time() + LEAST_TESTS, end - sum(part.seconds for part in parts[1:])))
-                show("tests", list(tests.rows()))
-
-    # Tests that there was no time for before.
-    if "tests" in chosen:
-        if not parts:
-            tests.collect()
-        tests.run(end)
-        rows["tests"] = list(tests.rows())
-    rows["time"] = [Row("all of this", (time.time() - started) / 60, "minutes", minutes)]
-    click.echo("\n" + write(out, heading, rows, device != "cpu"))
+    # Say how long it took, and print the whole table.
+    report.add("time", [Row("all of this", (time.time() - started) / 60, "minutes", minutes)])
+    click.echo("\n" + report.text())
 
 
 if __name__ == "__main__":
