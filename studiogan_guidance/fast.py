@@ -190,7 +190,7 @@ def capture_on(device: torch.device) -> Capture | None:
 
 def _captured(device: torch.device, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
     """What ``run`` returns, as a CUDA graph, and the function that runs the graph."""
-    with torch.cuda.device(device), FilledIn():
+    with torch.cuda.device(device):
         # Warm up on another stream, as a capture must not choose kernels.
         current = torch.cuda.current_stream()
         side = torch.cuda.Stream()

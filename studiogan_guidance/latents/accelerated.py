@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import fast
-from studiogan_guidance.fast import Graphed
+from studiogan_guidance.fast import FilledIn, Graphed
 from studiogan_guidance.latents.base import LatentView
 
 
@@ -26,8 +26,13 @@ def accelerated(view: LatentView, precision: str, size: int) -> LatentView:
     """
     if view.channels_last:
         view.generator.to(memory_format=torch.channels_last)
+
+    def run(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
+        with FilledIn():
+            return view.decode(code, z, noise)
+
     graph = Graphed(
-        fast.lowered(view.decode, precision, view.device),
+        fast.lowered(run, precision, view.device),
         size,
         fast.capture_on(view.device),
         fast.memory_of(view.generator),
