@@ -201,7 +201,7 @@ def test_a_sweep_starts_the_fast_networks_once(tmp_path: Path, monkeypatch: pyte
         ["--restat", 1],
         ["--sampler", "ddls", "-o", "steps=1", "-o", "calibration_images=100"],
         ["--sampler", "collaborative", "-o", "steps=1", "-o", "calibration_images=100"],
-        ["--sampler", "isir", "-o", "particles=3", "-o", "calibration_images=100"],
+        ["--sampler", "isir", "-o", "particles=3", "-o", "steps=2", "-o", "calibration_images=100"],
     ],
 )
 def test_graphs_change_no_value_of_a_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[Any]) -> None:
