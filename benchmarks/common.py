@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,17 +168,19 @@ def checkpoint(folder: Path, checkout: Checkout, width: int) -> Path:
 
 
 def real_images(folder: Path, count: int) -> Path:
-    """An ImageFolder with ``count`` images of the built-in GAN to train."""
+    """An ImageFolder with ``count`` images of the built-in GAN to train; it is there whole or not at all."""
     if folder.exists():
         return folder
+    partial = folder.with_name(f"{folder.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
     view = view_for(builtin.networks("cuda" if torch.cuda.is_available() else "cpu"))
     for batch in samplers.create("plain").stream(view, range(count), 256, LabelPlan()):
         pixels = to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy()
         for image, label, seed in zip(pixels, batch.labels.tolist(), batch.seeds.tolist()):
-            path = folder / "train" / str(label) / f"{seed}.png"
+            path = partial / "train" / str(label) / f"{seed}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path, compress_level=1)
-    return folder
+    return partial.rename(folder)
 
 
 def inception(home: Path, checkout: Checkout) -> None:
