@@ -58,9 +58,11 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _gpu_where_it_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("gpu"):
-        monkeypatch.delenv(devices.DEVICE, raising=False)
+def _gpu_where_it_is_asked_for(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # the fixture would be undone after those that tests ask for
+        if request.node.get_closest_marker("gpu"):
+            patch.delenv(devices.DEVICE, raising=False)
+        yield
 
 
 @dataclass(frozen=True)
