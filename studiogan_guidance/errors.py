@@ -1,8 +1,10 @@
-"""The user's error, and the tail that names the nearest known word."""
+"""The user's error, the tail that names the nearest known word, and notices."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 
@@ -30,3 +32,9 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     """
     text = " ".join(str(error).split())
     return (text or type(error).__name__)[:limit]
+
+
+def notice(text: str) -> None:
+    """Say on stderr, in one line, what a value depends on that the user may not expect; once under torchrun."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"Note: {' '.join(text.split())}", file=sys.stderr)

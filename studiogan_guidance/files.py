@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,30 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("STUDIOGAN_GUIDANCE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "studiogan-guidance"
+
+
+def regular_file(path: Path, what: str) -> Path:
+    """``path``, if it is a file with a content; to open a named pipe or a device would wait for ever.
+
+    Args:
+        path: of the file; links are followed.
+        what: the file is, for the error, such as "the checkpoint".
+
+    Raises:
+        UserError: no such file, a folder, a pipe, a device, a link to itself, or no right to read it.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # a ValueError for a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {what} {path}: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"cannot read {what} {path}: it is a folder, give a file")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot read {what} {path}: it is a pipe or a device, give a file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"cannot read {what} {path}: you have no right to read it")
+    return path
 
 
 @contextmanager

@@ -22,7 +22,7 @@ FAMILIES = {  # in the order of display
     "pool": "choose from a pool of draws",
     "": "others",
 }
-NEEDS = ("w", "gaussian", "discriminator", "gradient", "snapshot")
+NEEDS = ("classes", "w", "gaussian", "discriminator", "gradient", "snapshot")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from studiogan_guidance import files
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, notice
 from studiogan_guidance.files import replacing
 
 KEY = {"version": 1, "of": "numbers"}
@@ -133,3 +134,32 @@ def test_two_processes_compute_once(cache: Path) -> None:
         process.join(30)
     assert len({asked for asked, _ in pairs}) == 2
     assert len({answer for _, answer in pairs}) == 1  # both have the arrays of one of them
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    """A named pipe would be waited for; a folder, a broken link and a link to itself end in the sentence of the system."""
+    file = tmp_path / "file"
+    file.write_text("x")
+    (tmp_path / "link").symlink_to(file)
+    (tmp_path / "broken").symlink_to(tmp_path / "missing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+
+    for name in ("file", "link"):
+        assert files.regular_file(tmp_path / name, "the checkpoint") == tmp_path / name
+    refused = {"": "folder", "pipe": "pipe", "missing": "No such", "broken": "No such", "loop": "Too many", "\0": "null"}
+    for name, reason in refused.items():
+        path = tmp_path / name
+        with pytest.raises(UserError, match=f"cannot read the checkpoint {re.escape(str(path))}: .*{reason}"):
+            files.regular_file(path, "the checkpoint")
+    with pytest.raises(UserError, match="device"):
+        files.regular_file(Path("/dev/null"), "the checkpoint")
+
+
+def test_a_notice_is_one_line_of_the_first_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notice("two\nlines")
+    monkeypatch.setenv("RANK", "1")
+    notice("not here")
+    assert capsys.readouterr() == ("", "Note: two lines\n")
