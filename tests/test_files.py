@@ -137,7 +137,7 @@ def test_two_processes_compute_once(cache: Path) -> None:
 
 
 def test_only_files_are_opened(tmp_path: Path) -> None:
-    """A named pipe would be waited for; a folder, a broken link and a link to itself end in the sentence of the system."""
+    """A named pipe would be waited for; broken links and links to themselves end in the sentence of the system."""
     file = tmp_path / "file"
     file.write_text("x")
     (tmp_path / "link").symlink_to(file)
@@ -147,7 +147,14 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
 
     for name in ("file", "link"):
         assert files.regular_file(tmp_path / name, "the checkpoint") == tmp_path / name
-    refused = {"": "folder", "pipe": "pipe", "missing": "No such", "broken": "No such", "loop": "Too many", "\0": "null"}
+    refused = {
+        "": "folder",
+        "pipe": "pipe",
+        "missing": "No such",
+        "broken": "No such",
+        "loop": "Too many",
+        "\0": "null",
+    }
     for name, reason in refused.items():
         path = tmp_path / name
         with pytest.raises(UserError, match=f"cannot read the checkpoint {re.escape(str(path))}: .*{reason}"):
