@@ -34,6 +34,11 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     return (text or type(error).__name__)[:limit]
 
 
+def typed(error: BaseException, limit: int = 200) -> str:
+    """The type and the text of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
+
+
 def notice(text: str) -> None:
     """Say on stderr, in one line, what a value depends on that the user may not expect; once under torchrun."""
     if int(os.environ.get("RANK", 0)) == 0:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import pickle
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +15,9 @@ import torch
 
 from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig, read_yaml
-from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest, typed
 from studiogan_guidance.host import compat
+from studiogan_guidance.host.checkpoints import fill, find, read, step
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import VIEWS
@@ -43,7 +42,7 @@ def load(
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
     networks = build(sections or host_yaml(cfg, checkout), checkout, device)
-    _fill(networks.generator, state, path, cfg)
+    fill(networks.generator, state, path, cfg)
     return dataclasses.replace(networks, digest=weights_digest(networks.generator), source=str(path))
 
 
@@ -53,7 +52,7 @@ def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.
     if file.is_dir():
         file = find(file, "G", cfg.which)
     other = copy.deepcopy(generator)
-    _fill(other, read(file), file, cfg)
+    fill(other, read(file), file, cfg)
     return other.eval().requires_grad_(False)
 
 
@@ -68,25 +67,14 @@ def load_discriminator(
     folder = Path(cfg.ckpt or "")
     path = find(folder, "D", tuple(word for word in cfg.which if word in ("best", "current")))
     generator = find(folder, "G", cfg.which)
-    if _step(path) != _step(generator):
+    if step(path) != step(generator):
         raise UserError(
             f"{path.name} is not of the step of {generator.name}: give --which best or current, whichever has both"
         )
     state = read(path)
     _, discriminator = build_both(sections or host_yaml(cfg, checkout), checkout, device)
-    _fill(discriminator, state, path, cfg)
+    fill(discriminator, state, path, cfg)
     return discriminator
-
-
-def _fill(network: torch.nn.Module, state: Mapping[str, Any], path: Path, cfg: RunConfig) -> None:
-    """Load weights into a network; the first line that torch says about a misfit goes into the error."""
-    try:
-        network.load_state_dict(state["state_dict"])
-    except (RuntimeError, TypeError) as error:
-        name = cfg.host_config or "the configuration"
-        lines = [line.strip() for line in str(error).splitlines()]
-        misfit = " ".join(lines[1:2] or lines)[:200]  # the first line names the class only
-        raise UserError(f"{path.name} does not fit {name}: {misfit}") from error
 
 
 def build(sections: Mapping[str, Any], checkout: Checkout, device: torch.device) -> Networks:
@@ -117,7 +105,7 @@ def build_both(
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"the host cannot build this configuration: {_typed(error)}") from error
+            raise UserError(f"the host cannot build this configuration: {typed(error)}") from error
 
         # Compile plug-ins while the host is within reach; it announces that on stdout, which is for results.
         module("utils.custom_ops").verbosity = "none"
@@ -202,7 +190,7 @@ def configurations(sections: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the host rejects the configuration: {_typed(error)}") from error
+        raise UserError(f"the host rejects the configuration: {typed(error)}") from error
     host.RUN.mixed_precision = False  # sampling runs in float32, as the host's evaluation does without -mpc
     host.MODEL.apply_g_ema = False  # whichever weights were chosen go into one generator
     return host
@@ -220,84 +208,3 @@ def yaml_file(sections: Mapping[str, Any]) -> Iterator[str]:
         yield path
     finally:
         os.unlink(path)
-
-
-def find(folder: Path, model: str, which: tuple[str, ...] = ()) -> Path:
-    """The checkpoint file of ``model`` (G or D) in a folder; for G the moving average is preferred.
-
-    Args:
-        folder: where the host saved its checkpoints.
-        model: "G" or "D".
-        which: any of best, current, ema, raw; what is not said is taken in the order best, current and ema, raw.
-
-    Raises:
-        UserError: no folder, no such file in it, or both ema and raw.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--ckpt {folder} is not a folder: give the one with the files model=G*-weights-step*.pth")
-    if {"ema", "raw"} <= set(which):
-        raise UserError("--which has both ema and raw: keep one of them")
-
-    # The names to look for, the best first.
-    kinds = []
-    if model == "G" and "raw" not in which:
-        kinds.append("G_ema")
-    if "ema" not in which:
-        kinds.append(model)
-    whens = [word for word in ("best", "current") if word in which] or ["best", "current"]
-    patterns = [f"model={kind}-{when}-weights-step*.pth" for when in whens for kind in kinds]
-
-    # Take the last step of the first name that is there.
-    for pattern in patterns:
-        files = sorted(folder.glob(pattern), key=_step)
-        if files:
-            return files[-1]
-    present = sorted(file.name for file in folder.glob("*.pth"))[:4]
-    raise UserError(
-        f"no checkpoint {' or '.join(patterns)} in {folder}; it holds {', '.join(present) or 'no .pth file'}"
-    )
-
-
-def _step(path: Path) -> int:
-    digits = path.stem.rpartition("=")[2]
-    return int(digits) if digits.isdigit() else -1
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content on the CPU, by the weights-only unpickler and ``compat.ALLOWED``: no code runs.
-
-    Raises:
-        UserError: a file that cannot be read, that holds more than weights, or that is no checkpoint of the host.
-    """
-    # Read weights, and nothing else.
-    try:
-        with torch.serialization.safe_globals(compat.ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol, just before the refusal
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if path.read_bytes()[:64].lstrip().startswith(b"<"):
-            raise UserError(f"{path} is a web page, not a checkpoint: download it again") from error
-        raise UserError(
-            f"refused the checkpoint {path}: it holds more than weights, or is no checkpoint ({_refused(error)})"
-        ) from error
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise UserError(f"cannot read the checkpoint {path}: damaged or truncated ({_typed(error)})") from error
-
-    # Check that they are those of a network.
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"{path} is no checkpoint of the host: it has no state_dict")
-    return dict(content)
-
-
-def _typed(error: BaseException) -> str:
-    """The type and the text of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _refused(error: BaseException) -> str:
-    """The line of the unpickler's long message that names what it refused."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line or line.startswith("Unsupported"):
-            return line[:160]
-    return "not a PyTorch file"
