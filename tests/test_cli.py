@@ -26,7 +26,7 @@ def test_sample_writes_a_grid_and_arrays(tmp_path: Path) -> None:
         single = np.asarray(Image.open(tmp_path / "images" / "000041-005.png"))
         assert np.array_equal(single, file["images"][1])
         sheet = np.asarray(Image.open(tmp_path / "grid.png"))
-        assert np.array_equal(sheet[:32, 32:64], file["images"][1])
+        assert np.array_equal(sheet[:128:4, 128:256:4], file["images"][1])  # 32 pixels, enlarged
     assert not [path for path in tmp_path.rglob(".*")]  # no temporary files
 
 
@@ -39,8 +39,8 @@ def test_scales_are_columns_with_the_same_seeds(tmp_path: Path) -> None:
     assert both["seeds"].tolist() == [0, 1, 2, 0, 1, 2]
     assert both["scales"].tolist() == [1, 1, 1, 2, 2, 2]
     sheet = np.asarray(Image.open(tmp_path / "both/grid.png"))
-    assert sheet.shape == (3 * 32, 2 * 32, 3)
-    assert np.array_equal(sheet[32:64, 32:], both["images"][4])
+    assert sheet.shape == (3 * 128, 2 * 128, 3)
+    assert np.array_equal(sheet[128:256:4, 128::4], both["images"][4])
 
 
 def test_eval_prints_rows_and_adds_them_to_the_results(tmp_path: Path) -> None:

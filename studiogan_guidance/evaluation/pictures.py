@@ -31,6 +31,8 @@ MARGIN = 4  # around a caption
 NARROWEST = 96  # column with a caption
 BREAKS = (r"(?<= )", r"(?<=[=_,:])", r"(?<=.)")  # where a line may end: between words, after signs, anywhere
 DPI = 130
+SMALLEST = 128  # side of an image that is easy to see, in pixels
+LARGEST = 2**26  # pixels of a picture up to which images are enlarged; image programs refuse somewhat larger ones
 
 
 def save_charts(folder: Path, rows: Sequence[Row], axis: str, plain: Row | None) -> None:
@@ -157,6 +159,21 @@ def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
     sheet[:n] = images
     return sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)
+
+
+def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One image or several, uint8 [..., H, W, 3], whose pixels have become squares of pixels: sides are 128 or more.
+
+    Larger images stay as they are. So many that they would have over 2**26 pixels in all are enlarged less.
+
+    Example:
+        >>> enlarged(np.zeros((8, 32, 32, 3), np.uint8)).shape, enlarged(np.zeros((200, 200, 3), np.uint8)).shape
+        ((8, 128, 128, 3), (200, 200, 3))
+    """
+    wanted = math.ceil(SMALLEST / min(image.shape[-3:-1]))
+    pixels = image.size // image.shape[-1]
+    factor = max(1, min(wanted, math.isqrt(LARGEST // pixels)))
+    return image.repeat(factor, -3).repeat(factor, -2)
 
 
 def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.uint8]:

@@ -32,6 +32,8 @@ COLUMNS = 8  # of a grid without scales
 def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> dict[str, Any]:
     """Write DIR/grid.png and DIR/samples.npz: images uint8 [N, H, W, 3], labels int64 [N], seeds int64 [N].
 
+    In the grid, each pixel of a small image is a square of pixels; in the npz, images are as they were made.
+
     Args:
         cfg: the run; ``num`` defaults to 64.
         scales: guidance scales to sample the same seeds at: a column of the grid for each, and in the npz one block of
@@ -104,7 +106,7 @@ def _write(folder: Path, arrays: Arrays, num_scales: int) -> None:
         columns = num_scales
         by_scale = images.reshape(num_scales, -1, *images.shape[1:])
         images = by_scale.swapaxes(0, 1).reshape(images.shape)
-    sheet = pictures.grid(images, columns)
+    sheet = pictures.grid(pictures.enlarged(images), columns)
 
     named: dict[str, Any] = dict(arrays)
     with replacing(folder / "samples.npz") as temporary:

@@ -18,6 +18,27 @@ def test_a_grid_reads_row_by_row_and_fills_with_white() -> None:
     assert sheet[::2, ::2, 0].tolist() == [[0, 1], [2, 255]]
 
 
+@pytest.mark.parametrize(
+    ("shape", "factor"),
+    [
+        ((32, 32, 3), 4),
+        ((3, 32, 32, 3), 4),
+        ((48, 48, 3), 3),
+        ((2, 64, 64, 3), 2),
+        ((127, 127, 3), 2),
+        ((128, 128, 3), 1),
+        ((256, 256, 3), 1),
+        ((5_000, 32, 32, 3), 3),  # more would be over 2**26 pixels
+    ],
+)
+def test_pixels_of_small_images_become_squares(shape: tuple[int, ...], factor: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    large = pictures.enlarged(image)
+    assert large.shape == (*shape[:-3], shape[-3] * factor, shape[-2] * factor, 3)
+    for row, column in ((0, 0), (factor - 1, factor - 1)):
+        assert np.array_equal(large[..., row::factor, column::factor, :], image)
+
+
 CAPTIONS = ["1.25 class_subset", "joint=class_subset, scale=1.25", "1", "threshold=None " + 40 * "w", "plain"]
 
 
