@@ -12,18 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.tables import HEADINGS, format_options
 from studiogan_guidance.files import replacing
 from studiogan_guidance.options import dotted
+from studiogan_guidance.registry import FAMILIES
+from studiogan_guidance.samplers import SAMPLERS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 Row = Mapping[str, Any]
 Point = tuple[Any, Row]  # value of the axis, row
 Line = tuple[str, list[Point]]  # label, points
 
-MARKERS = "osD^v"  # of points of one colour
+MARKERS = dict(zip(FAMILIES, "osD^v"))  # of the points of a family of samplers
 TRADE_OFFS = (("recall", "precision"), ("coverage", "density"))  # diversity and fidelity: x and y of the scatter
 FONT = 11  # pixels, and the following ones, too
 LINE = 14  # of a caption
@@ -33,6 +39,11 @@ BREAKS = (r"(?<= )", r"(?<=[=_,:])", r"(?<=.)")  # where a line may end: between
 DPI = 130
 SMALLEST = 128  # side of an image that is easy to see, in pixels
 LARGEST = 2**26  # pixels of a picture up to which images are enlarged; image programs refuse somewhat larger ones
+
+# Where the name of a point may stand: (right, up) of it in points, the best places first.
+DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+PLACES = [(radius * right, radius * up) for radius in range(6, 48, 6) for right, up in DIRECTIONS]
+CLEAR = 7  # pixels around a point that no name may cover
 
 
 def save_charts(folder: Path, rows: Sequence[Row], axis: str, plain: Row | None) -> None:
@@ -98,24 +109,29 @@ def _save_fid(path: Path, lines: Sequence[Line], axis: str, plain: Row | None) -
 def _save_trade_off(path: Path, lines: Sequence[Line], plain: Row | None) -> None:
     from matplotlib.figure import Figure
 
+    # Lines and points.
     figure = Figure((5, 3.6), layout="constrained")
     axes = figure.add_subplot(xlabel="recall", ylabel=HEADINGS["precision"])
+    names = []
     for label, points in lines:
         recalls = [row["metrics"]["recall"] for _, row in points]
         precisions = [row["metrics"]["precision"] for _, row in points]
         axes.plot(recalls, precisions, "o-", markersize=4, label=label)
-        for (value, _), x, y in zip(points, recalls, precisions):
-            axes.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        names += [(x, y, f"{value:g}") for (value, _), x, y in zip(points, recalls, precisions)]
     if plain:
         axes.plot(plain["metrics"]["recall"], plain["metrics"]["precision"], "k*", markersize=9, label="plain")
+
+    # The value of the axis beside each.
     axes.legend(fontsize=8)
+    name_points(figure, axes, names)
     _save(figure, path)
 
 
 def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
-    """Fidelity against diversity: a point for each sampler of ``compare``, plain sampling as a star, names at the side.
+    """Fidelity against diversity: a point with its name for each sampler of ``compare``, one colour a family.
 
-    Precision against recall, or density against coverage if a row lacks one of those; without either, no picture.
+    Precision against recall, or density against coverage if a row lacks one of those; without either, no picture. Bars
+    are standard deviations over the seeds. Plain sampling is a star.
     """
     from matplotlib.figure import Figure
 
@@ -125,22 +141,81 @@ def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
         path.unlink(missing_ok=True)  # the picture of an earlier comparison
         return
 
-    # A point with error bars for each row.
+    # A point with faint error bars for each row.
     x, y = trade_off
-    figure = Figure((8, 4.5), layout="constrained")
+    figure = Figure((8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=x, ylabel=y)
-    for i, row in enumerate(rows):
-        style: dict[str, Any]
-        if row["sampler"] == "plain":
-            style = {"color": "black", "marker": "*", "markersize": 12}
-        else:
-            style = {"color": f"C{i}", "marker": MARKERS[i // 10 % len(MARKERS)], "markersize": 6}
+    names = []
+    for row in rows:
         across = row["metrics"][x]
         up = row["metrics"][y]
-        label = textwrap.fill(row["label"], 36)
-        axes.errorbar(across["mean"], up["mean"], up["std"], across["std"], linestyle="", label=label, **style)
-    figure.legend(loc="outside right upper", fontsize=8)
+        style, label = _style_of(row["sampler"])
+        axes.errorbar(across["mean"], up["mean"], up["std"], across["std"], ecolor="lightgrey", zorder=1, fmt="none")
+        axes.plot(across["mean"], up["mean"], linestyle="", label=label, **style)
+        names.append((across["mean"], up["mean"], textwrap.fill(row["label"], 30)))
+
+    # Families in the legend, once each, and the name beside each point.
+    families = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    figure.legend(list(families.values()), list(families), loc="outside lower center", ncols=3, fontsize=8)
+    name_points(figure, axes, names)
     _save(figure, path)
+
+
+def _style_of(sampler: str) -> tuple[dict[str, Any], str]:
+    """Colour and marker of a sampler's family, and its entry in the legend."""
+    if sampler == "plain":
+        return {"color": "black", "marker": "*", "markersize": 12}, "plain sampling"
+    try:
+        family = SAMPLERS[sampler].family
+    except UserError:  # of a package that is not installed here
+        family = ""
+    color = f"C{list(FAMILIES).index(family)}"
+    return {"color": color, "marker": MARKERS[family], "markersize": 6}, FAMILIES[family]
+
+
+def name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write a name beside each point (x, y, name), where it covers least of points, other names and the frame.
+
+    A thin line leads to the point where the name is not next to it.
+    """
+    from matplotlib.transforms import Bbox
+
+    # Lay the figure out, so that positions in pixels are known; names leave it as it is.
+    figure.draw_without_rendering()
+    frame = axes.get_window_extent()
+    centres = axes.transData.transform([(x, y) for x, y, _ in points])
+    taken = [Bbox([centre - CLEAR, centre + CLEAR]) for centre in centres]
+    if legend := axes.get_legend():
+        taken.append(legend.get_window_extent())
+
+    for x, y, text in points:
+        name = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=7, in_layout=False)
+
+        def covered(place: tuple[int, int], name: Annotation = name) -> float:
+            box = _moved(name, place)
+            outside = box.width * box.height - _common_area(box, frame)
+            return outside + sum(_common_area(box, other) for other in taken)
+
+        place = min(PLACES, key=covered)
+        taken.append(_moved(name, place))
+        if max(map(abs, place)) > PLACES[0][0]:
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey"}
+            axes.annotate("", (x, y), place, textcoords="offset points", arrowprops=line, in_layout=False)
+
+
+def _moved(name: Annotation, place: tuple[int, int]) -> Bbox:
+    """Put a name at (right, up) of its point, in points; its box in pixels."""
+    right, up = place
+    name.set_position(place)
+    name.set_horizontalalignment("left" if right > 0 else "right" if right else "center")
+    name.set_verticalalignment("bottom" if up > 0 else "top" if up else "center")
+    return name.get_window_extent()
+
+
+def _common_area(box: Bbox, other: Bbox) -> float:
+    width = min(box.x1, other.x1) - max(box.x0, other.x0)
+    height = min(box.y1, other.y1) - max(box.y0, other.y0)
+    return float(max(width, 0) * max(height, 0))
 
 
 def _have_means(rows: Sequence[Row], metrics: Sequence[str]) -> bool:
