@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from torch import Tensor
 
 from studiogan_guidance import builtin
+from studiogan_guidance.features.images import positions_of
 
 
 class BuiltinImages:
-    """The real digits of one split."""
+    """The real digits of one split, by default of all classes.
 
-    def __init__(self, split: str) -> None:
+    Raises:
+        UserError: a class that is no digit.
+    """
+
+    class_names = tuple(map(str, range(10)))
+
+    def __init__(self, split: str, classes: Collection[int] = ()) -> None:
         self._images, self._labels = builtin.data.digits(split)
-        self.fingerprint = {"data": "MNIST-5k", "image_size": 32, "reference": split}
+        self.fingerprint: dict[str, Any] = {"data": "MNIST-5k", "image_size": 32, "reference": split}
+
+        # Keep the classes that were asked for.
+        if classes:
+            chosen = positions_of(classes, self._labels.tolist(), self.class_names)
+            self._images, self._labels = self._images[chosen], self._labels[chosen]
+            self.fingerprint["classes"] = sorted(set(classes))
         self.cache_key = self.fingerprint
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class BuiltinSource:
         """Its discriminator, loaded anew."""
         return builtin.discriminator(device)
 
-    def real(self, split: str, image_size: int = builtin.network.IMAGE_SIZE) -> BuiltinImages:
-        """The digits of one split: train, valid or test."""
-        return BuiltinImages(split)
+    def real(
+        self, split: str, image_size: int = builtin.network.IMAGE_SIZE, classes: Collection[int] = ()
+    ) -> BuiltinImages:
+        """The digits of one split (train, valid or test), by default of all classes."""
+        return BuiltinImages(split, classes)

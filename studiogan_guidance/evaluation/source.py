@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +59,12 @@ class Source(Protocol):
     def discriminator(self, device: torch.device) -> torch.nn.Module:
         """The discriminator of the generator's step, loaded anew at each call."""
 
-    def real(self, split: str, image_size: int) -> Real:
-        """The real images of a split, of the size that the generator makes."""
+    def real(self, split: str, image_size: int, classes: Collection[int] = ()) -> Real:
+        """The real images of a split, of the size that the generator makes; by default of all classes.
+
+        Raises:
+            UserError: a class without images.
+        """
 
 
 def open_source(cfg: RunConfig) -> Source:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 import urllib.error
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.features.images import positions_of
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 
@@ -37,17 +38,20 @@ def _is_cifar(name: str) -> bool:
 
 
 class RealImages:
-    """The host's data set of one split.
+    """The host's data set of one split, by default of all classes.
 
     Attributes:
         fingerprint: everything about the images that changes a metric, for a protocol; see ``fingerprint``.
         cache_key: the fingerprint and the times of the files, for caches; see ``cache_key``.
+        class_names: the name of each class, by label: of its folder, or as CIFAR calls it.
 
     Raises:
         UserError: no folder, a split that the host does not know for this data, or images that it cannot find.
     """
 
-    def __init__(self, cfg: RunConfig, checkout: Checkout, name: str, image_size: int) -> None:
+    def __init__(
+        self, cfg: RunConfig, checkout: Checkout, name: str, image_size: int, classes: Collection[int] = ()
+    ) -> None:
         if not cfg.data:
             raise UserError(
                 "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
@@ -67,7 +71,15 @@ class RealImages:
 
         # Open the images.
         self._dataset = self._open(checkout, name, cfg.pre_resizer)
+        self.class_names: tuple[str, ...] = tuple(map(str, self._dataset.data.classes))
         self.cache_key = cache_key(self.root, name, image_size, cfg.pre_resizer, self.split)
+
+        # Keep the classes that were asked for.
+        self._labels = [int(label) for label in self._dataset.data.targets]
+        self._chosen: Sequence[int] = range(len(self._labels))
+        if classes:
+            self._chosen = positions_of(classes, self._labels, self.class_names)
+            self.cache_key["classes"] = sorted(set(classes))
         self.fingerprint = _without_times(self.cache_key)
 
     def _open(self, checkout: Checkout, name: str, pre_resizer: str) -> Any:
@@ -95,14 +107,16 @@ class RealImages:
         """How many of them the host's evaluation takes: 50,000 of ImageNet's train split, else all."""
         name = str(self.fingerprint["data"])
         is_big = name.endswith("ImageNet") and not name.startswith("Tiny")
-        return 50_000 if is_big and self.split == "train" else len(self)
+        if not (is_big and self.split == "train"):
+            return len(self)
+        return min(50_000, len(self)) if "classes" in self.fingerprint else 50_000
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._chosen)
 
     def labels(self) -> list[int]:
         """Label of every image."""
-        return [int(label) for label in self._dataset.data.targets]
+        return [self._labels[position] for position in self._chosen]
 
     def batches(
         self, batch_size: int, first: int = 0, step: int = 1, only: Sequence[int] | None = None
@@ -119,7 +133,7 @@ class RealImages:
             UserError: an unreadable image, one of another size than the configuration's, a loading process that died.
         """
         # Load batches in processes of their own.
-        chosen = only or range(len(self))
+        chosen = self._chosen if only is None else [self._chosen[position] for position in only]
         batches = list(torch.utils.data.BatchSampler(chosen, batch_size, drop_last=False))
         workers = min(4, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
         loader: Any = torch.utils.data.DataLoader(

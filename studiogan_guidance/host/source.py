@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -86,9 +86,9 @@ class HostSource:
         """The discriminator of the checkpoint, loaded anew."""
         return networks.load_discriminator(self.cfg, self.checkout, device, self.sections)
 
-    def real(self, split: str, image_size: int) -> RealImages:
-        """The images of one split in ``cfg.data``."""
-        return self._images(self.cfg.data, split, image_size)
+    def real(self, split: str, image_size: int, classes: Collection[int] = ()) -> RealImages:
+        """The images of one split in ``cfg.data``, by default of all classes."""
+        return self._images(self.cfg.data, split, image_size, classes)
 
     def _held_out(self, image_size: int) -> RealImages:
         folder = self.cfg.held_out or self.cfg.data
@@ -99,9 +99,11 @@ class HostSource:
             )
         return self._images(folder, self.held_out_split, image_size)
 
-    def _images(self, folder: str | None, split: str, image_size: int) -> RealImages:
+    def _images(
+        self, folder: str | None, split: str, image_size: int, classes: Collection[int] = ()
+    ) -> RealImages:
         cfg = dataclasses.replace(self.cfg, data=folder, reference=split)
-        return RealImages(cfg, self.checkout, self.data_name, image_size)
+        return RealImages(cfg, self.checkout, self.data_name, image_size, classes)
 
 
 def companions(

@@ -34,6 +34,28 @@ def test_the_builtin_is_the_source_of_a_configuration_without_a_host() -> None:
     assert weights_digest(mine) == weights_digest(other)
 
 
+def test_real_images_may_be_those_of_some_classes_with_their_labels() -> None:
+    source = open_source(RunConfig())
+    real = source.real("valid", 32, (7, 3, 7))
+    whole = source.real("valid", 32)
+    kept = [i for i, label in enumerate(whole.labels()) if label in (3, 7)]
+    assert (len(real), real.default_count, set(real.labels())) == (200, 200, {3, 7})
+    images, labels = next(iter(real.batches(300)))
+    expected, expected_labels = next(iter(whole.batches(300, only=kept)))
+    assert torch.equal(images, expected)
+    assert torch.equal(labels, expected_labels)
+    assert real.labels() == labels.tolist()
+    assert torch.equal(next(iter(real.batches(2, only=[5, 9])))[0], images[[5, 9]])  # numbers among those left
+    assert real.fingerprint == {**whole.fingerprint, "classes": [3, 7]} == real.cache_key
+    assert real.class_names == whole.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_class_without_images_is_refused(label: int) -> None:
+    with pytest.raises(UserError, match=rf"class {label} \(of 10, counted from 0\) has no real images"):
+        open_source(RunConfig()).real("valid", 32, (3, label))
+
+
 @pytest.mark.parametrize(
     "spec",
     ["builtn", "builtin:x", "host:Inception", "host:", "torchscript:", "torchscript", "torchscrip:x.pt", "dinov2",

@@ -42,6 +42,8 @@ class Pixels:
 class ToyImages:
     """Draws from a toy of its own; ``valid`` and ``test`` are other seeds."""
 
+    class_names = tuple(map(str, range(ToyGAN.classes)))
+
     def __init__(self, gan: ToyGAN, split: str, n: int = 4000) -> None:
         view = view_for(toy_networks(gan, f"data {gan.b.norm()} {gan.A.norm()}"))
         seeds = range(10**6 * (1 + len(split)), 10**6 * (1 + len(split)) + n)
@@ -75,7 +77,7 @@ class ToySource(BuiltinSource):
     def networks(self, device: torch.device) -> Networks:
         return self.generator
 
-    def real(self, split: str, image_size: int = 2) -> Any:
+    def real(self, split: str, image_size: int = 2, classes: Any = ()) -> Any:
         return ToyImages(self.data, split)
 
 

@@ -90,6 +90,21 @@ def test_held_out_images_have_a_folder_of_their_own(opened: HostSource, data: Pa
         nowhere.held_out_name()
 
 
+def test_real_images_may_be_those_of_some_classes_with_their_labels(opened: HostSource) -> None:
+    real, whole = opened.real("train", 32, (2, 1)), opened.real("train", 32)
+    assert (len(real), real.default_count, real.labels()) == (8, 8, [1] * 4 + [2] * 4)
+    images, labels = (torch.cat(parts) for parts in zip(*real.batches(3)))
+    everything, _ = next(iter(whole.batches(16)))
+    assert torch.equal(images, everything[4:12])
+    assert labels.tolist() == real.labels()
+    assert torch.equal(next(iter(real.batches(8, only=[0, 5])))[0], images[[0, 5]])
+    assert real.fingerprint == {**whole.fingerprint, "classes": [1, 2]}
+    assert real.cache_key == {**whole.cache_key, "classes": [1, 2]}
+    assert real.class_names == whole.class_names == ("0", "1", "2", "3")
+    with pytest.raises(UserError, match=r"class 4 \(of 4, counted from 0\) has no real images"):
+        opened.real("train", 32, (4,))
+
+
 def test_held_out_images_are_opened_when_they_are_first_asked_for() -> None:
     opened: list[str] = []
 
