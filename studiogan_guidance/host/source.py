@@ -99,9 +99,7 @@ class HostSource:
             )
         return self._images(folder, self.held_out_split, image_size)
 
-    def _images(
-        self, folder: str | None, split: str, image_size: int, classes: Collection[int] = ()
-    ) -> RealImages:
+    def _images(self, folder: str | None, split: str, image_size: int, classes: Collection[int] = ()) -> RealImages:
         cfg = dataclasses.replace(self.cfg, data=folder, reference=split)
         return RealImages(cfg, self.checkout, self.data_name, image_size, classes)
 
