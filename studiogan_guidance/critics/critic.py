@@ -20,6 +20,7 @@ from studiogan_guidance.critics.minibatch import MinibatchPeers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView, weights_digest
 
+NO_CRITIC = "use a sampler that needs no discriminator (see 'list')"
 Scores = tuple[Tensor, Tensor]  # features [B, F], then logits [B, K] or [B]
 
 
@@ -66,6 +67,11 @@ class Critic:
 
     def __call__(self, images: Tensor) -> Scores:
         return self._adapter.every_class(images)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the logit of an image depends on its class."""
+        return getattr(self.module, "d_cond_mtd", None) in ("PD", "SPD", "MD") or hasattr(self.module, "class_logits")
 
     def judge(self, images: Tensor, labels: Tensor) -> Scores:
         """Features [B, F], and the logit of each image for its label (where it depends on it), [B].
@@ -154,10 +160,7 @@ class HostAdapter:
         kind = getattr(discriminator, "d_cond_mtd", None)
         if kind not in CLASS_LOGITS or (kind == "PD" and not hasattr(discriminator, "embedding")):
             what = f"d_cond_mtd {kind}" if kind else type(discriminator).__name__
-            raise UserError(
-                f"discriminators with {what} have no real-or-fake logit of an image: use a sampler that needs no "
-                "discriminator (see 'list')"
-            )
+            raise UserError(f"discriminators with {what} have no real-or-fake logit of an image: {NO_CRITIC}")
         self.kind: str = kind
 
     def every_class(self, images: Tensor) -> Scores:
@@ -196,6 +199,8 @@ def _open(view: LatentView) -> Critic:
     if view.networks.companions is None:
         raise UserError(f"this sampler needs a discriminator, and there is none beside {view.networks.source}")
     critic = Critic(view.networks.companions.discriminator())
+    if critic.is_conditional:
+        view.networks.check_conditional("this discriminator, which judges images by their class,", NO_CRITIC)
 
     # Draw its peers, fakes of the plain generator.
     if critic.minibatch.count:

@@ -92,7 +92,7 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
         return raw
 
     # Score held-out real images, then fakes of the same classes; a head reads features, too (more than one weight).
-    images, labels = _held_out(companions, count, view.num_classes)
+    images, labels = _held_out(companions, count, view)
     reader = LogRatio(view, critic, torch.ones(2)) if calibration == "head" else raw
     real = _evidence(reader, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
     fake = _evidence(reader, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
@@ -129,16 +129,21 @@ def fakes(view: LatentView, first: int, labels: Sequence[int], noise_mode: str) 
             yield from halving(make, range(start, min(start + BATCH_SIZE, len(labels))))
 
 
-def _held_out(companions: Companions, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Up to ``count`` held-out real images and their labels; enough of them, of classes that the generator has."""
+def _held_out(companions: Companions, count: int, view: LatentView) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` held-out real images and their labels; enough of them, of classes that the generator has.
+
+    Of an unconditional generator the labels are 0, whatever the classes of the images.
+    """
     images, labels = companions.held_out(count)
     if len(labels) < FEWEST:
         raise UserError(
             f"there are {len(labels)} held-out images ({companions.held_out_name()}), and calibrating needs {FEWEST}: "
             "give --held-out DIR with more, or say -o calibration=none"
         )
-    if int(labels.max()) >= num_classes:
-        raise UserError(f"a held-out image has class {int(labels.max())}, this generator {num_classes} classes")
+    if not view.networks.is_conditional:
+        return images, torch.zeros_like(labels)
+    if int(labels.max()) >= view.num_classes:
+        raise UserError(f"a held-out image has class {int(labels.max())}, this generator {view.num_classes} classes")
     return images, labels
 
 

@@ -17,7 +17,7 @@ from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, metrics, precision, reference, results
-from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, label_plan, norm_statistics
+from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, check_labels, label_plan, norm_statistics
 from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, current_device, open_backbone, open_source
@@ -93,6 +93,7 @@ class Evaluation:
         # Open the generator.
         self.source = source or open_source(cfg)
         self.networks = self.source.networks(current_device(cfg.device))
+        check_labels(cfg, self.networks)
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
 
@@ -140,9 +141,8 @@ class Evaluation:
             raise UserError(f"{self.backbone.protocol['backbone']} has no class logits: leave 'is' out of --metrics")
 
     def checked(self, sampler: Sampler) -> Sampler:
-        """``sampler``, if its options have a meaning on this generator; UserError otherwise."""
-        sampler.check(self.view)
-        return sampler
+        """``sampler``, if it and its options have a meaning on this generator; UserError otherwise."""
+        return samplers.checked(sampler, self.view)
 
     @cached_property
     def reference(self) -> Reference | None:

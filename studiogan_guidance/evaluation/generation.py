@@ -17,7 +17,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone, FeatureStats, merge
-from studiogan_guidance.latents import LabelPlan, LatentView
+from studiogan_guidance.latents import LabelPlan, LatentView, Networks
 from studiogan_guidance.samplers import Sampler, Samples, restat
 
 CPU_BATCH = 64  # images of a batch where the run does not say
@@ -184,6 +184,16 @@ def _pilot(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
     with view.frozen(), view.ledger.pausing(), torch.no_grad():
         counts = list(Halving()(run, range(PILOT)))
     return max(counts)
+
+
+def check_labels(cfg: RunConfig, networks: Networks) -> None:
+    """Raise UserError where a run asks for what only a generator of classes has."""
+    if cfg.classes:
+        networks.check_conditional("--classes", "leave it out")
+    if cfg.labels == "data":
+        networks.check_conditional("labels: data", "use labels: uniform, where all labels are 0")
+    if "per_class" in cfg.metrics:
+        networks.check_conditional("per_class", "leave it out of --metrics")
 
 
 def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> LabelPlan:

@@ -16,7 +16,7 @@ from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import pictures, results
-from studiogan_guidance.evaluation.generation import CPU_BATCH, label_plan, norm_statistics
+from studiogan_guidance.evaluation.generation import CPU_BATCH, check_labels, label_plan, norm_statistics
 from studiogan_guidance.evaluation.source import current_device, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import Arrays, replacing
@@ -53,9 +53,11 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
 
     # Open the generator, and the real images where labels are as in the data.
     source = open_source(cfg)
-    view = view_for(source.networks(current_device(cfg.device)))
+    networks = source.networks(current_device(cfg.device))
+    check_labels(cfg, networks)
+    view = view_for(networks)
     for sampler in chosen:
-        sampler.check(view)
+        samplers.checked(sampler, view)
     split = cfg.reference or source.default_split
     real = source.real(split, view.networks.image_size) if cfg.labels == "data" else None
     plan = label_plan(cfg, view.num_classes, real)

@@ -131,14 +131,17 @@ def _check_model(model: Any) -> None:
 def describe(
     generator: torch.nn.Module, model: Any, num_classes: int, image_size: int, device: torch.device, source: str
 ) -> Networks:
-    """A generator of the host as Networks; ``model`` is the MODEL section of its configuration. The digest is empty."""
+    """A generator of the host as Networks; ``model`` is the MODEL section of its configuration. The digest is empty.
+
+    ``num_classes`` is that of the data; an unconditional generator has one class.
+    """
     has_discrete = model.info_type in ("discrete", "both")
     has_continuous = model.info_type in ("continuous", "both")
 
     return Networks(
         generator=generator,
         backbone=model.backbone,
-        num_classes=num_classes,
+        num_classes=1 if model.g_cond_mtd == "W/O" else num_classes,
         z_dim=model.z_dim,
         image_size=image_size,
         device=device,

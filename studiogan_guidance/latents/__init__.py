@@ -11,6 +11,7 @@ from studiogan_guidance.latents.biggan import EmbeddingView
 from studiogan_guidance.latents.cbn import LabelView
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.latents.stylegan import StyleGANView, WView
+from studiogan_guidance.latents.unconditional import UnconditionalView
 from studiogan_guidance.registry import Registry
 
 __all__ = ["VIEWS", "Inputs", "LabelPlan", "LatentView", "LearnedJoint", "Networks", "view_for"]
@@ -30,16 +31,14 @@ for _name, _view, _description, _paper in (
 
 
 def view_for(networks: Networks) -> LatentView:
-    """The view that fits a generator; UserError if it has no label path or its backbone has no view."""
+    """The view that fits a generator, with labels or without; UserError if its backbone has no view."""
     names = [entry.name for entry in VIEWS]
     if networks.backbone not in names:
         raise UserError(f"no view of backbone '{networks.backbone}': {nearest(networks.backbone, names)}")
-    if networks.g_cond_mtd == "W/O":
-        raise UserError(
-            f"guidance needs a conditional generator, but {networks.source} is unconditional (MODEL.g_cond_mtd 'W/O'): "
-            f"use a checkpoint with cBN or cAdaIN; supported backbones: {', '.join(names)}"
-        )
-    return VIEWS[networks.backbone].target(networks)
+    view = VIEWS[networks.backbone].target
+    if not networks.is_conditional and not issubclass(view, WView):
+        view = UnconditionalView  # the latent of these families is the condition
+    return view(networks)
 
 
 if not TYPE_CHECKING:  # where types are checked, a name that is missing is an error

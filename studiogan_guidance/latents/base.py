@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import rng
 from studiogan_guidance.devices import to_device
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.ledger import Ledger
 
 V = TypeVar("V")
@@ -47,12 +48,12 @@ class Companions:
 
 @dataclass(frozen=True)
 class Networks:
-    """A loaded conditional GAN and the few facts about it that views need.
+    """A loaded GAN and the few facts about it that views need.
 
     Attributes:
         generator: the network.
         backbone: the name of its architecture, which chooses the view.
-        num_classes: C.
+        num_classes: C; 1 for an unconditional generator, whose images all have label 0.
         z_dim: width of the prior noise.
         image_size: side of the images.
         device: where the generator is.
@@ -82,6 +83,19 @@ class Networks:
     info_continuous: int = 0
     batch_statistics: bool = False
     companions: Companions | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the generator takes a class."""
+        return self.g_cond_mtd != "W/O"
+
+    def check_conditional(self, what: str, advice: str) -> None:
+        """Raise UserError, with ``advice``, unless the generator takes the classes that ``what`` needs."""
+        if not self.is_conditional:
+            raise UserError(
+                f"{what} needs a conditional generator, but {self.source} is unconditional (MODEL.g_cond_mtd 'W/O'): "
+                f"{advice}"
+            )
 
 
 @dataclass(frozen=True)
@@ -229,6 +243,8 @@ class LatentView(ABC):
     def draw(self, seeds: Sequence[int], first: int, plan: LabelPlan, noise_mode: str = "random") -> Inputs:
         """Draw a batch. Each image's generator gives, in this order: z, label, InfoGAN numbers, layer noise.
 
+        Of an unconditional generator all labels are 0, whatever the plan, and none takes a number.
+
         Args:
             seeds: one seed an image.
             first: position in the run of the first of them (chosen classes go round by position).
@@ -238,7 +254,7 @@ class LatentView(ABC):
         # Noise and labels.
         gens = rng.generators(seeds)
         prior = self.prior(gens)
-        labels = plan.draw(first, self.num_classes, gens)
+        labels = self._labels(plan, first, gens)
         z = torch.cat([prior, self.info(gens)], 1)
 
         # Layer noise.
@@ -246,6 +262,11 @@ class LatentView(ABC):
         noise = [rng.randn(gens, 1, size, size, device=self.device) for size in sizes]
         z = to_device(z, self.device)
         return Inputs(torch.tensor(seeds), z, to_device(labels, self.device), noise or None, gens)
+
+    def _labels(self, plan: LabelPlan, first: int, gens: Sequence[Generator]) -> Tensor:
+        if not self.networks.is_conditional:
+            return torch.zeros(len(gens), dtype=torch.int64)
+        return plan.draw(first, self.num_classes, gens)
 
     def redraw(self, inputs: Inputs) -> Inputs:
         """Fresh noise for the same labels: z, InfoGAN numbers and layer noise from each image's generator."""

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RUN_KEYS, RunConfig, read
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.host.imports import root
-from studiogan_guidance.host.networks import host_sections, yaml_file
+from studiogan_guidance.host.networks import describe, host_sections, yaml_file
 from studiogan_guidance.host.source import model_digest
 from studiogan_guidance.options import Spec
 from studiogan_guidance.samplers import Sampler, Truncation
@@ -151,8 +153,8 @@ def _check_sampler(cfgs: Any) -> None:
         return
 
     # Refuse what guidance cannot work with.
-    if cfgs.MODEL.g_cond_mtd == "W/O":
-        raise UserError("guidance needs a conditional generator, but MODEL.g_cond_mtd is 'W/O': drop the sampler")
+    facts = describe(torch.nn.Module(), cfgs.MODEL, cfgs.DATA.num_classes, 0, torch.device("cpu"), "this generator")
+    samplers.check_classes(sampler, facts)
     for conflict in CONFLICTS:
         if conflict.applies(cfgs, sampler):
             flag = conflict.flag.format(backbone=cfgs.MODEL.backbone)

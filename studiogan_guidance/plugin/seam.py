@@ -25,7 +25,7 @@ from studiogan_guidance.host.networks import describe
 from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.latents.base import Companions, Inputs, weights_digest
 from studiogan_guidance.plugin.keys import STYLE, guides, sampler_of, truncation_of
-from studiogan_guidance.samplers import restat
+from studiogan_guidance.samplers import checked, restat
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Session:
         # The sampler of the YAML.
         sampler = sampler_of(run, state.training)
         assert sampler is not None
-        sampler.check(self.view)
+        checked(sampler, self.view)
 
         # What the images of the analysis depend on.
         self.state = state

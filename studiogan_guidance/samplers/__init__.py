@@ -24,7 +24,17 @@ from studiogan_guidance.samplers import (  # noqa: F401  each registers itself
     simplicial,
     truncation,
 )
-from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, Sampler, Samples, create, options
+from studiogan_guidance.samplers.base import (
+    SAMPLERS,
+    BasedSampler,
+    Sampled,
+    Sampler,
+    Samples,
+    check_classes,
+    checked,
+    create,
+    options,
+)
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.samplers.plain import Plain
 from studiogan_guidance.samplers.truncation import Truncation
@@ -58,6 +68,8 @@ __all__ = [
     "Sampler",
     "Samples",
     "Truncation",
+    "check_classes",
+    "checked",
     "create",
     "options",
 ]

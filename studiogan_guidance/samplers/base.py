@@ -19,7 +19,7 @@ from torch import Tensor
 
 from studiogan_guidance.batches import Halving, Later
 from studiogan_guidance.errors import UserError, nearest
-from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.options import Spec
 from studiogan_guidance.registry import Registry
 
@@ -118,7 +118,7 @@ class Sampler(ABC):
                 images that are not finite: the first batch at once, later ones when the second batch after them is
                 asked for, or at the end, so that nothing waits for a GPU.
         """
-        self.check(view)
+        checked(self, view)
         rank, size = turn
         halving = Halving()
         finite = _FiniteCheck(self)
@@ -228,6 +228,41 @@ def create(spec: str | Mapping[str, Any] | Spec, options: Mapping[str, Any] | No
     """
     sampler: Sampler = SAMPLERS.create(spec, options)
     return sampler
+
+
+def checked(sampler: Sampler, view: LatentView) -> Sampler:
+    """``sampler``, if the generator of a view has what it and its bases need, and its options mean something on it.
+
+    Raises:
+        UserError: otherwise.
+    """
+    check_classes(sampler, view.networks)
+    sampler.check(view)
+    return sampler
+
+
+def check_classes(sampler: Sampler, networks: Networks) -> None:
+    """Raise UserError where a sampler, or one of its bases, needs the classes that a generator does not have."""
+    if networks.is_conditional:
+        return
+
+    # What does without classes, whatever the architecture.
+    entries = list(SAMPLERS)
+    names = [entry.name for entry in entries if not {"classes", "w", "snapshot"} & set(entry.needs)]
+
+    # Each sampler of the stack.
+    needs = {entry.target: entry.needs for entry in entries}
+    for part in _stack(sampler):
+        if "classes" in needs.get(type(part), ()):
+            networks.check_conditional(f"sampler '{SAMPLERS.name_of(part)}'", f"use {', '.join(names)}")
+
+
+def _stack(sampler: Sampler) -> Iterator[Sampler]:
+    """A sampler, and all samplers among its options and theirs."""
+    yield sampler
+    for value in vars(sampler).values():
+        if isinstance(value, Sampler):
+            yield from _stack(value)
 
 
 def options(sampler: Sampler) -> dict[str, Any]:

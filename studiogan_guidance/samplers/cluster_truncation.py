@@ -107,6 +107,8 @@ class ClusterTruncation(TruncationTowards):
 
     def check(self, view: LatentView) -> None:
         super().check(view)
+        if self.per_class:
+            view.networks.check_conditional("cluster_truncation.per_class", "leave it out")
         share = self._share(view)
         if share < self.clusters:
             raise UserError(

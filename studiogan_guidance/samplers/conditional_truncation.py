@@ -63,7 +63,7 @@ class TruncationTowards(BasedSampler):
     "pulls w towards the mean w of its class",
     "Dobler et al. 2022, arXiv:2202.11777",
     family="code",
-    needs=("w",),
+    needs=("classes", "w"),
     neutral={"psi": 1.0},
 )
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def _of_labels(labels: Tensor, z: Tensor) -> Inputs:
     "extrapolates codes away from the code of no particular class",
     "Zhang et al., GANdance, ECCV 2024",
     family="code",
+    needs=("classes",),
     neutral={"scale": 1.0},
 )
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class GANdance(Sampler):
         threshold: positive number: z from a normal truncated to [-t, t] (see ``truncation``); None is off.
 
     Raises:
-        UserError: a value that is not finite, an unknown joint, layers outside the view's rows, layers, profile or
-            psi on a view without rows, a threshold on a uniform prior; a learned joint that is missing or was learned
-            on another generator.
+        UserError: a generator without classes, a value that is not finite, an unknown joint, layers outside the view's
+            rows, layers, profile or psi on a view without rows, a threshold on a uniform prior; a learned joint that is
+            missing or was learned on another generator.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan

@@ -87,6 +87,8 @@ class Truncation(Sampler):
             )
         if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
             raise UserError(f"truncation.cutoff is {self.cutoff}, but this generator has w rows 0-{view.rows}")
+        if self.center == "class" and self.psi != 1:
+            networks.check_conditional("truncation.center=class", "use center=global")
         if self.threshold is not None and networks.z_prior != "gaussian":
             raise UserError(
                 f"truncation.threshold needs a gaussian prior, this {networks.backbone} has {networks.z_prior}"

@@ -153,6 +153,7 @@ class JointStage(Stage):
             raise UserError(f"joint.ema must be in [0, 1) and joint.lr positive, found {self.ema} and {self.lr}")
 
     def check(self, networks: Networks, discriminator: nn.Module, processes: int) -> None:
+        _check_classes(networks)
         view_for(networks)
         self._check_shares(processes)
         if self.adversarial:
@@ -168,6 +169,7 @@ class JointStage(Stage):
         """Train, keep the best step, write the files; returns the file, and step, FID and scale of what it holds."""
         group = Group(run.rank, run.world_size)
         self._check_shares(group.size)
+        _check_classes(run.networks)
         view = view_for(run.networks)
         with frozen_parameters(run.networks.generator), deterministic(view.device):
             result = Training(self, run, view, group).run_steps()
@@ -197,6 +199,10 @@ class JointStage(Stage):
     def start(self) -> str | None:
         """The estimator to start from, where the options decide it."""
         return self.base or ("mean_embedding" if self.distill and not self.fades else None)
+
+
+def _check_classes(networks: Networks) -> None:
+    networks.check_conditional("stage 'joint'", "there is no joint of classes to learn")
 
 
 class Training:

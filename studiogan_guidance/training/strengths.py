@@ -84,6 +84,7 @@ class StrengthStage(Stage):
 
     def after_training(self, run: Trained) -> dict[str, Any]:
         """Learn and write the strengths; returns the file, the scale, and FID at it without and with strengths."""
+        run.networks.check_conditional("stage 'strengths'", "there is no guidance away from classes to learn")
         group = Group(run.rank, run.world_size)
         path = run.folder / learned.FILE
         source = Path(self.joint_ckpt) if self.joint_ckpt else path

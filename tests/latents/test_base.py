@@ -162,5 +162,3 @@ def test_what_is_set_up_once_is_no_cost_of_an_image_even_within_each_other() -> 
 def test_views_refuse_what_they_do_not_know(toy: ToyGAN) -> None:
     with pytest.raises(UserError, match="no view of backbone 'stylegan4': did you mean 'stylegan"):
         view_for(dataclasses.replace(toy_networks(toy), backbone="stylegan4"))
-    with pytest.raises(UserError, match="is unconditional"):
-        view_for(dataclasses.replace(toy_networks(toy), g_cond_mtd="W/O"))
