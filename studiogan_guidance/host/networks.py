@@ -20,7 +20,7 @@ from studiogan_guidance.host import compat
 from studiogan_guidance.host.checkpoints import fill, find, read, step
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
-from studiogan_guidance.latents import VIEWS
+from studiogan_guidance.host.sections import check_sections as check_sections
 from studiogan_guidance.latents.base import Networks, weights_digest
 
 
@@ -90,12 +90,12 @@ def build_both(
     Raises:
         UserError: a configuration that the host rejects or cannot build, or a backbone without a view.
     """
+    check_sections(sections, checkout)
     with inside(checkout), torch.random.fork_rng(devices=[]):
         host = configurations(sections)
         model = host.MODEL
-        _check_model(model)
 
-        # The host checks nothing here, so whatever it raises is about the configuration.
+        # The host checks nothing here, so whatever it still raises is about the configuration.
         try:
             generator, _, _, discriminator, *_ = module("models.model").load_generator_discriminator(
                 host.DATA, host.OPTIMIZATION, model, host.STYLEGAN, host.MODULES, host.RUN, device, None
@@ -117,15 +117,6 @@ def build_both(
         network.eval().requires_grad_(False)
     source = "a freshly initialised one"
     return describe(generator, model, host.DATA.num_classes, host.DATA.img_size, device, source), discriminator
-
-
-def _check_model(model: Any) -> None:
-    """Raise UserError for a prior or a backbone that no view knows."""
-    if model.z_prior not in ("gaussian", "uniform"):
-        raise UserError(f"MODEL.z_prior is {model.z_prior!r}: the host knows gaussian and uniform")
-    known = [entry.name for entry in VIEWS if entry.name != "builtin"]
-    if model.backbone not in known:
-        raise UserError(f"no view of backbone '{model.backbone}': {nearest(model.backbone, known)}")
 
 
 def describe(
