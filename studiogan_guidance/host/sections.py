@@ -84,7 +84,9 @@ def default_sections(checkout: Checkout) -> dict[str, dict[str, Any]]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{checkout.path} is no PyTorch-StudioGAN of 2022 or later ({typed(error)}): {advice}") from error
+        raise UserError(
+            f"{checkout.path} is no PyTorch-StudioGAN of 2022 or later ({typed(error)}): {advice}"
+        ) from error
 
 
 # ---------------------------------------------------------------------------- names
