@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,7 @@ import click
 from studiogan_guidance import __version__, flags
 from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import load
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError, one_line, torchrun_number
 from studiogan_guidance.flags import (
     AS_JSON,
     BASIC,
@@ -31,6 +34,7 @@ from studiogan_guidance.flags import (
 )
 
 LOGS = ("tensorboard", "wandb")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of a disk that takes no more
 
 
 class Mistake(click.ClickException):
@@ -39,8 +43,18 @@ class Mistake(click.ClickException):
     exit_code = 2
 
 
+class Verb(click.Command):
+    """A command that SIGTERM ends as Ctrl-C does, so that nothing half-written stays."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _stopped_by_sigterm():
+            return super().invoke(ctx)
+
+
 class Group(click.Group):
     """Reports a user's mistake in one line; of the processes of torchrun, only the first that finds one reports it."""
+
+    command_class = Verb
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -55,12 +69,39 @@ class Group(click.Group):
 
 
 @contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, where it would end the process at once.
+
+    Processes of torchrun end at once: they wait for each other where Python hears no signals.
+    """
+    is_alone = torchrun_number("WORLD_SIZE", 1) == 1
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_alone and is_main) or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
 def _mistakes() -> Iterator[None]:
-    """Turn every UserError, and memory that ran out, into a Mistake."""
+    """Turn every UserError, a full disk, and memory that ran out, into a Mistake."""
     try:
         yield
     except UserError as error:
         raise Mistake(one_line(error, limit=10_000)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise Mistake(f"cannot write {error.filename or 'the output'}: {error.strerror}") from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -271,7 +312,7 @@ def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], 
     _emit(function(cfg, stage, stage_options, logs), as_json)
 
 
-@main.command(context_settings={"ignore_unknown_options": True})  # they are the host's, also without the --
+@main.command(cls=click.Command, context_settings={"ignore_unknown_options": True})  # the host's, also without the --
 @STUDIOGAN
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu leaves GPUs alone.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="CPU only: processes that -DDP starts. [1]")

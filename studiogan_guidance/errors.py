@@ -39,7 +39,19 @@ def typed(error: BaseException, limit: int = 200) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
+def torchrun_number(name: str, default: int) -> int:
+    """A variable of the environment that torchrun sets, such as RANK; ``default`` in a process that it did not start.
+
+    Raises:
+        UserError: the variable is no whole number from 0 up.
+    """
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal()):
+        raise UserError(f"the environment variable {name} is '{text}', and torchrun sets a whole number: unset it")
+    return int(text)
+
+
 def notice(text: str) -> None:
     """Say on stderr, in one line, what a value depends on that the user may not expect; once under torchrun."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if torchrun_number("RANK", 0) == 0:
         print(f"Note: {' '.join(text.split())}", file=sys.stderr)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock
@@ -22,6 +22,8 @@ from studiogan_guidance.errors import UserError
 
 Arrays = dict[str, NDArray[Any]]
 BLOCK = 1 << 20  # bytes of a file that are hashed at a time
+TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]{8}(\..*)?")  # the name of a file that is being written
+STALE = 3600.0  # seconds after its last byte in which a temporary file is that of a running process
 
 
 def cache_dir() -> Path:
@@ -56,10 +58,15 @@ def regular_file(path: Path, what: str) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is renamed into place, on failure it is removed.
 
-    Compute before the with-block, so that nothing but writing happens inside.
+    Compute before the with-block, so that nothing but writing happens inside. A process that is killed by SIGKILL
+    leaves the temporary file, which nothing reads: see ``remove_stale``.
+
+    Args:
+        path: of the file.
+        sync: wait until the disk has the content, so that a machine that loses power has a whole file, too.
 
     Raises:
         UserError: the folder cannot be made, the temporary file cannot be written, or it cannot be renamed. An OSError
@@ -76,6 +83,8 @@ def replacing(path: Path) -> Iterator[Path]:
     # Write, then rename.
     try:
         yield temporary
+        if sync:
+            _synchronise(temporary)
         temporary.replace(path)
     except OSError as error:
         if error.filename not in (None, str(temporary), temporary):
@@ -86,8 +95,102 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
+    """Write a file as ``replacing`` does; for libraries that have errors of their own for a full disk."""
+    with replacing(path, sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until the disk has the content of a file; some file systems find only then that it has no space."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder, those without a change for an hour."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > STALE:
+                        path.unlink()
+
+
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}")
+
+
+def append_lines(path: Path, lines: Sequence[str], sync: bool = True) -> None:
+    """Add whole lines to a file that processes may share; ``sync`` as in ``replacing``.
+
+    A killed process damages no line but its own, and a line that is refused by a full disk is taken back.
+
+    Raises:
+        UserError: the lines cannot be written.
+    """
+    try:
+        with path.open("a+b", buffering=0) as file:
+            is_locked = _lock(file)
+            size = file.seek(0, os.SEEK_END)
+            text = "".join(f"{line}\n" for line in lines).encode()
+            if _is_cut_off(file, size):
+                text = b"\n" + text
+            try:
+                _write_all(file, text)
+                if sync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                if is_locked:  # else the end may be another process's line
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed. Without locks, each process still adds lines by one write."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    return False
+
+
+def _is_cut_off(file: IO[bytes], size: int) -> bool:
+    """Whether the last line lacks its end, because the process that wrote it was killed."""
+    if size == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+def _write_all(file: IO[bytes], text: bytes) -> None:
+    """Write all of ``text``; a disk that is nearly full takes a part of it first."""
+    while text:
+        text = text[file.write(text) :]
+
+
+def json_lines(path: Path) -> list[dict[str, Any] | None]:
+    """The mapping in each line of a file; None for a line that was cut off or holds anything else.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return [_mapping(line) for line in lines if line.strip()]
+
+
+def _mapping(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def json_digest(value: Any, length: int = 32) -> str:
@@ -155,14 +258,14 @@ def read_arrays(path: Path) -> Arrays | None:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # a damaged file can make numpy and zipfile raise anything
         return None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Keep arrays in a file, whole or not at all; in a cache that cannot be written, nothing is kept."""
     named: dict[str, Any] = dict(arrays)
-    with suppress(UserError), replacing(path) as temporary:
+    with suppress(UserError), replacing(path, sync=False) as temporary:  # a file that is cut off is computed again
         np.savez(temporary, **named)
 
 

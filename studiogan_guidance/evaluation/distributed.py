@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError, one_line, torchrun_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +130,7 @@ def group() -> Iterator[Group]:
 
 
 def _size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return torchrun_number("WORLD_SIZE", 1)
 
 
 def _join() -> None:
@@ -195,12 +195,12 @@ def _rendezvous() -> tuple[Any, int, int]:
 @functools.cache
 def is_first_to_fail() -> bool:
     """Whether this process is the first of the group that asks: the one that tells the user what is wrong."""
-    if _size() == 1:
-        return True
     try:
+        if _size() == 1:
+            return True
         store, rank, _ = _rendezvous()
         is_first = store.add(FAILURES, 1) == 1
         store.set(f"{HERE} {rank}", "")
         return bool(is_first)
-    except (RuntimeError, ValueError):  # no process to ask
+    except (RuntimeError, ValueError):  # no process to ask, or no number of them
         return True

@@ -297,9 +297,9 @@ def wrapped(text: str, fits: Callable[[str], bool], breaks: Sequence[str] = BREA
     return [line.strip() for line in lines if line.strip()]
 
 
-def save_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write one picture [H, W, 3], whole or not at all."""
+def save_png(path: Path, image: NDArray[np.uint8], sync: bool = True) -> None:
+    """Write one picture [H, W, 3], whole or not at all; ``sync`` as in ``files.replacing``."""
     from PIL import Image
 
-    with replacing(path) as temporary:
+    with replacing(path, sync) as temporary:
         Image.fromarray(image).save(temporary)

@@ -12,17 +12,20 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from studiogan_guidance import __version__
-from studiogan_guidance.errors import UserError, one_line
-from studiogan_guidance.files import file_lock, json_digest
+from studiogan_guidance.errors import UserError, notice, one_line
+from studiogan_guidance.files import append_lines, file_lock, json_digest, json_lines, regular_file, remove_stale
 
 PACKAGE = "studiogan_guidance"
 FILE = "results.jsonl"
+MAPPINGS = ("options", "protocol", "generator", "config", "environment")  # parts of a row
+NUMBERS = ("metrics", "cost", "setup", "notes")  # parts that hold numbers only
+LARGEST = 1e300  # what a number of a row stays below
 LOCKS = ".locks"  # the folder of the points that processes are measuring
 
 # Raise this when a sampler, a metric or the drawing of noise and labels changes its numbers: rows of other MATHS are
@@ -31,13 +34,20 @@ MATHS = 1
 
 
 def writable(folder: Path) -> Path:
-    """Make ``folder`` and prove that files can be written into it, before any work is done; UserError otherwise."""
+    """Make ``folder`` and prove that files can be written into it, before any work is done; UserError otherwise.
+
+    What processes that were killed long ago left half-written is removed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another --out") from error
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+    except (OSError, ValueError) as error:  # a ValueError for a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write into {folder}: {reason}; choose another --out") from error
+    remove_stale(folder)
+    return folder
 
 
 def appendable(path: Path) -> None:
@@ -57,40 +67,43 @@ def plain_data(value: Any) -> Any:
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add one line of JSON a row; processes may share the file, and a killed one damages no line but its own."""
-    text = "".join(json.dumps(plain_data(row)) + "\n" for row in rows).encode()
-    try:
-        with path.open("a+b") as file:
-            _lock(file)
-            if _is_cut_off(file):
-                text = b"\n" + text
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Lock an open file until it is closed. Without locks, each process still adds lines by one write."""
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _is_cut_off(file: IO[bytes]) -> bool:
-    """Whether the last line lacks its end, because the process that wrote it was killed."""
-    if not file.seek(0, os.SEEK_END):
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
+    append_lines(path, [json.dumps(plain_data(row)) for row in rows])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results.jsonl, none if there is no such file; lines that were cut off are left out."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+    """The rows of a results.jsonl, none if there is no such file.
+
+    Lines that were cut off, or that hold something else than a row, are left out; a notice tells how many, once.
+    """
+    if not path.exists():
+        return []
+    lines = json_lines(regular_file(path, "the results"))
+    rows = [row for line in lines if line and (row := _row(line))]
+    if len(rows) < len(lines):
+        _say_that_lines_are_left_out(path, len(lines) - len(rows))
+    return rows
+
+
+@functools.cache
+def _say_that_lines_are_left_out(path: Path, count: int) -> None:
+    notice(f"{count} lines of {path} were cut off or are no results: they are left out")
+
+
+def _row(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row in a line, if the parts that are there are of the right kinds."""
+    try:
+        row: dict[str, Any] = plain_data(line)
+    except RecursionError:
+        return None
+    if not all(isinstance(row.get(key) or {}, Mapping) for key in (*MAPPINGS, *NUMBERS)):
+        return None
+    numbers = [number for key in NUMBERS for number in (row.get(key) or {}).values()]
+    is_whole = isinstance(row.get("sampler", ""), str) and all(map(_is_number, [*numbers, row.get("seconds")]))
+    return row if is_whole else None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and abs(value) < LARGEST)
 
 
 def by_identity(path: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from studiogan_guidance import samplers
 from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, torchrun_number
 from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.generation import CPU_BATCH, check_labels, label_plan, norm_statistics
 from studiogan_guidance.evaluation.source import current_device, open_source
@@ -46,7 +45,7 @@ def sample(cfg: RunConfig, scales: Sequence[float] = (), png: bool = False) -> d
     Raises:
         UserError: several processes, what the configuration lacks, or a folder that cannot be written.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torchrun_number("WORLD_SIZE", 1) > 1:
         raise UserError("sample runs in one process, found WORLD_SIZE > 1: start it without torchrun")
     variants = [{**cfg.options, "scale": scale} for scale in scales] or [dict(cfg.options)]
     chosen = [samplers.create(cfg.sampler, options) for options in variants]
@@ -120,4 +119,4 @@ def _write_each(folder: Path, arrays: Arrays) -> None:
     for i, image in enumerate(arrays["images"]):
         scale = f"-{arrays['scales'][i]:g}" if "scales" in arrays else ""
         name = f"{arrays['seeds'][i]:06d}-{arrays['labels'][i]:03d}{scale}.png"
-        pictures.save_png(folder / name, image)
+        pictures.save_png(folder / name, image, sync=False)  # of many images, each would wait for the disk

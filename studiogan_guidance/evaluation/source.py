@@ -14,7 +14,7 @@ from studiogan_guidance import devices
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.errors import UserError, nearest, torchrun_number
 from studiogan_guidance.features.dinov2 import DinoV2
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone
@@ -87,7 +87,7 @@ def device_of(name: str) -> torch.device:
     option = "--device" if default == "auto" else devices.DEVICE
 
     # The device that it stands for.
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    local = torchrun_number("LOCAL_RANK", 0)
     word = "cpu" if asked == "auto" and devices.cpu_only() else asked
     is_own = word in ("auto", "cuda")
     unknown = f"{option} is '{asked}': give auto, cpu, cuda or cuda:N"

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError, one_line
-from studiogan_guidance.files import replacing
+from studiogan_guidance.files import write_bytes
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, TOGETHER, JointOptions, with_code
 
@@ -168,8 +168,7 @@ def save(path: Path, joint: LearnedJoint, view: LatentView, facts: Mapping[str, 
         "training": facts,
     }
     state = {key: value.detach().cpu().contiguous() for key, value in joint.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, {KEY: json.dumps(metadata)})
+    write_bytes(path, serialized(state, {KEY: json.dumps(metadata)}))
 
 
 def load(path: Path, view: LatentView) -> LearnedJoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from studiogan_guidance.batches import Later
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.files import replacing
+from studiogan_guidance.files import append_lines, json_lines, regular_file, write_bytes
 from studiogan_guidance.training.logs import loss_bar
 from studiogan_guidance.training.stage import Record
 
@@ -78,12 +79,14 @@ class Loop:
     def _load(self, anew: Sequence[str]) -> bool:
         """Take up the state in the file; false if it is out of date."""
         # Read the file.
+        unreadable = f"cannot read {self.state_file}: remove it to start anew, or use another --out"
         try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-            saved: dict[str, Any] = json.loads(state["identity"])
-            result = json.loads(state["result"])
+            state = torch.load(regular_file(self.state_file, "the state"), map_location="cpu", weights_only=True)
+            saved: dict[str, Any] = {**json.loads(state["identity"])}
+            result: dict[str, Any] = {**json.loads(state["result"])}
+            step = int(state["step"])
         except Exception as error:  # a damaged file can make the unpickler raise anything
-            raise UserError(f"cannot read {self.state_file}: remove it to start anew, or use another --out") from error
+            raise UserError(unreadable) from error
 
         # Compare identities.
         if any(saved.get(key) != self.identity[key] for key in anew):
@@ -96,21 +99,21 @@ class Loop:
                 )
 
         # Restore networks and optimisers.
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
+        try:
+            for name, part in self._parts.items():
+                part.load_state_dict(state[name])
+        except Exception as error:  # parts that are missing, or of another shape
+            raise UserError(unreadable) from error
+        self.step = step
         self.result = result
         return True
 
     def _start_log(self, resumed: bool) -> None:
         """Keep the whole lines up to the resumed step, or start an empty log."""
-        lines: list[str] = []
+        rows: list[dict[str, Any]] = []
         if resumed and self.log_file.exists():
-            for line in self.log_file.read_text().splitlines():
-                if line.endswith("}") and json.loads(line)["step"] <= self.step:
-                    lines.append(f"{line}\n")
-        with replacing(self.log_file) as temporary:
-            temporary.write_text("".join(lines))
+            rows = [row for row in json_lines(self.log_file) if row and row.get("step") in range(self.step + 1)]
+        write_bytes(self.log_file, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
@@ -120,8 +123,9 @@ class Loop:
         state["identity"] = json.dumps(self.identity)
         state["step"] = self.step
         state["result"] = json.dumps(self.result)
-        with replacing(self.state_file) as temporary:
-            torch.save(state, temporary)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.state_file, buffer.getvalue())
 
     def note(self, **values: float) -> None:
         """Log numbers of the latest step."""
@@ -130,8 +134,7 @@ class Loop:
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         if self.group.rank == 0:
-            with self.log_file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            append_lines(self.log_file, [json.dumps({"step": step, **values})], sync=False)
             self.record(step, values)
 
     def _log_losses(self) -> None:

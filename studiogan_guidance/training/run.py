@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from studiogan_guidance.evaluation.source import current_device, open_source
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.training.logs import recorder
 from studiogan_guidance.training.stage import STAGES, Batches, Record, Stage, Trained
+
+LOCK = "train"  # of the one command that trains in a folder
 
 
 def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,7 +48,11 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
     configured = next((spec for spec in cfg.stages if spec["name"] == name), name)
     stage: Stage = STAGES.create(configured, options)
     folder = results.writable(Path(cfg.out))
-    with distributed.group() as group, recorder(logs, folder, group.rank, dataclasses.asdict(stage)) as record:
+    with (
+        distributed.group() as group,
+        _only_training(folder, group),
+        recorder(logs, folder, group.rank, dataclasses.asdict(stage)) as record,
+    ):
         try:
             result = stage.after_training(_trained(cfg, folder, group, record))
         except Exception as error:
@@ -53,6 +60,20 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
                 raise
             raise UserError(f"out of memory ({one_line(error, 120)}): lower the option batch") from error
         return result if group.rank == 0 else {}
+
+
+@contextmanager
+def _only_training(folder: Path, group: Group) -> Iterator[None]:
+    """Refuse a folder in which another command trains: the two would overwrite each other's states."""
+    lock = results.claim(folder, LOCK) if group.rank == 0 else None
+    if group.agree(group.rank == 0 and lock is None):
+        raise UserError(f"another process is training in {folder}: wait for its end, or choose another --out")
+    try:
+        yield
+    finally:
+        if lock:
+            results.remove_locks(folder, [LOCK])
+            lock.release()
 
 
 def _trained(cfg: RunConfig, folder: Path, group: Group, record: Record) -> Trained:
