@@ -97,6 +97,11 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
     real = _evidence(reader, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
     fake = _evidence(reader, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
     evidence = torch.cat([real, fake]).numpy()
+    if failed := int((~np.isfinite(evidence).all(1)).sum()):
+        raise UserError(
+            f"the discriminator beside {view.networks.source} says nan or inf about {failed} of {len(evidence)} images: "
+            "give another checkpoint, or a sampler that needs no discriminator"
+        )
     is_real = np.arange(len(evidence)) < len(real)
 
     # Fit the map, and measure its quality on images that it was not fitted on.

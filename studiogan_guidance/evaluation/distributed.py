@@ -60,6 +60,11 @@ class Group:
             torch.distributed.broadcast_object_list(answers)
         return answers[0]
 
+    def position(self, own: int, batch_size: int) -> int:
+        """The position among all images of this process's image ``own``, where processes take the batches in turn."""
+        batch, row = divmod(own, batch_size)
+        return (batch * self.size + self.rank) * batch_size + row
+
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in place."""
         if self.size == 1:

@@ -276,6 +276,8 @@ class Evaluation:
                 self.backbone,
                 features=self._with_features,
                 probabilities=metrics.need(cfg, "probabilities") or self.backbone.classifies,
+                what=f"images of {name}",
+                name=lambda position: f"seed {seed + group.position(position, self.batch_size)}",
             )
         return Pass(stats, meter.cost, meter.notes(), meter.seconds())
 

@@ -55,7 +55,7 @@ class Pipeline:
         batches = ((batch.images, batch.labels) for batch in samples)
         steps = progress(batches, "precision", total=math.ceil(num / size))
         with self.view.ledger.pausing():
-            stats = accumulate(steps, self.backbone, features=False, probabilities=False)
+            stats = accumulate(steps, self.backbone, features=False, probabilities=False, what="images of plain")
         return fid.frechet_distance(real.stats.mean, real.stats.cov, stats.mean, stats.cov, real.factor)
 
 

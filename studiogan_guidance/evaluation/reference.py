@@ -93,7 +93,7 @@ def load_or_make(
     path = cache_path(KIND, key)
     with locked(path):
         arrays = read_arrays(path)
-        if group.agree(arrays is None):
+        if group.agree(arrays is None or not np.isfinite(arrays["mean"]).all()):  # left by an earlier version
             arrays = _arrays(cast(FeatureStats, make()))
             write_arrays(path, arrays)
     return Reference(key, _stats(cast(Arrays, arrays)))
@@ -119,7 +119,13 @@ def _pass_over(
     batches = real.batches(batch_size, group.rank, group.size, only)
     total = math.ceil(len(real if only is None else only) / batch_size / group.size)
     steps = progress(batches, "real images", total=total)
-    shares = group.gather(accumulate(steps, backbone, features=features, probabilities=False))
+
+    def name(position: int) -> str:
+        number = group.position(position, batch_size)
+        return f"number {number if only is None else only[number]}"
+
+    own = accumulate(steps, backbone, features=features, probabilities=False, what="real images", name=name)
+    shares = group.gather(own)
     if len(shares) > 1:
         return merge(shares, batch_size)
     return shares[0] if shares else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -63,6 +63,90 @@ class FeatureStats:
     labels: Array
 
 
+def checked(output: tuple[Any, Any], count: int, name: str) -> tuple[Tensor, Tensor | None]:
+    """The features and class logits of a batch, if metrics can be made of them.
+
+    Args:
+        output: features [B, D], and class logits [B, K] or None; D and K are 1 or more, numbers have a fraction.
+        count: B, the images of the batch.
+        name: of the feature network.
+
+    Raises:
+        UserError: they are anything else; what was found is named.
+    """
+    features, logits = output
+    for value, ending in ((features, ""), (features if logits is None else logits, " as class logits")):
+        if problem := _problem(value, count):
+            raise UserError(
+                f"{name} returned {problem}{ending} for {count} images: it must return features [B, D], or features "
+                "and class logits [B, K], of type float"
+            )
+    return features, logits
+
+
+def _problem(value: Any, count: int) -> str:
+    """What is wrong with the features or logits of a batch of ``count`` images; empty if nothing is."""
+    if not isinstance(value, Tensor):
+        return f"{len(value)} values" if isinstance(value, tuple) else type(value).__name__
+    if value.dim() != 2 or len(value) != count or value.shape[1] == 0:
+        return f"a tensor {list(value.shape)}"
+    return "" if value.is_floating_point() else f"numbers of type {str(value.dtype).removeprefix('torch.')}"
+
+
+class Inspection:
+    """Runs a feature network, and finds what metrics cannot be made of.
+
+    What is not finite is seen batch by batch, but said at the end, so that nothing waits for a GPU.
+
+    Args:
+        backbone: the feature network.
+        what: the images are.
+        name: of the image at a position of the pass.
+    """
+
+    def __init__(self, backbone: Backbone, what: str, name: Callable[[int], str]) -> None:
+        self._backbone = backbone
+        self._network = str(backbone.protocol.get("backbone"))
+        self._what = what
+        self._name = name
+        self._widths: dict[str, int] = {}
+        self._flags: dict[str, list[Tensor]] = {"images": [], "features": [], "class probabilities": []}
+
+    def run(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features [B, D] and class logits [B, K] or None of prepared images; D and K are those of the first batch."""
+        features, logits = checked(self._backbone(prepared), len(prepared), self._network)
+        for kind, values in (("features", features), ("class logits", logits)):
+            width = 0 if values is None else values.shape[1]
+            before = self._widths.setdefault(kind, width)
+            if width != before:
+                raise UserError(
+                    f"{self._network} returned {width} {kind} an image after {before} for earlier ones: their number "
+                    "must not change"
+                )
+        return features, logits
+
+    def see(self, kind: str, values: Tensor) -> None:
+        """Look at the next images, features or class probabilities, [B, ...]; as float32, as they are kept."""
+        self._flags[kind].append(values.float().isfinite().flatten(1).all(1))
+
+    def check(self) -> None:
+        """Raise UserError if anything seen so far is not finite: how many images, and the first and last of them."""
+        for kind, flags in self._flags.items():
+            finite = torch.cat([flag.cpu() for flag in flags]) if flags else torch.ones(0)
+            positions = (~finite.bool()).nonzero().flatten().tolist()
+            if not positions:
+                continue
+
+            names = [self._name(position) for position in dict.fromkeys((positions[0], positions[-1]))]
+            which = f"{len(positions)} of {len(finite)} {self._what} ({' to '.join(names)})"
+            if kind == "images":
+                raise UserError(f"{which} are not finite (nan or inf), so nothing can be measured: change the options")
+            raise UserError(
+                f"--backbone {self._network} gives {kind} that are not finite (nan or inf) for {which}: repair it, or "
+                "choose another"
+            )
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8 of the same shape, rounded to nearest, as the host quantises before its metrics."""
     return (255 * ((images + 1) / 2) + 0.5).clamp(0, 255).to(torch.uint8)
@@ -109,6 +193,8 @@ def accumulate(
     features: bool = True,
     probabilities: bool = True,
     ahead: int | None = None,
+    what: str = "images",
+    name: Callable[[int], str] = "number {}".format,
 ) -> FeatureStats:
     """Push (images, labels) batches through ``backbone``; batches that do not fit into a GPU's memory are halved.
 
@@ -120,33 +206,41 @@ def accumulate(
         ahead: batches that a thread takes from ``batches`` and prepares while the network works. By default 2 where the
             CPU prepares them for a GPU, else 0, no thread: two threads would compete for the same cores, and one keeps
             a GPU busy. It changes no value.
+        what: the images are, for errors.
+        name: of the image at a position of the pass, for errors.
 
     Raises:
-        UserError: probabilities of a network without classes; one image is too much for the memory.
+        UserError: images, features or class probabilities that are not finite; features of other shapes or types than a
+            Backbone's; probabilities of a network without classes; one image is too much for the memory.
     """
     device = backbone.device
     halving = Halving()
     if ahead is None:
         ahead = 2 if device.type == "cuda" and getattr(backbone, "prepares_on_cpu", False) else 0
     moments = Moments()
+    inspection = Inspection(backbone, what, name)
     all_features = []
     all_probabilities = []
     all_labels = []
 
     # Run the network; what is to be kept goes to the CPU.
-    with torch.no_grad(), closing(_ahead(_prepared(batches, backbone), ahead, device)) as items:
+    with torch.no_grad(), closing(_ahead(_prepared(batches, backbone, inspection), ahead, device)) as items:
         for prepared, labels in items:
             all_labels.append(labels)
-            for feats, logits in halving(backbone, prepared):
+            for feats, logits in halving(inspection.run, prepared):
                 moments.add(feats)
+                inspection.see("features", feats)
                 if features:
                     all_features.append(_to_cpu(feats))
                 if probabilities:
-                    all_probabilities.append(_to_cpu(_softmax(logits, backbone)))
+                    of_classes = _softmax(logits, backbone)
+                    inspection.see("class probabilities", of_classes)
+                    all_probabilities.append(_to_cpu(of_classes))
 
-    # Join the parts.
+    # Join the parts, if they are numbers.
     if moments.count < 2:
         raise ValueError(f"metrics need at least 2 images, found {moments.count}")
+    inspection.check()
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the copies of _to_cpu
     return FeatureStats(
@@ -171,13 +265,14 @@ def _to_cpu(values: Tensor) -> Tensor:
 
 
 def _prepared(
-    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone
+    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone, inspection: Inspection
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Batches after ``backbone.prepare``, with their labels; in parts where memory ran out."""
     halving = Halving()
     iterator = iter(batches)
     try:
         for images, labels in iterator:
+            inspection.see("images", images)
             start = 0
             for part in halving(backbone.prepare, images):
                 yield part, labels[start : start + len(part)]

@@ -13,7 +13,7 @@ from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.preparation import weights_sha256
-from studiogan_guidance.features.stats import to_uint8
+from studiogan_guidance.features.stats import checked, to_uint8
 
 
 class TorchScript:
@@ -68,23 +68,11 @@ class TorchScript:
             ) from error
 
         # Check what it returned.
-        features, logits = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
-        for value in (features, features if logits is None else logits):
-            if not (isinstance(value, Tensor) and value.dim() == 2 and len(value) == len(prepared)):
-                raise UserError(
-                    f"{self._path} returned {_shape(output)} for {len(prepared)} images: it must return features "
-                    "[B, D], or features and class logits [B, K]"
-                )
-        return features, logits
+        pair = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
+        return checked(pair, len(prepared), str(self._path))
 
 
 def _last_line(error: BaseException) -> str:
     """The reason of an error of TorchScript's interpreter, which a traceback of the script stands before."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip()[:160] if lines else type(error).__name__
-
-
-def _shape(output: Any) -> str:
-    if isinstance(output, Tensor):
-        return f"a tensor {list(output.shape)}"
-    return f"{len(output)} values" if isinstance(output, tuple) else type(output).__name__

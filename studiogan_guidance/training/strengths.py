@@ -156,6 +156,9 @@ def learn_strengths(
         factor: L [D, D] with L L^T the covariance of the real features.
         stage: gives scale, steps and batch.
         seed: of the noise.
+
+    Raises:
+        UserError: features that are not finite.
     """
     optimiser = torch.optim.Adam(parameters, RATE)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(1, stage.steps))
@@ -172,6 +175,11 @@ def learn_strengths(
             scale = 1 + (stage.scale - 1) * joint.strength(inputs.labels, code)
             images = view.decode(guide(code, h, scale), inputs.z, inputs.noise)
             features = soft(images).float()
+            if failed := int((~features.isfinite().all(1)).sum()):
+                raise UserError(
+                    f"--backbone gives features that are not finite (nan or inf) for {failed} of {stage.batch} images "
+                    f"of step {step}: choose another, or a scale nearer to 1"
+                )
 
             # Descend the distance, whose gradient is that of the batch's share of the features.
             loss = frechet(torch.cat([*memory, features]), mean, factor) * (len(memory) + 1)

@@ -91,3 +91,15 @@ def test_ties_count_half_in_the_auc(toy: ToyGAN) -> None:
 
 def ratio_of(name: str, view: LatentView) -> LogRatio:
     return samplers.create(name).ratio(view)
+
+
+@pytest.mark.parametrize("calibration", ["logistic", "head"])
+def test_a_discriminator_without_an_answer_is_refused(toy: ToyGAN, calibration: str) -> None:
+    class Silent(ToyCritic):
+        def forward(self, x: torch.Tensor, labels: torch.Tensor, **more: bool) -> dict[str, torch.Tensor]:
+            out = super().forward(x, labels)
+            return {**out, "adv_output": out["adv_output"] / (labels != 3)}
+
+    view = view_for(toy_networks(toy, critic=Silent(toy)))
+    with pytest.raises(UserError, match=r"beside a toy says nan or inf about \d+ of 2000 images: give another"):
+        log_ratio(view, calibration=calibration)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import prdc, reference
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.reference import Reference, load_or_make
 from studiogan_guidance.features.stats import FeatureStats
-from studiogan_guidance.files import cache_path
+from studiogan_guidance.files import cache_path, read_arrays, write_arrays
 
 
 class Points:
@@ -109,6 +110,39 @@ def test_factor_and_radii_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_array_equal(again.radii(3, "cpu"), first.radii(3, "cpu"))
     monkeypatch.undo()
     assert not np.array_equal(again.radii(4, "cpu"), first.radii(3, "cpu"))
+
+
+def test_features_that_are_not_finite_are_refused_and_never_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = Points("nan")
+    message = r"gives features that are not finite .* for 2 of 30 real images \(number 11 to number 29\)"
+
+    def broken(self: Points, prepared: Tensor) -> tuple[Tensor, None]:
+        return torch.where((prepared == points.images[[11, 29], None]).all(2).any(0)[:, None], torch.nan, prepared), None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Points, "__call__", broken)
+        with pytest.raises(UserError, match=message):
+            made(points)
+        points.default_count = 3  # the moments of all, and the features of a part
+        with pytest.raises(UserError, match=message):
+            made(points)
+    points.default_count = 30
+    first = made(points)
+    assert np.isfinite(first.stats.cov).all()
+    assert points.passes == 3
+
+    # Those that an earlier version has left are computed anew.
+    path = cache_path(reference.KIND, first.key)
+    write_arrays(path, {**(read_arrays(path) or {}), "mean": first.stats.mean * np.nan})
+    np.testing.assert_array_equal(made(points).stats.mean, first.stats.mean)
+    assert points.passes == 4
+
+
+def test_images_are_named_by_their_positions_whoever_saw_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    positions = [Group(rank, 3).position(own, 4) for rank in range(3) for own in range(8)]
+    dealt = torch.arange(24).split(4)
+    assert positions == torch.cat([batch for rank in range(3) for batch in dealt[rank::3]]).tolist()
+    assert [Group().position(own, 4) for own in range(9)] == list(range(9))
 
 
 def test_a_failed_computation_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

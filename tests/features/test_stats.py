@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -87,6 +89,100 @@ def test_kept_features_are_copies() -> None:
     network.tokens.zero_()
     assert stats.features is not None
     assert stats.features.tolist() == [[1.0] * 4] * 2
+
+
+class Returns(Flat):
+    """What a function makes of the pixels."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __call__(self, prepared: Tensor) -> Any:
+        found = self.function(prepared.flatten(1))
+        return found if isinstance(found, tuple) else (found, None)
+
+
+def bright(values: Tensor) -> Tensor:
+    """nan for images brighter than 0."""
+    return torch.where(values.mean(1, keepdim=True) > 0, torch.nan, values)
+
+
+def last_is(number: float) -> Callable[[Tensor], Tensor]:
+    """Features whose last one is ``number`` where the first pixel is not 0."""
+    return lambda values: torch.where(values[:, :1] == 0, values, torch.tensor([0.0] * 11 + [number]))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (bright, "features"),
+        (last_is(math.inf), "features"),
+        (last_is(-math.inf), "features"),
+        (lambda values: values.double() * 1e200, "features"),  # beyond float32, in which they are kept
+        (lambda values: (values * 0, bright(values)), "class probabilities"),
+        (lambda values: (values * 0, last_is(math.inf)(values)), "class probabilities"),
+    ],
+)
+def test_features_that_are_not_finite_are_counted_and_named(function: Any, kind: str, kept: bool) -> None:
+    images = torch.zeros(20, 3, 2, 2)
+    images[[4, 7, 13]] = 1
+    batches = list(zip(images.split(6), torch.arange(20).split(6)))
+    expected = re.escape(
+        f"--backbone flat gives {kind} that are not finite (nan or inf) for 3 of 20 digits (seed 104 to seed 113): "
+        "repair it, or choose another"
+    )
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        accumulate(
+            batches,
+            Returns(function),
+            features=kept,
+            probabilities=kind != "features",
+            what="digits",
+            name=lambda position: f"seed {100 + position}",
+        )
+
+
+def test_images_that_are_not_finite_are_not_taken_for_black_ones() -> None:
+    images = torch.zeros(20, 3, 2, 2)
+    images[9, 0, 0, 1] = torch.inf
+    with pytest.raises(UserError, match=r"^1 of 20 images \(number 9\) are not finite \(nan or inf\), so nothing can"):
+        accumulate(zip(images.split(6), torch.arange(20).split(6)), Flat())
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda values: values.view(-1, 3, 2, 2), r"returned a tensor \[6, 3, 2, 2\] for 6 images: it must"),
+        (lambda values: values[:5], r"returned a tensor \[5, 12\] for 6 images"),
+        (lambda values: values[0], r"returned a tensor \[12\] for 6 images"),
+        (lambda values: values[:, :0], r"returned a tensor \[6, 0\] for 6 images"),
+        (lambda values: values.long(), "returned numbers of type int64 for 6 images: .* of type float$"),
+        (lambda values: values.bool(), "returned numbers of type bool for 6 images"),
+        (lambda values: values + 1j, "returned numbers of type complex64 for 6 images"),
+        (lambda values: [values], "returned list for 6 images"),
+        (lambda values: (values, values.int()), "returned numbers of type int32 as class logits for 6 images"),
+        (lambda values: (values, values[:, 0]), r"returned a tensor \[6\] as class logits for 6 images"),
+        (lambda values: (values, values[:, :0]), r"returned a tensor \[6, 0\] as class logits"),
+        (lambda values: (values, values[:, : len(values)]), "returned 2 class logits an image after 6 for earlier ones"),
+        (lambda values: values[:, : len(values)], "returned 2 features an image after 6 for earlier ones"),
+    ],
+)
+def test_features_of_other_shapes_and_types_are_one_line(function: Any, message: str) -> None:
+    batches = zip(torch.ones(20, 3, 2, 2).split(6), torch.arange(20).split(6))
+    with pytest.raises(UserError, match=f"^flat {message}") as caught:
+        accumulate(batches, Returns(function), probabilities=isinstance(function(torch.zeros(2, 12)), tuple))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_features_too(dtype: torch.dtype) -> None:
+    images = torch.arange(60).view(5, 3, 2, 2)
+    stats = accumulate([(images.float(), torch.arange(5))], Returns(lambda values: values.to(dtype)), True, False)
+    assert stats.features is not None
+    assert stats.features.dtype == np.float32
+    assert np.array_equal(stats.features, images.flatten(1).numpy())
 
 
 def test_one_image_is_too_few() -> None:

@@ -51,6 +51,16 @@ def test_wrong_options_of_strengths_are_refused(options: dict[str, Any], message
         STAGES.create("strengths", options)
 
 
+def test_features_that_are_not_finite_end_the_learning() -> None:
+    gan = ToyGAN()
+    view = view_for(toy_networks(gan, ""))
+    joint = learned.create(view, "class_mean")
+    mean, root = torch.zeros(12), torch.eye(12)
+    stage = StrengthStage(scale=1.5, steps=2, batch=8)
+    with pytest.raises(UserError, match=r"not finite \(nan or inf\) for 8 of 8 images of step 0: choose another"):
+        learn_strengths(view, joint, [joint.row_strength], lambda x: x.flatten(1) / 0, mean, root, stage, 0)
+
+
 def test_strengths_are_kept_where_they_help(tmp_path: Path) -> None:
     ok("train", "--out", tmp_path, "-o", "steps=0", "-o", "eval_every=0")
     found = ok("train", "--stage", "strengths", "--out", tmp_path, "--num", 300, "-o", "steps=15", "-o", "batch=64",
