@@ -99,8 +99,8 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
     evidence = torch.cat([real, fake]).numpy()
     if failed := int((~np.isfinite(evidence).all(1)).sum()):
         raise UserError(
-            f"the discriminator beside {view.networks.source} says nan or inf about {failed} of {len(evidence)} images: "
-            "give another checkpoint, or a sampler that needs no discriminator"
+            f"the discriminator beside {view.networks.source} says nan or inf about {failed} of {len(evidence)} "
+            "images: give another checkpoint, or a sampler that needs no discriminator"
         )
     is_real = np.arange(len(evidence)) < len(real)
 

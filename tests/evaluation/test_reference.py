@@ -117,7 +117,9 @@ def test_features_that_are_not_finite_are_refused_and_never_cached(monkeypatch: 
     message = r"gives features that are not finite .* for 2 of 30 real images \(number 11 to number 29\)"
 
     def broken(self: Points, prepared: Tensor) -> tuple[Tensor, None]:
-        return torch.where((prepared == points.images[[11, 29], None]).all(2).any(0)[:, None], torch.nan, prepared), None
+        return torch.where(
+            (prepared == points.images[[11, 29], None]).all(2).any(0)[:, None], torch.nan, prepared
+        ), None
 
     with monkeypatch.context() as patch:
         patch.setattr(Points, "__call__", broken)

@@ -165,7 +165,10 @@ def test_images_that_are_not_finite_are_not_taken_for_black_ones() -> None:
         (lambda values: (values, values.int()), "returned numbers of type int32 as class logits for 6 images"),
         (lambda values: (values, values[:, 0]), r"returned a tensor \[6\] as class logits for 6 images"),
         (lambda values: (values, values[:, :0]), r"returned a tensor \[6, 0\] as class logits"),
-        (lambda values: (values, values[:, : len(values)]), "returned 2 class logits an image after 6 for earlier ones"),
+        (
+            lambda values: (values, values[:, : len(values)]),
+            "returned 2 class logits an image after 6 for earlier ones",
+        ),
         (lambda values: values[:, : len(values)], "returned 2 features an image after 6 for earlier ones"),
     ],
 )
