@@ -18,6 +18,8 @@ Map = Callable[[Array], Array]  # evidence [N, K] -> log odds [N]
 
 FOLDS = 5
 PENALTIES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 penalties to choose from
+TOLERANCE = 1e-10  # of the gradient at the end of a fit: chains amplify what a looser one leaves to the order of sums
+STEPS = 10_000  # of a fit, at most
 
 
 def logistic_map(evidence: Array, real: Flags) -> tuple[Array, float]:
@@ -27,19 +29,21 @@ def logistic_map(evidence: Array, real: Flags) -> tuple[Array, float]:
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
+    from threadpoolctl import threadpool_limits
 
     # Standardise, so that one penalty suits all.
     centre = evidence.mean(0)
     unit = np.maximum(evidence.std(0), 1e-12)
     standard = (evidence - centre) / unit
 
-    # Fit.
-    model = LogisticRegression(C=1e6, class_weight="balanced", max_iter=1000)
-    if evidence.shape[1] > 1:
-        search = GridSearchCV(model, {"C": PENALTIES}, scoring="neg_log_loss", cv=_folds(len(real)))
-        model = search.fit(standard, real).best_estimator_
-    else:
-        model.fit(standard, real)
+    # Fit to convergence; one thread adds up in one order.
+    model = LogisticRegression(C=1e6, class_weight="balanced", tol=TOLERANCE, max_iter=STEPS)
+    with threadpool_limits(1):
+        if evidence.shape[1] > 1:
+            search = GridSearchCV(model, {"C": PENALTIES}, scoring="neg_log_loss", cv=_folds(len(real)))
+            model = search.fit(standard, real).best_estimator_
+        else:
+            model.fit(standard, real)
 
     # Undo the standardisation.
     weights = model.coef_[0] / unit
