@@ -80,13 +80,20 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
         return
 
+    received: list[int] = []
+
     def stop(number: int, frame: Any) -> None:
+        received.append(number)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process at once
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Exception:
+        if received:  # Python makes another error of a SystemExit in some places, such as the body of a class
+            raise SystemExit(128 + received[0]) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

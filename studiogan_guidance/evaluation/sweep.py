@@ -130,13 +130,15 @@ def complete(
         name, sampler, seed = points[index]
         try:
             row = evaluation.measure(name, sampler, seed)
-            if row:
-                results.append(path, [row])
         except UserError as error:
             if refused is None:
+                results.remove_locks(folder, [keys[index]])
                 raise
             refused(points[index], error)
             left_out.add(keys[index])
+        else:
+            if row:
+                results.append(path, [row])
         finally:
             if lock:
                 lock.release()
