@@ -136,6 +136,8 @@ def keeps_the_contract(view: LatentView, name: str, chain: float, seeds: int = 3
     options = dict(REAL[name])
     if issubclass(entry.target, RatioSampler):
         options["calibration"] = "none"
+    if not view.networks.is_conditional:
+        options.pop("base", None)  # guidance
     plan = LabelPlan(classes=(1,))
     modules = [view.generator]
     if view.networks.companions:

@@ -70,11 +70,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 BACKBONES = [name for name in CONFIGS if "+" not in name]
+WITHOUT_LABELS = {"g_cond_mtd": "W/O", "d_cond_mtd": "W/O"}
+UNCONDITIONAL = {  # the same networks without labels, where the host can run them
+    f"{name}+unconditional": {**config, "MODEL": {**config["MODEL"], **WITHOUT_LABELS}}
+    for name, config in CONFIGS.items()
+    if "deep_" not in name or "deep_conv" in name
+}
 
 
 def sections(name: str, **model: Any) -> dict[str, Any]:
-    """The host's YAML sections of one of ``CONFIGS``."""
-    found = {"DATA": DATA, "LOSS": {"adv_loss": "hinge"}, **CONFIGS[name]}
+    """The host's YAML sections of one of ``CONFIGS`` or ``UNCONDITIONAL``."""
+    found = {"DATA": DATA, "LOSS": {"adv_loss": "hinge"}, **{**CONFIGS, **UNCONDITIONAL}[name]}
     return {**found, "MODEL": {"backbone": name.partition("+")[0], **found["MODEL"], **model}}
 
 

@@ -138,6 +138,10 @@ def _check_request(cfg: RunConfig, over: Mapping[str, tuple[float, float]], obje
     if not over:
         raise UserError("no option to search: add --over with an option and its range, such as scale=0.8:2")
     kinds = typing.get_type_hints(SAMPLERS[cfg.sampler].target)
+    if over is OVER and not set(OVER) <= set(kinds):
+        numbers = [name for name, kind in kinds.items() if _takes_fractions(kind)]
+        one_of = f"with one of {', '.join(numbers)}" if numbers else "with a number of its base"
+        raise UserError(f"'{cfg.sampler}' has no scale to search: add --over OPTION=LOW:HIGH, {one_of}")
     for name, (low, high) in over.items():
         if not (math.isfinite(low) and low < high < math.inf):
             raise UserError(f"--over {name}={low:g}:{high:g} is no range: give a lower and a higher number")

@@ -27,6 +27,12 @@ from studiogan_guidance.samplers.ratio import GradientSampler
 from studiogan_guidance.training.stage import STAGES, Stage
 
 STYLE = ("stylegan2", "stylegan3")
+BY_CLASS = {  # flags of the host that ask for images of classes, by their names in RUN
+    "interpolation": "-itp",
+    "intra_class_fid": "-ifid",
+    "GAN_train": "--GAN_train",
+    "GAN_test": "--GAN_test",
+}
 
 
 # ---------------------------------------------------------------------------- what the YAML names
@@ -153,8 +159,11 @@ def _check_sampler(cfgs: Any) -> None:
         return
 
     # Refuse what guidance cannot work with.
-    facts = describe(torch.nn.Module(), cfgs.MODEL, cfgs.DATA.num_classes, 0, torch.device("cpu"), "this generator")
-    samplers.check_classes(sampler, facts)
+    networks = describe(torch.nn.Module(), cfgs.MODEL, cfgs.DATA.num_classes, 0, torch.device("cpu"), "this generator")
+    samplers.check_classes(sampler, networks)
+    for word, flag in BY_CLASS.items():
+        if getattr(run, word):
+            networks.check_conditional(flag, "drop it, or the sampler")
     for conflict in CONFLICTS:
         if conflict.applies(cfgs, sampler):
             flag = conflict.flag.format(backbone=cfgs.MODEL.backbone)

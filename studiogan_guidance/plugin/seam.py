@@ -182,8 +182,10 @@ class Session:
         return images, labels
 
     def decode(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Images of given noise [B, Z] and labels [B] or class weights [B, C]."""
+        """Images of given noise [B, Z] and labels [B] or class weights [B, C], which are 0 without a condition."""
         seeds = self._next_seeds(len(z))
+        if not self.bare.networks.is_conditional:
+            labels = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         inputs = Inputs(torch.tensor(seeds), z, labels, None, rng.generators(seeds))
         with torch.no_grad(), self.bare.frozen(), restat.applied(self.statistics()):
             return self.sampler.images(self.bare, inputs)

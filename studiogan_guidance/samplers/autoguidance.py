@@ -42,8 +42,8 @@ class Autoguidance(BasedSampler):
         base: see ``BasedSampler``.
 
     Raises:
-        UserError: no reference, one that does not fit, or one whose codes equal those of the generator (as with a copy,
-            or where codes are label vectors).
+        UserError: no reference, one that does not fit, one whose codes equal those of the generator (as with a copy, or
+            where codes are label vectors), or an unconditional generator without w, which has no codes.
 
     Example:
         >>> import tempfile
@@ -140,6 +140,11 @@ class Autoguidance(BasedSampler):
             reference_code = reference.encode(inputs.z, inputs.labels)
 
         source = view.networks.source
+        if not code.numel():
+            raise UserError(
+                f"autoguidance moves codes, and an unconditional {view.networks.backbone} has none beside z: use "
+                "truncation or ddls"
+            )
         if code.shape != reference_code.shape:
             raise UserError(
                 f"autoguidance.reference {self.reference} has codes of another size than {source}: use a snapshot of "

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import TOLERANCES, ok
 from contract import REAL, keeps_the_contract
-from host_models import BACKBONES, both, write_yaml
+from host_models import BACKBONES, UNCONDITIONAL, both, write_yaml
 
 from studiogan_guidance import samplers
 from studiogan_guidance.critics import critic
@@ -22,6 +22,7 @@ from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.latents.base import Companions, Networks
 from studiogan_guidance.plugin import hooks
+from studiogan_guidance.samplers import SAMPLERS
 from studiogan_guidance.samplers.ddls import ula
 
 pytestmark = pytest.mark.studiogan
@@ -31,6 +32,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("big_resnet", {"d_cond_mtd": "AC", "aux_cls_type": "ADC"}),
     *((name, {}) for name in ("resnet", "deep_conv", "big_resnet_deep_legacy", "big_resnet_deep_studiogan")),
     *(("stylegan2", {"d_cond_mtd": kind}) for kind in ("SPD", "W/O", "AC", "MD")),
+    *((name, {}) for name in UNCONDITIONAL if "stylegan3" not in name),
 ]
 
 
@@ -67,7 +69,7 @@ def test_a_score_is_the_hosts_logit_whatever_its_shape_and_companions(
     for i in range(5):  # one by one: shapes [], [1] and [1, 1]
         torch.testing.assert_close(judge.judge(images[i : i + 1], labels[i : i + 1])[1], scores[i : i + 1])
     companions = judge.minibatch.count
-    assert (companions > 0) == (name == "stylegan2")
+    assert (companions > 0) == ("stylegan2" in name)
     if companions:
         view = view_for(made)
         inputs = view.draw(range(2**31, 2**31 + companions), 0, LabelPlan(), "const")
@@ -131,6 +133,26 @@ def test_every_sampler_on_every_view(backbone: str, device: str, name: str, chec
     expected = family in REFUSED.get(name, ()) or (name == "truncation" and uniform)
     assert (reason is not None) == expected, reason
     assert reason is None or "\n" not in reason
+
+
+WITHOUT_W = {"cluster_truncation": "needs a generator with w", "autoguidance": "has none beside z"}
+FAMILIES = ("deep_conv", "resnet", "big_resnet", "stylegan2", "resnet+info")  # uniform z: resnet
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in REAL if "classes" not in SAMPLERS[name].needs])
+def test_every_sampler_that_needs_no_class_on_views_without_labels(backbone: str, name: str, checkout: Checkout) -> None:
+    made = gan(f"{backbone}+unconditional", checkout)
+    chain = 2e-2 if backbone == "stylegan2" else TOLERANCES["cpu"].chain  # rounding flips a leaky ReLU of one image
+    reason = keeps_the_contract(view_for(made), name, chain)
+    if name in WITHOUT_W and backbone != "stylegan2":
+        assert reason
+        assert WITHOUT_W[name] in reason
+    elif name == "truncation" and made.z_prior == "uniform":
+        assert reason
+        assert "needs a gaussian prior" in reason
+    else:
+        assert reason is None
 
 
 @pytest.mark.parametrize(("name", "kind"), [("big_resnet", "MH"), ("stylegan2", "PD")])

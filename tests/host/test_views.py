@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_models import BACKBONES, CONFIGS, assert_same_images, networks, sections
+from host_models import BACKBONES, CONFIGS, UNCONDITIONAL, assert_same_images, networks, sections
 from torch import Tensor
 
 from studiogan_guidance import samplers
@@ -99,6 +99,21 @@ def test_scale_1_is_the_hosts_image_bit_for_bit(
     assert not torch.allclose(host_images[0], host_images[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+def test_without_labels_too(name: str, checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = networks(name, checkout)
+    assert (nets.is_conditional, nets.num_classes) == (False, 1)
+    view = view_for(nets)
+    inputs = view.draw(range(2), 0, LabelPlan(classes=(3,)))
+    assert inputs.labels.tolist() == [0, 0]
+    host_images = hosts(nets, name, checkout, inputs, monkeypatch)
+    assert torch.equal(ours(view, "plain", {}, inputs), host_images)
+    assert not torch.allclose(host_images[0], host_images[1], atol=1e-3)
+    if nets.backbone in STYLE:
+        truncated = hosts(nets, name, checkout, inputs, monkeypatch, truncation=0.6, cutoff=3)
+        assert torch.equal(ours(view, "truncation", {"psi": 0.6, "cutoff": 3}, inputs), truncated)
+
+
 def test_guidance_moves_images_and_a_frozen_network_stays(made: tuple[str, Networks]) -> None:
     _name, nets = made
     view = view_for(nets)
@@ -166,6 +181,9 @@ def test_impossible_generators_are_refused(checkout: Checkout) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(UserError, match="no view of backbone 'resnet18': did you mean 'resnet'"):
         build(sections("resnet", backbone="resnet18"), checkout, cpu)
+    for name in ("big_resnet_deep_legacy", "big_resnet_deep_studiogan"):
+        with pytest.raises(UserError, match=f"an unconditional {name} gives a condition .*: the host cannot run such"):
+            view_for(build(sections(name, g_cond_mtd="W/O", d_cond_mtd="W/O"), checkout, cpu))
     info = {**sections("stylegan3"), "MODEL": {**sections("stylegan2+info")["MODEL"], "backbone": "stylegan3"}}
     with pytest.raises(UserError, match="InfoGAN numbers on top"):
         view_for(build(info, checkout, cpu))
