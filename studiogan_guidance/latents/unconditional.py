@@ -23,8 +23,8 @@ class UnconditionalView(LatentView):
         norms = {type(module).__name__ for module in self.generator.modules()}
         if "big_resnet_deep" in networks.backbone and "ConditionalBatchNorm2d" not in norms:
             raise UserError(
-                f"an unconditional {networks.backbone} gives a condition to batch norms that take none: the host cannot "
-                "run such a generator either; use big_resnet"
+                f"an unconditional {networks.backbone} gives a condition to batch norms that take none: the host "
+                "cannot run such a generator either; use big_resnet"
             )
         self._forward: Any = self.generator
 

@@ -141,7 +141,9 @@ FAMILIES = ("deep_conv", "resnet", "big_resnet", "stylegan2", "resnet+info")  # 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
 @pytest.mark.parametrize("name", [name for name in REAL if "classes" not in SAMPLERS[name].needs])
-def test_every_sampler_that_needs_no_class_on_views_without_labels(backbone: str, name: str, checkout: Checkout) -> None:
+def test_every_sampler_that_needs_no_class_on_views_without_labels(
+    backbone: str, name: str, checkout: Checkout
+) -> None:
     made = gan(f"{backbone}+unconditional", checkout)
     chain = 2e-2 if backbone == "stylegan2" else TOLERANCES["cpu"].chain  # rounding flips a leaky ReLU of one image
     reason = keeps_the_contract(view_for(made), name, chain)

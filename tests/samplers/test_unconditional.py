@@ -24,7 +24,7 @@ NEED_W = {"cluster_truncation": "needs a generator with w", "autoguidance": "has
 
 
 def test_what_needs_classes_is_guidance_away_from_them_or_towards_them() -> None:
-    assert NEED_CLASSES == {"gandance", "conditional_truncation"}
+    assert {"gandance", "conditional_truncation"} == NEED_CLASSES
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,8 +90,16 @@ def test_what_needs_classes_is_refused_by_name_as_a_base_too(name: str, options:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("truncation", {"psi": 0.5, "center": "class"}, "truncation.center=class needs a conditional .*: use center=gl"),
-        ("cluster_truncation", {"per_class": True}, "cluster_truncation.per_class needs a conditional .*: leave it out"),
+        (
+            "truncation",
+            {"psi": 0.5, "center": "class"},
+            "truncation.center=class needs a conditional .*: use center=gl",
+        ),
+        (
+            "cluster_truncation",
+            {"per_class": True},
+            "cluster_truncation.per_class needs a conditional .*: leave it out",
+        ),
     ],
 )
 def test_options_that_need_classes_are_refused_by_name(name: str, options: dict[str, Any], message: str) -> None:
