@@ -20,6 +20,7 @@ FOLDS = 5
 PENALTIES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]  # inverse L2 penalties to choose from
 TOLERANCE = 1e-10  # of the gradient at the end of a fit: chains amplify what a looser one leaves to the order of sums
 STEPS = 10_000  # of a fit, at most
+GRID = 2**-10  # of the largest weight of a head: far below its error, and above what other orders of sums change
 
 
 def logistic_map(evidence: Array, real: Flags) -> tuple[Array, float]:
@@ -45,8 +46,14 @@ def logistic_map(evidence: Array, real: Flags) -> tuple[Array, float]:
         else:
             model.fit(standard, real)
 
+    # The same head, whatever the number of threads that the features come from.
+    weights = model.coef_[0]
+    if len(weights) > 1:
+        step = GRID * 2 ** np.ceil(np.log2(np.abs(weights).max()))
+        weights = np.round(weights / step) * step
+
     # Undo the standardisation.
-    weights = model.coef_[0] / unit
+    weights = weights / unit
     return weights, float(model.intercept_[0] - weights @ centre)
 
 

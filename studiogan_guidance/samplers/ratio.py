@@ -15,7 +15,7 @@ from studiogan_guidance.latents.base import LatentView
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import BasedSampler, check_at_least, check_choice, options
 
-POOL_VERSION = 1  # raise it when log ratios of the same pool change
+POOL_VERSION = 2  # raise it when log ratios of the same pool change
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,16 @@ def test_quality_tells_calibrated_odds_from_raw_logits() -> None:
     assert abs(facts["calibration_z"]) < 3 < abs(facts["calibration_z_raw"])
     assert facts["auc"] == pytest.approx(0.8556, abs=0.01)  # Phi(1.5 / sqrt 2)
     assert quality(0 * s, s, is_real)["auc"] == 0.5  # ties count half
+
+
+def test_a_head_does_not_depend_on_the_order_of_sums() -> None:
+    """Features that differ by the rounding of float32, as with another number of threads, give the same weights."""
+    gen = np.random.default_rng(0)
+    real = np.arange(400) < 200
+    common = gen.normal(size=(400, 1)) + 0.3 * real[:, None]
+    evidence = common + 0.05 * gen.normal(size=(400, 40))  # nearly parallel features: a fit that stops early drifts
+    rounded = evidence * (1 + 1e-7 * gen.normal(size=evidence.shape))
+    weights, offset = logistic_map(evidence, real)
+    again, shifted = logistic_map(rounded, real)
+    assert np.abs(weights - again).max() < 1e-6 * np.abs(weights).max()
+    assert abs(offset - shifted) < 1e-5
