@@ -46,6 +46,7 @@ _MODULES = (
     "plugin",
     "samplers",
     "training",
+    "weights",
 )
 __all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.preparation import Preparation, tuned, weights_sha256
+from studiogan_guidance.weights import archives, tables
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of channels
 MODEL_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by the width of a token
@@ -135,18 +135,15 @@ def _positions(embedding: Tensor, side: int, registers: bool) -> Tensor:
 def _tensors(path: Path) -> dict[str, Tensor]:
     """The weights in a file, by name."""
     # Read the file, and run no code of it.
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if path.suffix == ".safetensors":
+        _, state = tables.read(path, "the weights")
+    else:
+        state = archives.read(path, "the weights")
 
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make the readers raise anything
-        raise UserError(f"cannot read the weights {path} ({one_line(error)}): download them again") from error
-
-    # Check that it holds tensors only.
+    # Check that it holds finite tensors only.
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds more than a dictionary of tensors: give dinov2_vit*14_pretrain.pth as it came")
-    return state
+    for key, value in state.items():
+        if value.is_complex() or not torch.isfinite(value).all():
+            raise UserError(f"the weights {path} have numbers in {key} that are not finite or not real: download them")
+    return dict(state)

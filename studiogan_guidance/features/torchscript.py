@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.features.preparation import weights_sha256
 from studiogan_guidance.features.stats import checked, to_uint8
+from studiogan_guidance.files import regular_file
+from studiogan_guidance.weights import archives, forms
+from studiogan_guidance.weights.pickles import Damaged
 
 
 class TorchScript:
     """A TorchScript file as a Backbone; it resizes and normalises by itself.
+
+    Such a file is a program: use those whose origin is known. A pickle in its place is refused, and does not run.
 
     Args:
         path: a module that takes uint8 images [B, 3, H, W] and returns features [B, D], or them and class logits
@@ -33,6 +39,7 @@ class TorchScript:
     def __init__(self, path: Path, device: torch.device) -> None:
         self.device = device
         self._path = path
+        _check_archive(path)
         digest = weights_sha256(path)
 
         # Open the module.
@@ -70,6 +77,26 @@ class TorchScript:
         # Check what it returned.
         pair = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
         return checked(pair, len(prepared), str(self._path))
+
+
+def _check_archive(path: Path) -> None:
+    """Raise UserError for a file that is no archive of TorchScript; torch's own words about these do not help."""
+    regular_file(path, "--backbone")
+    words = forms.form(path)
+    if words is not None and not words.startswith(forms.TORCHSCRIPT):
+        raise UserError(f"--backbone {path} is not a TorchScript module: it is {words}")
+    if words is None:
+        with path.open("rb") as file:
+            known = file.read(4) == b"PK\x03\x04"
+        kind = "a file of torch.save" if known else "no archive of one"
+        raise UserError(
+            f"--backbone {path} is not a TorchScript module: it is {kind}: save one there by torch.jit.save"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archives.check_sizes(archive)
+    except (Damaged, zipfile.BadZipFile) as error:
+        raise UserError(f"--backbone {path} is not a TorchScript module: {error}: {forms.AGAIN}") from error
 
 
 def _last_line(error: BaseException) -> str:

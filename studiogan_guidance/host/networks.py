@@ -17,7 +17,7 @@ from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig, read_yaml
 from studiogan_guidance.errors import UserError, nearest, typed
 from studiogan_guidance.host import compat
-from studiogan_guidance.host.checkpoints import fill, find, read, step
+from studiogan_guidance.host.checkpoints import announce, beside, fill, find, read
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.sections import check_sections as check_sections
@@ -41,7 +41,9 @@ def load(
         )
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
-    networks = build(sections or host_yaml(cfg, checkout), checkout, device)
+    sections = sections or host_yaml(cfg, checkout)
+    announce(path, cfg, sections)
+    networks = build(sections, checkout, device)
     fill(networks.generator, state, path, cfg)
     return dataclasses.replace(networks, digest=weights_digest(networks.generator), source=str(path))
 
@@ -62,15 +64,9 @@ def load_discriminator(
     """The discriminator beside the generator that ``load`` gives, in evaluation mode on ``device``.
 
     Raises:
-        UserError: as ``load``; a folder without model=D-*; a discriminator of another step than the generator.
+        UserError: as ``load``; a folder without model=D-* of the generator's step.
     """
-    folder = Path(cfg.ckpt or "")
-    path = find(folder, "D", tuple(word for word in cfg.which if word in ("best", "current")))
-    generator = find(folder, "G", cfg.which)
-    if step(path) != step(generator):
-        raise UserError(
-            f"{path.name} is not of the step of {generator.name}: give --which best or current, whichever has both"
-        )
+    path = beside(find(Path(cfg.ckpt or ""), "G", cfg.which))
     state = read(path)
     _, discriminator = build_both(sections or host_yaml(cfg, checkout), checkout, device)
     fill(discriminator, state, path, cfg)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
@@ -21,10 +20,12 @@ from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import write_bytes
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, TOGETHER, JointOptions, with_code
+from studiogan_guidance.weights import tables
 
 FORMAT = 1  # raise it when old files can no longer be read
 FILE = "joint.safetensors"
 KEY = "studiogan_guidance.joint"  # of the file's metadata
+SIZES = ("z_width", "code_width", "num_classes", "rows", "hidden", "depth")  # whole numbers in the metadata
 
 
 class Constant(nn.Module):
@@ -179,10 +180,12 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
             differs is named.
     """
     metadata, state = _read(path)
-    if "generator_sha256" not in metadata:
-        raise UserError(f"{path} is no learned joint: give the {FILE} that 'train --stage joint' wrote")
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}: train it again")
+        raise UserError(
+            f"{path} has format {str(metadata.get('format'))[:20]}, this version reads {FORMAT}: train it again"
+        )
+    if reason := _damage(metadata, state):
+        raise UserError(f"the learned joint {path} is damaged: {reason}: copy it again, or train it again")
 
     # Refuse the joint of another generator.
     joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"])
@@ -198,25 +201,84 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
     return joint.to(view.device).eval().requires_grad_(False)
 
 
+def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the content of a joint's file, None if nothing is; sizes are those of its tensors.
+
+    Nothing is allocated by what the metadata say, before the tensors say the same.
+    """
+    # Look at the words and sizes.
+    if metadata.get("base") not in [entry.name for entry in JOINTS if entry.name != "learned"]:
+        return f"its base is {_shown(metadata.get('base'))}, no estimator that is known"
+    for key in SIZES:
+        size = metadata.get(key)
+        if type(size) is not int or size < 0:
+            return f"its {key} is {_shown(size)}, no whole number from 0 up"
+
+    # Compare the tensors with them.
+    if metadata["depth"] > len(state):
+        return f"its depth is {metadata['depth']:,}, and it has {len(state)} tensors"
+    expected = _shapes(metadata)
+    for key in {**expected, **state}:
+        if key not in state:
+            return f"it lacks the tensor {key}"
+        if key not in expected:
+            return f"it has a tensor too many, {_shown(key)}"
+        if tuple(state[key].shape) != expected[key]:
+            return f"its {key} is {list(state[key].shape)}, by its metadata it should be {list(expected[key])}"
+        if state[key].dtype != torch.float32:
+            return f"its {key} is {str(state[key].dtype).removeprefix('torch.')}, not float32"
+        if not torch.isfinite(state[key]).all():
+            return f"its {key} has numbers that are not finite"
+    return None
+
+
+def _shapes(metadata: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a joint's tensors by its sizes; see ``LearnedJoint``."""
+    hidden = metadata["hidden"]
+    width = metadata["code_width"]
+    depth = metadata["depth"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "unit": (),
+        "class_strength": (metadata["num_classes"],),
+        "row_strength": (metadata["rows"],),
+    }
+    if not depth:
+        return {**shapes, "residual.value": (width,)}
+
+    # An activation follows each layer but the last.
+    widths = [metadata["z_width"], *[hidden] * depth, width]
+    for i, (width_in, width_out) in enumerate(zip(widths[:-1], widths[1:])):
+        shapes[f"residual.{2 * i}.weight"] = (width_out, width_in)
+        shapes[f"residual.{2 * i}.bias"] = (width_out,)
+    return shapes
+
+
+def _shown(value: object) -> str:
+    """A value of the metadata, as an error shows it."""
+    return one_line(ValueError(repr(value)), 40)
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata ({} in a file without ours) and tensors of a file."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
-    except FileNotFoundError as error:
+    """Metadata and tensors of a joint's file."""
+    if not path.exists() and not path.is_symlink():
         raise UserError(
             f"no learned joint {path}: make it with 'studiogan-guidance train --stage joint', or give joint_ckpt"
-        ) from error
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the learned joint {path}: {one_line(error, 120)}") from error
+        )
+    texts, state = tables.read(path, "the learned joint")
+    try:
+        metadata = json.loads(texts.get(KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read the learned joint {path}: its metadata are no JSON: copy it again") from error
+    if not isinstance(metadata, dict) or "generator_sha256" not in metadata:
+        raise UserError(f"{path} is no learned joint: give the {FILE} that 'train --stage joint' wrote")
+    return metadata, state
 
 
 def training_facts(path: Path) -> dict[str, object]:
     """The ``facts`` about its training that a joint was saved with."""
     metadata, _ = _read(path)
-    facts: dict[str, object] = metadata["training"]
-    return facts
+    facts = metadata.get("training")
+    return facts if isinstance(facts, dict) else {}
 
 
 def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:

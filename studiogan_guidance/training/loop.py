@@ -18,12 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studiogan_guidance.batches import Later
+from studiogan_guidance.batches import Later, is_out_of_memory
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.files import append_lines, json_lines, regular_file, write_bytes
+from studiogan_guidance.files import append_lines, json_lines, write_bytes
 from studiogan_guidance.training.logs import loss_bar
 from studiogan_guidance.training.stage import Record
+from studiogan_guidance.weights import archives
+
+ANEW = "; remove it to start anew, or use another --out"
 
 
 class Loop:
@@ -78,15 +81,8 @@ class Loop:
 
     def _load(self, anew: Sequence[str]) -> bool:
         """Take up the state in the file; false if it is out of date."""
-        # Read the file.
-        unreadable = f"cannot read {self.state_file}: remove it to start anew, or use another --out"
-        try:
-            state = torch.load(regular_file(self.state_file, "the state"), map_location="cpu", weights_only=True)
-            saved: dict[str, Any] = {**json.loads(state["identity"])}
-            result: dict[str, Any] = {**json.loads(state["result"])}
-            step = int(state["step"])
-        except Exception as error:  # a damaged file can make the unpickler raise anything
-            raise UserError(unreadable) from error
+        state = self._read()
+        saved: dict[str, Any] = state["identity"]
 
         # Compare identities.
         if any(saved.get(key) != self.identity[key] for key in anew):
@@ -99,14 +95,38 @@ class Loop:
                 )
 
         # Restore networks and optimisers.
-        try:
-            for name, part in self._parts.items():
+        for name, part in self._parts.items():
+            try:
                 part.load_state_dict(state[name])
-        except Exception as error:  # parts that are missing, or of another shape
-            raise UserError(unreadable) from error
-        self.step = step
-        self.result = result
+            except Exception as error:  # torch's optimisers check little of what they are given
+                if is_out_of_memory(error):
+                    raise
+                raise UserError(f"{self.state_file} is damaged: its {name} does not fit{ANEW}") from error
+        self.step = state["step"]
+        self.result = state["result"]
         return True
+
+    def _read(self) -> dict[str, Any]:
+        """The content of the state's file; UserError for a damaged one."""
+        try:
+            state = archives.read(self.state_file, "the state of the training")
+        except UserError as error:
+            raise UserError(f"{error}{ANEW}") from error
+        missing = {*self._parts, "identity", "step", "result"} - set(state if isinstance(state, dict) else ())
+        if missing:
+            raise UserError(f"{self.state_file} is damaged: it lacks {', '.join(sorted(missing))}{ANEW}")
+
+        # Texts and numbers.
+        for key in ("identity", "result"):
+            try:
+                state[key] = json.loads(state[key])
+            except (TypeError, ValueError, RecursionError):
+                state[key] = None
+            if not isinstance(state[key], dict):
+                raise UserError(f"{self.state_file} is damaged: its {key} is no JSON of a mapping{ANEW}")
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise UserError(f"{self.state_file} is damaged: its step is no whole number from 0 up{ANEW}")
+        return dict(state)
 
     def _start_log(self, resumed: bool) -> None:
         """Keep the whole lines up to the resumed step, or start an empty log."""

@@ -135,12 +135,17 @@ def test_the_discriminator_beside_the_generator_is_loaded(tmp_path: Path, checko
         assert all(torch.equal(value, saved[key]) for key, value in found.state_dict().items())
         assert not any(part.training for part in found.modules())
         assert not any(value.requires_grad for value in found.parameters())
-    with pytest.raises(UserError, match=r"no checkpoint model=D-best-weights-step\*\.pth in .*; it holds model=D-curr"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint model=G_ema-best-weights-step\*\.pth or .*; it holds model=D-curr"
+    ):
         load("best")
     best = {key: value + 1 if value.is_floating_point() else value for key, value in saved.items()}
     torch.save({"state_dict": best}, folder / "model=D-best-weights-step=3.pth")
-    with pytest.raises(UserError, match=r"model=D-best-weights-step=3.pth is not of the step of model=G_ema-current-"):
+    assert torch.equal(load().linear1.bias, saved["linear1.bias"])  # type: ignore[union-attr, arg-type]
+    (folder / "model=D-current-weights-step=7.pth").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"no discriminator of step 7 .*, only model=D-best-weights-step=3.pth"):
         load()
+    (tmp_path / "kept").rename(folder / "model=D-current-weights-step=7.pth")
     (folder / "model=G-current-weights-step=7.pth").rename(folder / "model=G-best-weights-step=3.pth")
     assert torch.equal(load("raw").linear1.bias, saved["linear1.bias"] + 1)  # type: ignore[union-attr, arg-type]
     (folder / "model=G-best-weights-step=3.pth").rename(folder / "model=G-current-weights-step=7.pth")
@@ -150,8 +155,7 @@ def test_the_discriminator_beside_the_generator_is_loaded(tmp_path: Path, checko
     result = run("train", "-c", yaml, "--ckpt", folder, "--data", data, "--out", tmp_path / "o", *steps)
     assert result.exit_code == 2, result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert "no checkpoint model=D-best-weights-step*.pth or model=D-current-weights-step*.pth in" in line
-    assert "it holds model=G-current-weights-step=7.pth" in line
+    assert "no checkpoint model=D-*-weights-step=7.pth beside" in line
 
 
 # ---------------------------------------------------------------------------- every backbone

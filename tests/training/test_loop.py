@@ -27,7 +27,7 @@ def test_a_cut_line_and_lines_after_the_state_are_dropped(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"belongs to a run with a 1, asked for was 2: use another --out"):
         Loop(tmp_path / "x", {"a": 2}, {"net": net}, {}, Group(), lambda step, values: None)
     (tmp_path / "x.state").write_bytes(b"x")
-    with pytest.raises(UserError, match="cannot read .*x.state: remove it"):
+    with pytest.raises(UserError, match="cannot read .*x.state: .*; remove it to start anew"):
         Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
 
 

@@ -13,9 +13,10 @@ import torch
 from studiogan_guidance.host.compat.table import SHIMS, installed, lacks, shim
 from studiogan_guidance.host.modules import module, swapped
 
-# What real host checkpoints hold besides tensors and plain Python: the best FID is a numpy scalar. Nothing else passes.
+# What real host checkpoints hold besides tensors and plain Python: numbers of numpy, as the best FID. No more passes.
 _SCALAR = np.float64(0).__reduce__()[0]
-ALLOWED: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, type(np.dtype(np.float64))]
+_NUMBERS = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
+ALLOWED: list[Any] = [_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype, *dict.fromkeys(_NUMBERS)]
 
 
 def _no_pkg_resources() -> bool:
