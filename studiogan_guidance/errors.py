@@ -12,7 +12,14 @@ class UserError(ValueError):
     """A mistake that the user can correct: one line that names what was asked, what was found and what to do.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Example:
+        >>> str(UserError("Caught UserError in a process.\\nTraceback of it\\nUserError: the file"))
+        'the file'
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text.rpartition(f"{UserError.__name__}: ")[2].strip())  # torch puts a traceback before it
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import urllib.error
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,16 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.features.images import positions_of
+from studiogan_guidance.host import image_folders
+from studiogan_guidance.host.image_files import check_size
+from studiogan_guidance.host.image_folders import ImageFolder
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.modules import swapped
 
+READER = 2  # of caches: 1 read transparent and 16-bit pixels by a guess
 UNPROCESSED = ("CIFAR10", "CIFAR100", "Tiny_ImageNet")  # data that the host neither crops nor resizes
 
 
@@ -34,7 +38,7 @@ def validation_split(name: str) -> str:
 
 
 def _is_cifar(name: str) -> bool:
-    return name.startswith("CIFAR")
+    return name in ("CIFAR10", "CIFAR100")
 
 
 class RealImages:
@@ -57,25 +61,21 @@ class RealImages:
                 "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
             )
 
-        # Check folder and split.
+        # Check the split.
         self.root = Path(cfg.data)
         self.size = image_size
         self.split = cfg.reference or "train"
-        splits = ("train", held_out_split(name))
+        splits = ("train", "test") if _is_cifar(name) else ("train", "valid", "test")
         if self.split not in splits:
             raise UserError(f"{name} has no {self.split} split in the host: use --reference {' or '.join(splits)}")
-        if not self.root.is_dir():
-            raise UserError(
-                f"--data {self.root} is not a folder: give the one with train/<class>/* and valid/<class>/*"
-            )
 
         # Open the images.
         self._dataset = self._open(checkout, name, cfg.pre_resizer)
-        self.class_names: tuple[str, ...] = tuple(map(str, self._dataset.data.classes))
+        self.class_names: tuple[str, ...] = tuple(map(str, self._dataset.classes))
         self.cache_key = cache_key(self.root, name, image_size, cfg.pre_resizer, self.split)
 
         # Keep the classes that were asked for.
-        self._labels = [int(label) for label in self._dataset.data.targets]
+        self._labels = [int(label) for label in self._dataset.targets]
         self._chosen: Sequence[int] = range(len(self._labels))
         if classes:
             self._chosen = positions_of(classes, self._labels, self.class_names)
@@ -83,24 +83,31 @@ class RealImages:
         self.fingerprint = _without_times(self.cache_key)
 
     def _open(self, checkout: Checkout, name: str, pre_resizer: str) -> Any:
-        processed = name not in UNPROCESSED
+        """The images of the split, with the transforms of the host and the checks of ours."""
+        is_processed = name not in UNPROCESSED
+        is_cifar = _is_cifar(name)
+        if is_cifar:
+            kind = getattr(module("torchvision.datasets"), name)
+            data = image_folders.cifar(kind, self.root, self.split == "train")
+        else:
+            data = ImageFolder(self.root / self.split)
 
+        # Let the host compose what it does to an image.
         with inside(checkout):
-            try:
-                return module("data_util").Dataset_(
+            data_util = module("data_util")
+            with swapped(data_util, name if is_cifar else "ImageFolder", lambda **_: data):
+                dataset = data_util.Dataset_(
                     data_name=name,
                     data_dir=str(self.root),
                     train=self.split == "train",
-                    crop_long_edge=processed,
-                    resize_size=self.size if processed else None,
+                    crop_long_edge=is_processed,
+                    resize_size=self.size if is_processed else None,
                     resizer=pre_resizer,
                     random_flip=False,
                     normalize=True,
                 )
-            except (OSError, RuntimeError, urllib.error.URLError) as error:
-                raise UserError(
-                    f"cannot read the {self.split} images of {name} in {self.root}: {one_line(error)}"
-                ) from error
+        advice = "set --pre-resizer (such as lanczos)" if is_processed else f"the host does not resize images of {name}"
+        return SizedImages(dataset, self.size, self.root, advice)
 
     @property
     def default_count(self) -> int:
@@ -143,23 +150,44 @@ class RealImages:
             multiprocessing_context="fork" if workers else None,
         )
 
-        # Check the size of the images.
         loaded = iter(loader)
         while (batch := self._next(loaded)) is not None:
-            images, labels = batch
-            if tuple(images.shape[1:]) != (3, self.size, self.size):
-                raise UserError(
-                    f"images in {self.root} are {images.shape[3]}x{images.shape[2]}, the configuration wants "
-                    f"{self.size}x{self.size}: set --pre-resizer (such as lanczos)"
-                )
-            yield images, labels
+            yield batch
 
     def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
         """The next batch, None after the last."""
         try:
             return next(loaded, None)
-        except Exception as error:  # PIL raises SyntaxError and worse on broken files
+        except UserError:
+            raise
+        except Exception as error:  # a loading process that died, or memory that ran out
             raise UserError(f"loading the images in {self.root} failed: {_reason(error)}") from error
+
+
+class SizedImages:
+    """A data set of the host whose images must have one size.
+
+    Attributes:
+        classes: names of the classes.
+        targets: label of every image.
+    """
+
+    def __init__(self, dataset: Any, size: int, root: Path, advice: str) -> None:
+        self.classes = dataset.data.classes
+        self.targets = dataset.data.targets
+        self._dataset = dataset
+        self._size = (size, size)
+        self._root = root
+        self._advice = advice
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._dataset[index]
+        samples = getattr(self._dataset.data, "samples", None)  # CIFAR has no files of single images
+        check_size(image, self._size, samples[index][0] if samples else self._root, self._advice)
+        return image, label
 
 
 def _reason(error: Exception) -> str:
@@ -172,17 +200,17 @@ def _reason(error: Exception) -> str:
 
 
 def cache_key(root: Path, name: str, image_size: int, pre_resizer: str, split: str) -> dict[str, Any]:
-    """``fingerprint``, and ``times``: a hash of when the files were written.
+    """``fingerprint``, ``reader``, raised where files are read otherwise, and ``times``: when they were written.
 
     A cache that has this key is computed anew after any change of a file; a copy of the folder has caches of its own.
     """
-    folder = root if _is_cifar(name) else root / ("train" if split == "train" else "valid")
-    files, times = _listing(folder)
+    files, times = _listing(root) if _is_cifar(name) else _listing(root / split, visible=True)
     return {
         "data": name,
         "files": files,
         "image_size": image_size,
         "pre_resizer": pre_resizer,
+        "reader": READER,
         "reference": split,
         "times": times,
     }
@@ -197,19 +225,34 @@ def fingerprint(root: Path, name: str, image_size: int, pre_resizer: str, split:
 
 
 def _without_times(key: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in key.items() if name != "times"}
+    return {name: value for name, value in key.items() if name not in ("reader", "times")}
 
 
-def _listing(root: Path) -> tuple[str, str]:
-    """A hash of the names and sizes of the files below a folder, and one of their times."""
+def _listing(root: Path, visible: bool = False) -> tuple[str, str]:
+    """A hash of the names and sizes of the files below a folder, and one of their times.
+
+    Args:
+        root: the folder; one that is not there has no files.
+        visible: as images are listed: through links, without hidden names.
+    """
     files = hashlib.sha256()
     times = hashlib.sha256()
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
+    for folder, names in _folders(str(root), visible):
+        for name in names:
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
                 stat = os.stat(path)
-                files.update(f"{os.path.relpath(path, root)}\0{stat.st_size}\n".encode())
+                line = f"{os.path.relpath(path, root)}\0{stat.st_size}\n"
+                files.update(line.encode("utf-8", "surrogateescape"))
                 times.update(f"{stat.st_mtime_ns}\n".encode())
     return files.hexdigest()[:32], times.hexdigest()[:32]
+
+
+def _folders(root: str, visible: bool) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below ``root`` with the sorted names of its files."""
+    if visible and os.path.isdir(root):
+        yield from image_folders.walk(root, [])
+        return
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield folder, sorted(names)

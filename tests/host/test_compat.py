@@ -62,7 +62,7 @@ def test_shims_are_switched_on_in_this_order() -> None:
     assert [one.name for one in SHIMS] == ["pkg_resources", "sqrtm_disp", "filters"]
     assert " ".join(one.name for one in RUN_SHIMS) == (
         "numpy_scalars float_betas wandb_image tsne_n_iter workers_0 current_when_no_best resnet50_key whole_cutoff "
-        "classifier_mode tables_from_anywhere empty_classes plugin_modules plugins_off cpu_rank gpu_unseen "
+        "classifier_mode tables_from_anywhere empty_classes image_files plugin_modules plugins_off cpu_rank gpu_unseen "
         "cuda_means_cpu ddp_device_ids"
     )
 
@@ -204,6 +204,91 @@ def test_empty_classes(host: None, tmp_path: Path) -> None:
         return module("torchvision.datasets").ImageFolder(root=str(tmp_path)).targets
 
     assert breaks_without("empty_classes", call, FileNotFoundError, "no valid file for the classes") == [1]
+
+
+def copied(data: Path, folder: Path, image: Any) -> tuple[Path, Path]:
+    """A copy of images, one of which is replaced, and the path of that one."""
+    copy = Path(shutil.copytree(data, folder))
+    path = copy / "train" / "1" / "2.png"
+    image.save(path)
+    return copy, path
+
+
+def hosts_batches(folder: Path, workers: int = 0, **more: Any) -> list[Any]:
+    """The images in a folder as the host's training reads them."""
+    options = {"crop_long_edge": True, "resize_size": 32, "resizer": "wo_resize", **more}
+    dataset = module("data_util").Dataset_(data_name="Digits", data_dir=str(folder), train=True, **options)
+    return list(torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=workers))
+
+
+@pytest.mark.studiogan
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_files(host: None, data: Path, tmp_path: Path, workers: int) -> None:
+    from PIL import Image
+
+    copy, path = copied(data, tmp_path / "copy", Image.new("RGB", (33, 34)))
+    advice = r"the configuration wants 32x32: add --pre_resizer \(such as lanczos\)$"
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        hosts_batches(copy, workers)
+    with shim("image_files").apply():
+        with pytest.raises(UserError, match=f"^the image {path} is 33x34, {advice}"):
+            hosts_batches(copy, workers)
+        with pytest.raises(UserError, match=f"^the image {path} is 33x34, the configuration wants 32x32"):
+            hosts_batches(copy, workers, resize_size=None)  # Tiny_ImageNet: all must be as the first
+        assert len(hosts_batches(copy, workers, resizer="lanczos")) == 2
+
+
+@pytest.mark.studiogan
+def test_the_hosts_images_are_read_and_refused_as_those_of_eval(host: None, data: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    expected = hosts_batches(data)
+    with shim("image_files").apply():
+        found = hosts_batches(data)
+    assert all(torch.equal(a, b) for one, other in zip(found, expected) for a, b in zip(one, other))
+
+    # A hidden folder is no class.
+    copy, path = copied(data, tmp_path / "copy", Image.new("RGBA", (32, 32), (0, 0, 0, 9)))
+    (copy / "train" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(path, copy / "train" / ".ipynb_checkpoints")
+    assert hosts_batches(copy)[-1][1].tolist()[-1] == 4  # the last of five
+    with shim("image_files").apply():
+        with pytest.raises(UserError, match=f"cannot read the image {path} without a guess: it has transparent"):
+            hosts_batches(copy)
+        Image.new("RGBA", (32, 32), (0, 0, 0, 255)).save(path)
+        assert hosts_batches(copy)[-1][1].tolist()[-1] == 3
+
+        # Other folders are named.
+        (copy / "train").rename(copy / "training")
+        with pytest.raises(UserError, match=f"no folder train in {copy}: found training, valid; rename training"):
+            hosts_batches(copy)
+
+
+@pytest.mark.studiogan
+def test_the_host_downloads_cifar_only_where_nothing_of_it_is_there(
+    host: None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    data_util = module("data_util")
+    asked: list[Any] = []
+
+    class CIFAR10(data_util.CIFAR10):  # type: ignore[misc, name-defined]
+        def download(self) -> None:
+            asked.append(self.root)
+            raise OSError("no network")
+
+    monkeypatch.setattr(data_util, "CIFAR10", CIFAR10)
+    itself = tmp_path / "cifar-10-batches-py"
+    itself.mkdir()
+    with shim("image_files").apply():
+        with pytest.raises(UserError, match=f"is the folder of CIFAR10 itself: give its parent, {tmp_path}$"):
+            data_util.Dataset_(data_name="CIFAR10", data_dir=str(itself), train=True)
+        assert asked == []
+        itself.rename(tmp_path / "other")
+        with pytest.raises(
+            UserError, match=r"CIFAR10 is read from cifar-10-batches-py, .*found other.*\(no network\)$"
+        ):
+            data_util.Dataset_(data_name="CIFAR10", data_dir=str(tmp_path), train=True)
+        assert asked == [str(tmp_path)]
 
 
 SOURCE = """

@@ -137,16 +137,16 @@ def test_bad_data_is_one_line_and_exit_2(small: list[str], tmp_path: Path, hub: 
 
     folder = tmp_path / "data" / "train" / "a"
     assert "is not a folder" in message(tmp_path / "data")
-    assert "has no test split" in message(tmp_path, "--reference", "test")
+    assert "no folder test in" in message(tmp_path, "--reference", "test")
     (tmp_path / "data").mkdir()
-    assert "cannot read the train images" in message(tmp_path / "data")
+    assert "no folder train in" in message(tmp_path / "data")
     folder.mkdir(parents=True)
-    assert "cannot read the train images" in message(tmp_path / "data")
+    assert "the class folder 'a' holds no image" in message(tmp_path / "data")
     for i in range(9):
         Image.new("RGB", (20, 20)).save(folder / f"{i}.png")
-    assert "are 20x20, the configuration wants 32x32" in message(tmp_path / "data")
+    assert "0.png is 20x20, the configuration wants 32x32: set --pre-resizer" in message(tmp_path / "data")
     (folder / "9.png").write_bytes(b"not a picture")
-    assert "cannot identify image file" in message(tmp_path / "data", "--pre-resizer", "lanczos")
+    assert "9.png: it is no image" in message(tmp_path / "data", "--pre-resizer", "lanczos")
 
 
 def test_missing_inception_weights_name_the_folder(

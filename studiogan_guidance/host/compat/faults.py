@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.host import image_folders
 from studiogan_guidance.host.compat.table import SHIMS, shim
+from studiogan_guidance.host.image_files import check_size
+from studiogan_guidance.host.image_folders import ImageFolder
 from studiogan_guidance.host.modules import module, swapped
 
 
@@ -174,6 +177,47 @@ def tables_from_anywhere() -> Iterator[None]:
 )
 def empty_classes() -> Iterator[None]:
     datasets = module("torchvision.datasets")
-    allowing = functools.partial(datasets.ImageFolder, allow_empty=True)
+    allowing = functools.partial(ImageFolder, allow_empty=True)
     with swapped(datasets, "ImageFolder", allowing):
+        yield
+
+
+@shim(
+    "image_files",
+    symptom="tracebacks that do not name the file; transparent and 16-bit pixels read by a guess; .ipynb_checkpoints "
+    "is a class; RuntimeError: stack expects each tensor to be equal size",
+    since="upstream",
+    until="the host checks what it reads",
+)
+def image_files() -> Iterator[None]:
+    data_util = module("data_util")
+    dataset = data_util.Dataset_
+    prepare, read = dataset.__init__, dataset.__getitem__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        size = kwargs.get("resize_size")
+        self.expected_size = (size, size) if size else None
+        prepare(self, *args, **kwargs)
+
+    def __getitem__(self: Any, index: int) -> Any:
+        pixels, label = read(self, index)
+        samples = getattr(getattr(self, "data", None), "samples", None)
+        if samples:
+            self.expected_size = self.expected_size or tuple(pixels.shape[-2:])  # that of the first, where none is set
+            check_size(pixels, self.expected_size, samples[index][0], "add --pre_resizer (such as lanczos)")
+        return pixels, label
+
+    def cifar(kind: Any) -> Any:
+        def read_or_download(root: str, train: bool, download: bool) -> Any:
+            return image_folders.cifar(kind, root, train, functools.partial(kind, root, train, download=download))
+
+        return read_or_download
+
+    with (
+        swapped(data_util, "ImageFolder", ImageFolder),
+        swapped(data_util, "CIFAR10", cifar(data_util.CIFAR10)),
+        swapped(data_util, "CIFAR100", cifar(data_util.CIFAR100)),
+        swapped(dataset, "__init__", __init__),
+        swapped(dataset, "__getitem__", __getitem__),
+    ):
         yield
