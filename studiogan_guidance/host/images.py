@@ -152,16 +152,20 @@ class RealImages:
 
         loaded = iter(loader)
         while (batch := self._next(loaded)) is not None:
+            if isinstance(batch, UserError):
+                del loaded  # ends the loading processes
+                raise batch
             yield batch
 
-    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-        """The next batch, None after the last."""
+    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | UserError | None:
+        """The next batch, the reason why it cannot be read, or None after the last."""
         try:
             return next(loaded, None)
-        except UserError:
-            raise
-        except Exception as error:  # a loading process that died, or memory that ran out
-            raise UserError(f"loading the images in {self.root} failed: {_reason(error)}") from error
+        except Exception as error:  # also of a loading process that died, or of memory that ran out
+            error.__traceback__ = None  # it would keep the loading processes
+            if isinstance(error, UserError):
+                return error
+            return UserError(f"loading the images in {self.root} failed: {_reason(error)}")
 
 
 class SizedImages:
