@@ -25,6 +25,7 @@ from studiogan_guidance.flags import (
     CHOSEN,
     COMPARED,
     MEASURED,
+    REAL,
     SHARED,
     STUDIOGAN,
     argument,
@@ -187,6 +188,30 @@ def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     from studiogan_guidance.evaluation.evaluation import evaluate as function
 
     _emit_rows(function(cfg), as_json)
+
+
+@main.command()
+@shared(REAL, BENCH)
+@click.option("--out", "path", required=True, metavar="FILE.npz", help="File to write.")
+@click.option(
+    "--features/--no-features",
+    default=True,
+    help="Keep features and labels, which prdc, kid and per_class need. [on]",
+)
+def stats(config: str | None, as_json: bool, path: str, features: bool, **settings: Any) -> None:
+    """Write the statistics of real images into a file, which --reference-stats of 'eval' takes in place of them.
+
+    The file holds mu and sigma, as packages for FID read them, and how they were made, which 'eval' compares with its
+    own way. No checkpoint is needed.
+
+    \b
+    studiogan-guidance stats -c CIFAR10/BigGAN-gandance.yaml --data DIR --out cifar10.npz
+    studiogan-guidance eval -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --reference-stats cifar10.npz
+    """
+    cfg = load(config, settings)
+    from studiogan_guidance.evaluation.reference import write
+
+    _emit(write(cfg, Path(path), features), as_json)
 
 
 @main.command()

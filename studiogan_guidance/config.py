@@ -58,6 +58,8 @@ class RunConfig:
         noise_mode: StyleGAN2's layer noise: random (from each image's seed) or const.
         metrics: any of fid, is, prdc, kid, fid_infinity, per_class (FID, precision and recall within each class).
         reference: the real split: train, valid or test; by default the host's train, the built-in's test.
+        reference_stats: a file of statistics to measure against in place of real images: of 'stats', or any .npz with
+            mu and sigma of the same feature network, resizer and image size.
         backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH or
             builtin; by default the host's Inception for its checkpoints, and builtin for the built-in.
         resizer: the host's resizer before the feature network: legacy, clean or friendly.
@@ -97,6 +99,7 @@ class RunConfig:
     noise_mode: str = "random"
     metrics: tuple[str, ...] = ("fid", "is", "prdc")
     reference: str | None = None
+    reference_stats: str | None = None
     backbone: str | None = None
     resizer: str = "legacy"
     resize_on: str = "auto"

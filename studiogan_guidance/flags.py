@@ -137,19 +137,27 @@ NUM = click.option(
     help="Number of images. [as many as there are real ones; sample: 64]",
 )
 
+CONFIG = click.option("-c", "--config", metavar="FILE", help="Our YAML, or the host's as it is. [the built-in GAN]")
+DATA = click.option("--data", metavar="DIR", help="Real images: train/<class>/*, valid/<class>/*.")
+DEVICE = setting("--device", "NAME", "auto, cpu, cuda or cuda:N.")
+BATCH_SIZE = setting(
+    "--batch-size", "B", "Images per forward pass.", "64; on a GPU up to 256, as memory allows", type=int
+)
+
 BASIC = (
-    click.option("-c", "--config", metavar="FILE", help="Our YAML, or a YAML of the host as it is. [the built-in GAN]"),
+    CONFIG,
     click.option("--ckpt", metavar="DIR", help="Folder with the host's model=G*-weights-step*.pth."),
     setting("--which", "WORDS", "Best or current, ema or raw weights.", "best and ema first", callback=WORDS),
-    click.option("--data", metavar="DIR", help="Real images: train/<class>/*, valid/<class>/*."),
+    DATA,
     STUDIOGAN,
     setting("--out", "DIR", "Folder for results."),
-    setting("--device", "NAME", "auto, cpu, cuda or cuda:N."),
+    DEVICE,
     setting("--seed", "K", "Seed of the first image; image i has seed K + i.", type=int),
     NUM,
-    setting("--batch-size", "B", "Images per forward pass.", "64; on a GPU up to 256, as memory allows", type=int),
+    BATCH_SIZE,
     AS_JSON,
 )
+REAL = (CONFIG, DATA, STUDIOGAN, DEVICE, BATCH_SIZE, AS_JSON)
 SHARED = (
     *BASIC,
     setting("--classes", "3,5", "Class labels, used in turn.", "random labels", callback=LABELS),
@@ -176,6 +184,7 @@ BENCH = (
 MEASURED = (
     setting("--metrics", "WORDS", f"What to measure, of {','.join(METRICS)}.", callback=WORDS),
     *BENCH,
+    setting("--reference-stats", "FILE", "Statistics in place of real images; see 'stats'.", "none"),
     setting("--fast/--no-fast", None, "Lower precision where FID stays within 0.05, CUDA graphs; for GPUs."),
 )
 COMPARED = (setting("--compare-plain/--no-compare-plain", None, "Also measure plain sampling."),)

@@ -21,6 +21,7 @@ class BuiltinSource:
     validation_split = "valid"
     held_out_split = "valid"
     default_backbone = "builtin"
+    image_size = builtin.network.IMAGE_SIZE
 
     def __init__(self) -> None:
         self.protocol: dict[str, Any] = {}

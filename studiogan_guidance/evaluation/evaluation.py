@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from studiogan_guidance import samplers
 from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import distributed, metrics, precision, reference, results
+from studiogan_guidance.errors import UserError, notice
+from studiogan_guidance.evaluation import distributed, metrics, precision, reference, results, stats_file
 from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, check_labels, label_plan, norm_statistics
 from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, current_device, open_backbone, open_source
+from studiogan_guidance.evaluation.stats_file import StatsFile
+from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
@@ -73,7 +76,8 @@ class Evaluation:
 
     Attributes:
         chosen: the samplers that were wanted, with their registered names.
-        real: the real images.
+        real: the real images, or the file of statistics in place of them.
+        num_real: how many these are; None where the file does not tell.
         num: how many images are generated.
         batch_size: images of a batch, the same in all processes.
         fast: the precision of fast mode, if the run asks for it.
@@ -90,27 +94,79 @@ class Evaluation:
         self.group = group
         created = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in wanted]
 
-        # Open the generator.
+        # Open the generator, after the file of statistics, which is faster to refuse.
+        self.file = self._file()
         self.source = source or open_source(cfg)
         self.networks = self.source.networks(current_device(cfg.device))
         check_labels(cfg, self.networks)
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
 
-        # Open the real images and the feature network.
-        self.real = self.source.real(cfg.reference or self.source.default_split, self.networks.image_size)
+        # Open the real images, unless a file of their statistics is enough, and the feature network.
+        images = self._images() if self.file is None or cfg.labels == "data" else None
         self.backbone = open_backbone(cfg, self.source, self.networks.device)
-        self.plan = label_plan(cfg, self.networks.num_classes, self.real)
-        self.num = cfg.num or self.real.default_count
+        self.plan = label_plan(cfg, self.networks.num_classes, images)
+        if self.file:
+            self._check_file(self.file)
+        real = self.file or images
+        assert real is not None
+        self.real = real
+        self.num_real = real.count if isinstance(real, StatsFile) else len(real)
+        self.num = self._number()
         sizes = group.gather(batch_size(cfg, self.view, self.backbone))
         self.batch_size = group.agree(min(sizes, default=0))
 
         # Refuse what cannot work before the pass over the real images.
-        _check_counts(cfg, self.num, len(self.real), self.batch_size, group.size)
+        _check_counts(cfg, self.num, self.num_real, self.batch_size, group.size)
         check_images(cfg.seed, self.num)
         if metrics.need(cfg, "probabilities") and not cfg.compile:
             self._check_logits()
         self.fast = self._accelerate() if cfg.fast else None
+
+    def _file(self) -> StatsFile | None:
+        """The file of statistics that the run names, if any; the first process opens it."""
+        path = self.cfg.reference_stats
+        if path is None:
+            return None
+        found = self._in_all(lambda: stats_file.read(Path(path)) if self.group.rank == 0 else None)
+        return self.group.agree(found[0] if found else None)
+
+    def _images(self) -> Real:
+        split = self.cfg.reference or (self.file and self.file.fingerprint.get("reference"))
+        return self.source.real(split or self.source.default_split, self.networks.image_size)
+
+    def _check_file(self, file: StatsFile) -> None:
+        """Raise UserError where a file of statistics was made otherwise than the run measures, or lacks something."""
+        cfg = self.cfg
+        file.check_has("features", metrics.of_real(cfg, "features", "labels"))
+        file.check_has("labels", metrics.of_real(cfg, "labels"))
+        if file.protocol is None and cfg.classes:
+            raise UserError(
+                f"--reference-stats {file.path} does not tell of which classes it is, so --classes cannot be compared "
+                "with it: write a file by 'studiogan-guidance stats --classes'"
+            )
+        if file.protocol is None:
+            notice(
+                f"--reference-stats {file.path} does not tell how its images were prepared: values are right only if "
+                "feature network, resizer and image size were those of this run"
+            )
+
+        # Compare what the run knows of its real images.
+        real: dict[str, Any] = {"image_size": self.networks.image_size, "classes": sorted(set(cfg.classes)) or None}
+        if "pre_resizer" in file.fingerprint:
+            real["pre_resizer"] = cfg.pre_resizer
+        if cfg.reference:
+            real["reference"] = cfg.reference
+        file.check(reference.made(real, self.backbone, self.source.protocol))
+
+    def _number(self) -> int:
+        """How many images to generate."""
+        number = self.cfg.num or self.real.default_count
+        if number is None:
+            raise UserError(
+                f"--reference-stats {self.cfg.reference_stats} does not tell of how many images: give --num"
+            )
+        return number
 
     def _accelerate(self) -> Choice:
         """Replace the networks by fast ones, for all samplers to come; all processes choose alike."""
@@ -133,11 +189,15 @@ class Evaluation:
         self.backbone = accelerated.backbone
         return choice
 
-    def _check_logits(self) -> None:
+    def _outputs(self) -> tuple[Tensor, Tensor | None]:
+        """Features and class logits of a blank image; of a batch, where a compiled network would start anew for one."""
+        count = self.batch_size if self.cfg.compile else 1
         size = self.networks.image_size
         with torch.no_grad():
-            logits = self.backbone(self.backbone.prepare(torch.zeros(1, 3, size, size)))[1]
-        if logits is None:
+            return self.backbone(self.backbone.prepare(torch.zeros(count, 3, size, size)))
+
+    def _check_logits(self) -> None:
+        if self._outputs()[1] is None:
             raise UserError(f"{self.backbone.protocol['backbone']} has no class logits: leave 'is' out of --metrics")
 
     def checked(self, sampler: Sampler) -> Sampler:
@@ -147,9 +207,24 @@ class Evaluation:
     @cached_property
     def reference(self) -> Reference | None:
         """The statistics of the real images; None in processes above rank 0."""
+        if isinstance(self.real, StatsFile):
+            return self._of_file(self.real)
         return reference.load_or_make(
             self.real, self.backbone, self.source.protocol, self.group, self.batch_size, self._with_features
         )
+
+    def _of_file(self, file: StatsFile) -> Reference | None:
+        """What a file holds, read by the first process; a file that is refused is refused in all of them."""
+        found: list[Reference] = []
+
+        def read() -> None:
+            if self.group.rank == 0:
+                width = self._outputs()[0].shape[1]
+                with_features = bool(metrics.of_real(self.cfg, "features", "labels"))
+                found.append(reference.of_file(file, width, with_features))
+
+        self._in_all(read)
+        return found[0] if found else None
 
     @property
     def _with_features(self) -> bool:
@@ -158,9 +233,10 @@ class Evaluation:
     def protocol(self, seed: int) -> dict[str, Any]:
         """Everything that changes the values of a row, but for the generator and the sampler."""
         cfg = self.cfg
-        protocol = {"num": self.num, "num_real": len(self.real)}
-        if self._with_features and self.real.default_count < len(self.real):
-            protocol["num_real_features"] = self.real.default_count
+        protocol = {"num": self.num, "num_real": "unknown" if self.num_real is None else self.num_real}
+        part = self.real.default_count
+        if self._with_features and part is not None and self.num_real is not None and part < self.num_real:
+            protocol["num_real_features"] = part
         fast = {"fast": self.fast.protocol} if self.fast else {}
 
         return {
@@ -282,20 +358,20 @@ class Evaluation:
         return Pass(stats, meter.cost, meter.notes(), meter.seconds())
 
 
-def _check_counts(cfg: RunConfig, num: int, num_real: int, batch_size: int, processes: int) -> None:
+def _check_counts(cfg: RunConfig, num: int, num_real: int | None, batch_size: int, processes: int) -> None:
     """Refuse too few images for the metrics (FID-infinity asks for more by itself) or for the processes."""
     # For the metrics.
     fewest = max(2, cfg.splits)
     if "prdc" in cfg.metrics:
         fewest = max(fewest, cfg.k + 2)
-    if min(num, num_real) < fewest:
+    if min(num, num if num_real is None else num_real) < fewest:
         raise UserError(
             f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {fewest} images, found {num} generated and "
             f"{num_real} real: raise --num, or give more data"
         )
 
     # For the processes: each needs a batch of its own.
-    for count in (num, num_real):
+    for count in (num, num if cfg.reference_stats or num_real is None else num_real):
         whole, rest = divmod(count, batch_size)
         if processes > 1 and whole + (rest > 1) < processes:
             raise UserError(

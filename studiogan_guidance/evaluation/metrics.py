@@ -68,15 +68,22 @@ class Metric:
     Attributes:
         values: gives its values by name; a metric may have several.
         needs: "moments" of the features, the "features" of all images, or the "probabilities" of their classes.
+        of_real: "moments" where those of the real images are enough, else "features" or their "labels", too.
     """
 
     values: Callable[[Comparison], dict[str, Any]]
     needs: str = "features"
+    of_real: str = "features"
 
 
 def need(cfg: RunConfig, what: str) -> bool:
     """Whether a metric of the run needs ``what``: see ``Metric``."""
     return any(METRICS[name].needs == what for name in cfg.metrics)
+
+
+def of_real(cfg: RunConfig, *what: str) -> list[str]:
+    """The metrics of the run that need ``what`` of the real images: see ``Metric``."""
+    return [name for name in cfg.metrics if METRICS[name].of_real in what]
 
 
 def compute(comparison: Comparison) -> dict[str, Any]:
@@ -135,9 +142,10 @@ def _inception_score(comparison: Comparison) -> dict[str, Any]:
 
 
 def _fid_infinity(comparison: Comparison) -> dict[str, Any]:
-    real = comparison.real.stats
+    real, fake = comparison.real.stats, comparison.fake.features
+    assert fake is not None
     try:
-        return {"fid_infinity": frechet_infinity(comparison.features[1], real.mean, real.cov, comparison.real.factor)}
+        return {"fid_infinity": frechet_infinity(fake, real.mean, real.cov, comparison.real.factor)}
     except ValueError as error:
         raise UserError(f"{error}: raise --num, or leave fid_infinity out of --metrics") from error
 
@@ -171,10 +179,10 @@ def _per_class(comparison: Comparison) -> dict[str, Any]:
 
 # A new metric is a line here, a word of ``config.METRICS``, and a heading in ``tables.HEADINGS``.
 METRICS = {
-    "fid": Metric(_fid, "moments"),
-    "is": Metric(_inception_score, "probabilities"),
-    "fid_infinity": Metric(_fid_infinity),
+    "fid": Metric(_fid, "moments", of_real="moments"),
+    "is": Metric(_inception_score, "probabilities", of_real="moments"),
+    "fid_infinity": Metric(_fid_infinity, of_real="moments"),
     "kid": Metric(_kid),
     "prdc": Metric(_prdc),
-    "per_class": Metric(_per_class),
+    "per_class": Metric(_per_class, of_real="labels"),
 }

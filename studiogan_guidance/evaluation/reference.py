@@ -1,4 +1,4 @@
-"""Statistics of the real images, computed once and cached under a key of everything that changes them."""
+"""Statistics of the real images: from a file, or computed once and cached under a key of all that changes them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from studiogan_guidance import __version__
 from studiogan_guidance.batches import progress
-from studiogan_guidance.evaluation import fid, prdc
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import distributed, fid, prdc, results, stats_file
 from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.evaluation.source import current_device, open_backbone, open_source
+from studiogan_guidance.evaluation.stats_file import StatsFile
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone, FeatureStats, accumulate, merge
 from studiogan_guidance.files import Arrays, cache_path, cached, locked, read_arrays, write_arrays
 
 KIND = "reference"  # the folder of the cache
 VERSION = 3  # of the cached statistics and what is derived from them: raise it when their maths change
+BATCH_SIZE = 64  # images of a batch of ``write`` where the run does not say
 PART_SEED = 0  # of the choice of images whose features are kept
 
 
@@ -97,6 +104,72 @@ def load_or_make(
             arrays = _arrays(cast(FeatureStats, make()))
             write_arrays(path, arrays)
     return Reference(key, _stats(cast(Arrays, arrays)))
+
+
+def of_file(file: StatsFile, width: int, with_features: bool) -> Reference:
+    """The statistics in a file, for a feature network that gives ``width`` features an image."""
+    key = {"reference_stats": file.digest, "features": with_features, "version": VERSION}
+    return Reference(key, file.stats(width, with_features))
+
+
+def made(real: Mapping[str, Any], backbone: Backbone, source: Mapping[str, Any]) -> dict[str, Any]:
+    """How statistics are made, as the protocol of a file says it.
+
+    Args:
+        real: everything about the real images that changes a metric, or a part of it.
+        backbone: the feature network.
+        source: what else they depend on.
+    """
+    return {"real": real, "backbone": backbone.protocol, "source": source, "version": VERSION}
+
+
+def write(cfg: RunConfig, path: Path, with_features: bool = True) -> dict[str, Any]:
+    """Write the statistics of the real images of ``cfg`` into a file that ``reference_stats`` takes.
+
+    Args:
+        cfg: the run, for the real images and the feature network; it needs no checkpoint.
+        path: of the file.
+        with_features: write features and labels, too, which metrics of neighbours and of classes need.
+
+    Returns:
+        The file and what it holds; in processes above rank 0, nothing.
+
+    Raises:
+        UserError: what the configuration lacks, or a file that cannot be written, before any work is done.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: give a file such as {path / 'stats.npz'}")
+    results.writable(path.parent)
+    with distributed.group() as group:
+        # Open the real images and the feature network.
+        source = open_source(cfg)
+        real = source.real(cfg.reference or source.default_split, source.image_size)
+        backbone = open_backbone(cfg, source, current_device(cfg.device))
+        if len(real) < 2:
+            raise UserError(f"statistics need at least 2 real images, found {len(real)}: give more data")
+
+        # Measure and write.
+        size = cfg.batch_size or BATCH_SIZE
+        found = load_or_make(real, backbone, source.protocol, group, size, with_features)
+        if found is None:
+            return {}
+        protocol = {
+            **made(real.fingerprint, backbone, source.protocol),
+            "num_real": len(real),
+            "default_count": min(real.default_count, len(real)),
+            "class_names": list(real.class_names),
+            "written_by": f"{results.PACKAGE} {__version__}",
+        }
+        stats_file.write(path, found.stats, protocol)
+
+    features = found.stats.features
+    return {
+        "stats": str(path),
+        "num_real": len(real),
+        "num_features": 0 if features is None else len(features),
+        "width": len(found.stats.mean),
+        "protocol": {**protocol["real"], **protocol["backbone"], **protocol["source"]},
+    }
 
 
 def _make(real: Real, backbone: Backbone, group: Group, batch_size: int, count: int) -> FeatureStats | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Source(Protocol):
         validation_split: the split to choose options on.
         held_out_split: the split that the discriminator was not trained on.
         default_backbone: the feature network where the configuration names none.
+        image_size: side of the images.
     """
 
     @property
@@ -52,6 +54,8 @@ class Source(Protocol):
     def held_out_split(self) -> str: ...
     @property
     def default_backbone(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
 
     def networks(self, device: torch.device) -> Networks:
         """The generator with its companions, the same object at each call."""
@@ -74,6 +78,13 @@ def open_source(cfg: RunConfig) -> Source:
     from studiogan_guidance.host.source import HostSource
 
     return HostSource(cfg)
+
+
+def validated(cfg: RunConfig, source: Source) -> RunConfig:
+    """``cfg`` measured on the validation split, unless it names a split, or a file of statistics, itself."""
+    if cfg.reference_stats:
+        return cfg
+    return dataclasses.replace(cfg, reference=cfg.reference or source.validation_split)
 
 
 def device_of(name: str) -> torch.device:

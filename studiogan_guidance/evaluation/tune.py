@@ -26,7 +26,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation import distributed, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
-from studiogan_guidance.evaluation.source import open_source
+from studiogan_guidance.evaluation.source import open_source, validated
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
 from studiogan_guidance.options import Spec, dotted, nested
@@ -44,7 +44,8 @@ GOLDEN = 0.381966  # 2 - golden ratio
 STEPS = 4  # of the first look along a line
 SHARES = (0.0, 2.0)  # range of a share of the profile
 FINEST = 0.005  # the smallest step of a search, as a part of the range
-UNPORTABLE = ("sampler", "options", "host", "out", "seed", "num", "reference", "metrics")  # keys that tuned.yaml lacks
+# Keys that tuned.yaml lacks.
+UNPORTABLE = ("sampler", "options", "host", "out", "seed", "num", "reference", "reference_stats", "metrics")
 PATHS = ("ckpt", "data", "held_out", "studiogan")  # host_config is absolute, or a name inside the host
 Options = dict[str, Any]
 Score = tuple[float, float]  # how far recall falls short, then the objective; smaller is better
@@ -105,7 +106,7 @@ def tune(
     source = open_source(cfg)
     recall = ("prdc",) if min_recall is not None else ()
     metrics = tuple(dict.fromkeys([*cfg.metrics, OBJECTIVES[objective], *recall]))
-    cfg = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=metrics)
+    cfg = dataclasses.replace(validated(cfg, source), metrics=metrics)
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
         wanted = [Spec(cfg.sampler, options) for options in (plain, start, *_ends(lines, start))]
@@ -350,7 +351,7 @@ def _outcome(search: Search, best: Options, plain: Options, seeds: list[int]) ->
     return {
         "objective": search.objective,
         "min_recall": search.min_recall,
-        "reference": search.evaluation.cfg.reference,
+        "reference": search.evaluation.real.fingerprint.get("reference"),
         "found": search.summary(best, seeds),
         "chosen": search.summary(chosen, seeds),
         "plain": search.summary(plain, seeds),

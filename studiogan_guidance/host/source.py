@@ -20,6 +20,7 @@ from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents.base import Companions, Networks
 
 MODEL_SECTIONS = ("DATA", "MODEL", "STYLEGAN")  # of the host's YAML: what a generator is built from
+DEFAULT_IMAGE_SIZE = 32  # of the host
 
 
 class HostSource:
@@ -59,6 +60,11 @@ class HostSource:
     def data_name(self) -> str:
         """The host's name of the data set."""
         return str((self.sections.get("DATA") or {}).get("name", "CIFAR10"))
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images."""
+        return int((self.sections.get("DATA") or {}).get("img_size", DEFAULT_IMAGE_SIZE))
 
     @property
     def validation_split(self) -> str:

@@ -19,7 +19,7 @@ from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import distributed, results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
-from studiogan_guidance.evaluation.source import current_device, open_source
+from studiogan_guidance.evaluation.source import current_device, open_source, validated
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.training.logs import recorder
 from studiogan_guidance.training.stage import STAGES, Batches, Record, Stage, Trained
@@ -80,7 +80,7 @@ def _trained(cfg: RunConfig, folder: Path, group: Group, record: Record) -> Trai
     """The checkpoint of ``cfg`` as a stage sees it; discriminator, data and evaluation are opened when asked for."""
     source = open_source(cfg)
     networks = source.networks(current_device(cfg.device))
-    measured = dataclasses.replace(cfg, reference=cfg.reference or source.validation_split, metrics=("fid",), seed=0)
+    measured = dataclasses.replace(validated(cfg, source), metrics=("fid",), seed=0)
     real = functools.cache(lambda: source.real("train", networks.image_size))
 
     def batches(batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
