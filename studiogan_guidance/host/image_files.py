@@ -13,6 +13,7 @@ from studiogan_guidance.files import regular_file
 
 PLAIN = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}  # modes of Pillow that become RGB without a loss
 ALPHA = {"RGBA", "LA", "PA"}  # and these do where they are opaque
+DEEP = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # modes of more than 8 bits
 PAGES = {"GIF", "PNG", "TIFF", "WEBP"}  # formats whose further pictures are no previews of the first
 
 
@@ -33,6 +34,7 @@ def open_image(path: str | Path) -> Image.Image:
             image = Image.open(file)
             loss = _loss(image)
             if loss is None:
+                image.info.pop("transparency", None)  # of no pixel; Pillow would warn of it
                 return image.convert("RGB")
     except Exception as error:  # damaged files raise SyntaxError, struct.error, IndexError and more
         raise UserError(f"cannot read the image {path}: {_reason(error, path)}") from error
@@ -49,9 +51,11 @@ def _loss(image: Image.Image) -> str | None:
     if kind in PAGES and getattr(image, "is_animated", False):
         return "it holds several pictures; save the one that is meant"
 
-    # More than 8 bits.
-    if image.mode not in PLAIN | ALPHA or _bits(image) > 8:
-        return f"its pixels (mode {image.mode} of Pillow) have more than 8 bits a channel; convert it to 8-bit RGB"
+    # Pixels that are no 8-bit RGB.
+    if image.mode in DEEP or _bits(image) > 8:
+        return "its pixels have more than 8 bits a channel; convert it to 8-bit RGB"
+    if image.mode not in PLAIN | ALPHA:
+        return f"its pixels (mode {image.mode} of Pillow) have no RGB of their own; convert it to 8-bit RGB"
 
     # Transparent pixels.
     alpha = image if image.mode in ALPHA else image.convert("RGBA") if "transparency" in image.info else None
