@@ -154,19 +154,30 @@ def main() -> None:
     metavar="1,1.5,2",
     help="Guidance scales, a column of the grid each.",
 )
+@click.option(
+    "--seeds",
+    callback=flags.seeds,
+    metavar="3,17,40-45",
+    help="Seed of each image, in place of --seed and --num.",
+)
 @click.option("--png", is_flag=True, help="Also write every image as DIR/images/<seed>-<class>.png.")
-def sample(config: str | None, as_json: bool, scales: tuple[float, ...], png: bool, **settings: Any) -> None:
+def sample(
+    config: str | None, as_json: bool, scales: tuple[float, ...], png: bool, seeds: tuple[int, ...], **settings: Any
+) -> None:
     """Sample images: DIR/grid.png and DIR/samples.npz (images, labels, seeds).
 
     \b
     studiogan-guidance sample --classes 3,5 --num 16 -o scale=1.5
     studiogan-guidance sample --num 8 --scales 1,1.5,2,3 --out strip
+    studiogan-guidance sample --seeds 3,17,40-45 --classes 7 --png
     studiogan-guidance sample -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --png
     """
+    if seeds and (settings["num"] is not None or settings["seed"] is not None):
+        raise UserError("--seeds names every image, so --seed and --num have no meaning: drop them, or --seeds")
     cfg = load(config, settings)
     from studiogan_guidance.evaluation.sample import sample as function
 
-    _emit(function(cfg, scales, png), as_json)
+    _emit(function(cfg, scales, png, seeds), as_json)
 
 
 @main.command("eval")

@@ -53,7 +53,9 @@ class RunConfig:
         seed: seed K of the first image; image i has seed K + i. All seeds must be below 2**31.
         num: number of images; by default as many as there are real ones (50,000 for ImageNet's train split).
         batch_size: images per forward pass; by default 64, and for metrics on a GPU up to 256, as its memory allows.
-        classes: class labels, used in turn; by default labels are drawn at random.
+        classes: classes that are used in turn: indices, ranges of them (0-9), or names of class folders; a number
+            always means the index. Metrics compare with the real images of these classes only. By default labels are
+            drawn at random, and real images are those of all classes.
         labels: how labels are drawn: uniform, or data (as often as in the real images).
         noise_mode: StyleGAN2's layer noise: random (from each image's seed) or const.
         metrics: any of fid, is, prdc, kid, fid_infinity, per_class (FID, precision and recall within each class).
@@ -94,7 +96,7 @@ class RunConfig:
     seed: int = 0
     num: int | None = None
     batch_size: int | None = None
-    classes: tuple[int, ...] = ()
+    classes: tuple[int | str, ...] = ()
     labels: str = "uniform"
     noise_mode: str = "random"
     metrics: tuple[str, ...] = ("fid", "is", "prdc")
@@ -219,6 +221,8 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
         elif value is not None:
             values[key] = tuple(value) if isinstance(value, list) else value
+    if isinstance(values.get("classes"), str):
+        values["classes"] = tuple(word.strip() for word in values["classes"].split(","))
     for key in LISTS:
         if key in values and not isinstance(values[key], tuple):
             values[key] = (values[key],)

@@ -13,8 +13,9 @@ import click
 
 from studiogan_guidance.config import METRICS, RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.options import Spec, convert, dotted, parse_pairs
+from studiogan_guidance.options import Spec, convert, dotted, parse_pairs, whole_numbers
 
+MOST_SEEDS = 2**20
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(RunConfig)}
 Decorator = Callable[[Any], Any]
 Callback = Callable[[click.Context, click.Parameter, Any], Any]
@@ -25,7 +26,7 @@ def list_of(member: type, what: str) -> Callback:
     kind = types.GenericAlias(tuple, (member, ...))
 
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...]:
-        if not value:
+        if value is None:
             return ()
         try:
             return tuple(convert("", value, kind))
@@ -33,6 +34,25 @@ def list_of(member: type, what: str) -> Callback:
             raise UserError(f"{param.opts[-1]} takes {what} separated by commas, found '{value}'") from None
 
     return callback
+
+
+def seeds(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Callback of ``--seeds``: seeds and ranges of them; the ends are checked before any list is made."""
+    if value is None:
+        return ()
+    from studiogan_guidance.rng import IMAGES
+
+    # The ranges, each within the seeds of images.
+    parts = [whole_numbers(word.strip()) for word in value.split(",")]
+    ranges = [part for part in parts if part is not None]
+    if len(ranges) < len(parts) or any(part[0] < 0 or part[-1] >= IMAGES for part in ranges):
+        raise UserError(f"--seeds takes whole numbers from 0 to {IMAGES - 1}, such as 3,40-45, found '{value[:60]}'")
+
+    # All of them.
+    count = sum(map(len, ranges))
+    if count > MOST_SEEDS:
+        raise UserError(f"--seeds has {count} images, which sample keeps in memory: give at most {MOST_SEEDS}")
+    return tuple(seed for part in ranges for seed in part)
 
 
 def specs(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
@@ -123,7 +143,6 @@ def option_pairs(of: str) -> Decorator:
 # What the texts of options are parsed by.
 WORDS = list_of(str, "words")
 NUMBERS = list_of(float, "numbers")
-LABELS = list_of(int, "whole numbers")
 
 # Groups of options that commands have in common.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -160,7 +179,13 @@ BASIC = (
 REAL = (CONFIG, DATA, STUDIOGAN, DEVICE, BATCH_SIZE, AS_JSON)
 SHARED = (
     *BASIC,
-    setting("--classes", "3,5", "Class labels, used in turn.", "random labels", callback=LABELS),
+    setting(
+        "--classes",
+        "0-9,12,dog",
+        "Indices, ranges and names of class folders, used in turn; a number is always an index, see list --classes.",
+        "random labels",
+        callback=WORDS,
+    ),
     setting("--labels", "HOW", "Draw labels uniform, or as often as in the data."),
     setting("--noise-mode", "MODE", "StyleGAN2's layer noise: random or const."),
     setting("--restat", "N", "Redo batch-norm statistics on N x 64 samples; 0: do not.", type=int),

@@ -23,6 +23,7 @@ WORDS: dict[Any, str] = {
     tuple[int, int]: "two whole numbers such as 0-4",
     tuple[float, ...]: "numbers such as 1:0.5:0",
     tuple[int, ...]: "a list of whole numbers such as [3, 5]",
+    tuple[int | str, ...]: "a list of whole numbers, ranges and names such as [0-9, 12, dog]",
     tuple[str, ...]: "a list of words",
     tuple[Any, ...]: "a list",
     Mapping[str, Any]: "a mapping",
@@ -178,6 +179,27 @@ def _converted(value: Any, kind: Any) -> Any:
             raise ValueError
         return value if isinstance(value, int) else int(number)
     return kind(value)
+
+
+def whole_numbers(word: int | str) -> range | None:
+    """The whole numbers that a word means: itself, or all of a range from the first to the last; None for other text.
+
+    Example:
+        >>> whole_numbers("12"), whole_numbers("0-9"), whole_numbers("dog")
+        (range(12, 13), range(0, 10), None)
+
+    Raises:
+        UserError: a range whose last number is below its first.
+    """
+    match = re.fullmatch("(-?[0-9]{1,18})(?:-([0-9]{1,18}))?", str(word))
+    if match is None:
+        return None
+
+    first = int(match[1])
+    last = first if match[2] is None else int(match[2])
+    if last < first:
+        raise UserError(f"the range {word} ends below its start: give the lower number first")
+    return range(first, last + 1)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:

@@ -17,6 +17,8 @@ class BuiltinSource:
 
     checkout = None
     model_digest = ""
+    splits = tuple(builtin.data.SPLITS)
+    num_classes = builtin.network.NUM_CLASSES
     default_split = "test"
     validation_split = "valid"
     held_out_split = "valid"

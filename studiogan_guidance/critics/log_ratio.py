@@ -15,6 +15,7 @@ from studiogan_guidance.batches import Halving
 from studiogan_guidance.critics.calibration import Array, Flags, Map, cross_fitted, isotonic_map, logistic_map, quality
 from studiogan_guidance.critics.critic import Critic, of_view
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.features.images import check_class_count
 from studiogan_guidance.latents.base import Companions, LabelPlan, LatentView
 
 BATCH_SIZE = 64  # of what is computed once
@@ -92,7 +93,7 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
         return raw
 
     # Score held-out real images, then fakes of the same classes; a head reads features, too (more than one weight).
-    images, labels = _held_out(companions, count, view)
+    images, labels = _held_out(companions, count, view, critic)
     reader = LogRatio(view, critic, torch.ones(2)) if calibration == "head" else raw
     real = _evidence(reader, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
     fake = _evidence(reader, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
@@ -134,8 +135,8 @@ def fakes(view: LatentView, first: int, labels: Sequence[int], noise_mode: str) 
             yield from halving(make, range(start, min(start + BATCH_SIZE, len(labels))))
 
 
-def _held_out(companions: Companions, count: int, view: LatentView) -> tuple[Tensor, Tensor]:
-    """Up to ``count`` held-out real images and their labels; enough of them, of classes that the generator has.
+def _held_out(companions: Companions, count: int, view: LatentView, critic: Critic) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` held-out real images and their labels; enough of them, of the classes of the generator.
 
     Of an unconditional generator the labels are 0, whatever the classes of the images.
     """
@@ -147,8 +148,13 @@ def _held_out(companions: Companions, count: int, view: LatentView) -> tuple[Ten
         )
     if not view.networks.is_conditional:
         return images, torch.zeros_like(labels)
-    if int(labels.max()) >= view.num_classes:
-        raise UserError(f"a held-out image has class {int(labels.max())}, this generator {view.num_classes} classes")
+
+    # Other classes than the generator's: a critic that does not see them is set against fakes of all classes alike.
+    found = companions.held_out_classes() if companions.held_out_classes else view.num_classes
+    advice = "say -o calibration=none" if critic.is_conditional else ""
+    check_class_count(found, "the held-out images", view.num_classes, advice)
+    if found != view.num_classes:
+        return images, torch.arange(len(images)) % view.num_classes
     return images, labels
 
 

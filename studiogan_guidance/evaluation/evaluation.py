@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -17,8 +18,8 @@ from studiogan_guidance import samplers
 from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, notice
-from studiogan_guidance.evaluation import distributed, metrics, precision, reference, results, stats_file
-from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, check_labels, label_plan, norm_statistics
+from studiogan_guidance.evaluation import distributed, labels, metrics, precision, reference, results, stats_file
+from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, norm_statistics
 from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, current_device, open_backbone, open_source
@@ -75,8 +76,9 @@ class Evaluation:
         source: what ``cfg`` points at, if it is open already.
 
     Attributes:
+        cfg: the run, its classes as whole numbers.
         chosen: the samplers that were wanted, with their registered names.
-        real: the real images, or the file of statistics in place of them.
+        real: the real images, of the run's classes only, or the file of statistics in place of them.
         num_real: how many these are; None where the file does not tell.
         num: how many images are generated.
         batch_size: images of a batch, the same in all processes.
@@ -98,14 +100,18 @@ class Evaluation:
         self.file = self._file()
         self.source = source or open_source(cfg)
         self.networks = self.source.networks(current_device(cfg.device))
-        check_labels(cfg, self.networks)
+        labels.check_labels(cfg, self.networks)
         self.view = view_for(self.networks)
         self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
 
         # Open the real images, unless a file of their statistics is enough, and the feature network.
         images = self._images() if self.file is None or cfg.labels == "data" else None
+        classes = self._classes(images)
+        self.cfg = cfg = dataclasses.replace(cfg, classes=classes)
+        self.plan = labels.label_plan(cfg, self.networks.num_classes, images)
+        if classes and self.file is None:
+            images = self._images(classes)
         self.backbone = open_backbone(cfg, self.source, self.networks.device)
-        self.plan = label_plan(cfg, self.networks.num_classes, images)
         if self.file:
             self._check_file(self.file)
         real = self.file or images
@@ -131,9 +137,20 @@ class Evaluation:
         found = self._in_all(lambda: stats_file.read(Path(path)) if self.group.rank == 0 else None)
         return self.group.agree(found[0] if found else None)
 
-    def _images(self) -> Real:
+    def _images(self, classes: Sequence[int] = ()) -> Real:
         split = self.cfg.reference or (self.file and self.file.fingerprint.get("reference"))
-        return self.source.real(split or self.source.default_split, self.networks.image_size)
+        return self.source.real(split or self.source.default_split, self.networks.image_size, classes)
+
+    def _classes(self, images: Real | None) -> tuple[int, ...]:
+        """The classes of the run as whole numbers; UserError for images or a file of other classes than it needs."""
+        cfg = self.cfg
+        advice = labels.label_advice(cfg, cfg.metrics)
+        for real in (images, self.file):
+            if real is not None and real.class_names:
+                labels.check_folders(real, self.networks, advice)
+
+        names = images.class_names if images is not None else self.file.class_names if self.file else ()
+        return labels.resolved_classes(cfg, self.networks.num_classes, names)
 
     def _check_file(self, file: StatsFile) -> None:
         """Raise UserError where a file of statistics was made otherwise than the run measures, or lacks something."""

@@ -1,4 +1,4 @@
-"""One pass over generated images: labels, size of a batch, the statistics of their features, and what they cost."""
+"""One pass over generated images: size of a batch, the statistics of their features, and what they cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from studiogan_guidance.batches import Halving
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone, FeatureStats, merge
-from studiogan_guidance.latents import LabelPlan, LatentView, Networks
+from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import Sampler, Samples, restat
 
 CPU_BATCH = 64  # images of a batch where the run does not say
@@ -184,38 +182,6 @@ def _pilot(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
     with view.frozen(), view.ledger.pausing(), torch.no_grad():
         counts = list(Halving()(run, range(PILOT)))
     return max(counts)
-
-
-def check_labels(cfg: RunConfig, networks: Networks) -> None:
-    """Raise UserError where a run asks for what only a generator of classes has."""
-    if cfg.classes:
-        networks.check_conditional("--classes", "leave it out")
-    if cfg.labels == "data":
-        networks.check_conditional("labels: data", "use labels: uniform, where all labels are 0")
-    if "per_class" in cfg.metrics:
-        networks.check_conditional("per_class", "leave it out of --metrics")
-
-
-def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> LabelPlan:
-    """Where labels come from: chosen classes, all classes alike, or the frequencies of the real images.
-
-    Raises:
-        UserError: a class out of range, or labels as in the data without data.
-    """
-    # Chosen classes, or all of them alike.
-    for label in cfg.classes:
-        if not 0 <= label < num_classes:
-            raise UserError(f"class {label} is out of range: this generator has classes 0 to {num_classes - 1}")
-    if cfg.classes or cfg.labels == "uniform":
-        return LabelPlan(tuple(cfg.classes))
-
-    # The frequencies of the real images.
-    if real is None:
-        raise UserError("labels: data needs real images: add --data DIR, or use labels: uniform")
-    counts = Counter(real.labels())
-    if max(counts) >= num_classes:
-        raise UserError(f"the data has {len(counts)} classes, this generator {num_classes}: use labels: uniform")
-    return LabelPlan(weights=tuple(counts[label] / counts.total() for label in range(num_classes)))
 
 
 def norm_statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> restat.Statistics:

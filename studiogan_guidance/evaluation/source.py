@@ -33,6 +33,8 @@ class Source(Protocol):
         checkout: the host, located once; None for the built-in.
         protocol: what a row says about the source: the host's commit, or nothing.
         model_digest: a hash of what the generator was built from; empty for the built-in.
+        splits: the splits of real images that are there; none where the run names no folder.
+        num_classes: classes that the generator takes; 0 if it takes none. It is known without a checkpoint.
         default_split: the split of real images to measure against where the configuration names none.
         validation_split: the split to choose options on.
         held_out_split: the split that the discriminator was not trained on.
@@ -46,6 +48,10 @@ class Source(Protocol):
     def protocol(self) -> dict[str, Any]: ...
     @property
     def model_digest(self) -> str: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+    @property
+    def num_classes(self) -> int: ...
     @property
     def default_split(self) -> str: ...
     @property

@@ -37,6 +37,13 @@ def validation_split(name: str) -> str:
     return "train" if _is_cifar(name) else "valid"
 
 
+def splits(root: Path, name: str) -> tuple[str, ...]:
+    """The splits of a data set that are in a folder."""
+    if _is_cifar(name):
+        return ("train", "test")
+    return tuple(split for split in ("train", "valid", "test") if (root / split).is_dir())
+
+
 def _is_cifar(name: str) -> bool:
     return name in ("CIFAR10", "CIFAR100")
 

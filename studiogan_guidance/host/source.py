@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from studiogan_guidance.files import json_digest
 from studiogan_guidance.host import images, networks
 from studiogan_guidance.host.images import RealImages
 from studiogan_guidance.host.locate import Checkout, locate
+from studiogan_guidance.host.sections import check_sections
 from studiogan_guidance.latents.base import Companions, Networks
 
 MODEL_SECTIONS = ("DATA", "MODEL", "STYLEGAN")  # of the host's YAML: what a generator is built from
+DEFAULT_CLASSES = 10  # of the host
+UNCONDITIONAL = "W/O"  # the host's default of MODEL.g_cond_mtd
 DEFAULT_IMAGE_SIZE = 32  # of the host
 
 
@@ -60,6 +64,18 @@ class HostSource:
     def data_name(self) -> str:
         """The host's name of the data set."""
         return str((self.sections.get("DATA") or {}).get("name", "CIFAR10"))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the generator takes; 0 if it takes none."""
+        check_sections(self.sections, self.checkout)
+        is_conditional = (self.sections.get("MODEL") or {}).get("g_cond_mtd", UNCONDITIONAL) != UNCONDITIONAL
+        return int((self.sections.get("DATA") or {}).get("num_classes", DEFAULT_CLASSES)) if is_conditional else 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of real images that are in ``cfg.data``."""
+        return images.splits(Path(self.cfg.data), self.data_name) if self.cfg.data else ()
 
     @property
     def image_size(self) -> int:
@@ -128,6 +144,7 @@ def companions(
         held_out=lambda count: spread_images(real(), count),
         held_out_name=lambda: split_digest(real()),
         snapshot=snapshot,
+        held_out_classes=lambda: len(real().class_names),
     )
 
 

@@ -38,12 +38,14 @@ class Companions:
         held_out: up to n real images that it was not trained on, float [N, 3, H, W] in [-1, 1], and labels int64 [N].
         held_out_name: what those images are, for results.
         snapshot: the generator with the weights of another checkpoint of the same run, by its path.
+        held_out_classes: how many classes the held-out images have; None where they are those of the generator.
     """
 
     discriminator: Callable[[], nn.Module]
     held_out: Callable[[int], tuple[Tensor, Tensor]]
     held_out_name: Callable[[], str]
     snapshot: Callable[[str], nn.Module]
+    held_out_classes: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)

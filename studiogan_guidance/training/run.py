@@ -19,6 +19,7 @@ from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import distributed, results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.labels import check_folders
 from studiogan_guidance.evaluation.source import current_device, open_source, validated
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.training.logs import recorder
@@ -81,7 +82,12 @@ def _trained(cfg: RunConfig, folder: Path, group: Group, record: Record) -> Trai
     source = open_source(cfg)
     networks = source.networks(current_device(cfg.device))
     measured = dataclasses.replace(validated(cfg, source), metrics=("fid",), seed=0)
-    real = functools.cache(lambda: source.real("train", networks.image_size))
+
+    @functools.cache
+    def real() -> Real:
+        images = source.real("train", networks.image_size)
+        check_folders(images, networks)
+        return images
 
     def batches(batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return shuffled(real(), cfg.seed, group)(batch_size, first)
