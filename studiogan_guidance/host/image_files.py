@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,17 @@ def open_image(path: str | Path) -> Image.Image:
         UserError: it names the file, which is no image, is damaged, may not be read, is a pipe or a device, or has
             more than 8 bits a channel, transparent pixels or several pictures.
     """
-    regular_file(Path(path), "the image")
-
-    # Read.
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            regular_file(Path(path), "the image")  # says what it is
         with open(path, "rb") as file:
             image = Image.open(file)
             loss = _loss(image)
             if loss is None:
                 image.info.pop("transparency", None)  # of no pixel; Pillow would warn of it
                 return image.convert("RGB")
+    except UserError:
+        raise
     except Exception as error:  # damaged files raise SyntaxError, struct.error, IndexError and more
         raise UserError(f"cannot read the image {path}: {_reason(error, path)}") from error
 
@@ -54,7 +57,7 @@ def _loss(image: Image.Image) -> str | None:
     # Pixels that are no 8-bit RGB.
     if image.mode in DEEP or _bits(image) > 8:
         return "its pixels have more than 8 bits a channel; convert it to 8-bit RGB"
-    if image.mode not in PLAIN | ALPHA:
+    if image.mode not in PLAIN and image.mode not in ALPHA:
         return f"its pixels (mode {image.mode} of Pillow) have no RGB of their own; convert it to 8-bit RGB"
 
     # Transparent pixels.
@@ -82,7 +85,7 @@ def _bits(image: Any) -> int:
 def _reason(error: Exception, path: str | Path) -> str:
     """Why a file could not be read, in a few words."""
     if not isinstance(error, UnidentifiedImageError):
-        return one_line(error)
+        return getattr(error, "strerror", None) or one_line(error)
 
     # What stands there in place of an image.
     with open(path, "rb") as file:

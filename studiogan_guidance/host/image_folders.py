@@ -48,6 +48,11 @@ class ImageFolder:
     Names that begin with a dot and those that systems leave behind are skipped, with a notice. Images are read by
     ``open_image``.
 
+    Args:
+        root: the folder.
+        allow_empty: classes without images are fine.
+        one_size: all images must be as large as the first that is read.
+
     Attributes:
         root: the folder.
         classes: names of the class folders, sorted as text; a label is a position among them.
@@ -60,8 +65,10 @@ class ImageFolder:
             folder that holds it.
     """
 
-    def __init__(self, root: str | Path, allow_empty: bool = False) -> None:
+    def __init__(self, root: str | Path, allow_empty: bool = False, one_size: bool = False) -> None:
         self.root = os.path.expanduser(root)
+        self._one_size = one_size
+        self._size: tuple[int, int] | None = None
         if not os.path.isdir(self.root):
             raise UserError(_without_folder(Path(self.root)))
 
@@ -90,7 +97,13 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.samples[index]
-        return open_image(path), label
+        image = open_image(path)
+        if self._one_size:
+            self._size = self._size or image.size
+            if image.size != self._size:
+                sizes = f"{image.width}x{image.height}, another is {self._size[0]}x{self._size[1]}"
+                raise UserError(f"the image {path} is {sizes}: give images of one size")
+        return image, label
 
     def _list(self, folder: str, label: int, skipped: list[str]) -> None:
         """Add the images of one class."""

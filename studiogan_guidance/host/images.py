@@ -187,6 +187,7 @@ class SizedImages:
         self.classes = dataset.data.classes
         self.targets = dataset.data.targets
         self._dataset = dataset
+        self._samples = getattr(dataset.data, "samples", None)  # CIFAR has no files of single images
         self._size = (size, size)
         self._root = root
         self._advice = advice
@@ -196,8 +197,8 @@ class SizedImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self._dataset[index]
-        samples = getattr(self._dataset.data, "samples", None)  # CIFAR has no files of single images
-        check_size(image, self._size, samples[index][0] if samples else self._root, self._advice)
+        path = self._samples[index][0] if self._samples else self._root
+        check_size(image, self._size, path, self._advice)
         return image, label
 
 

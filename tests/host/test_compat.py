@@ -205,6 +205,14 @@ def test_empty_classes(host: None, tmp_path: Path) -> None:
 
     assert breaks_without("empty_classes", call, FileNotFoundError, "no valid file for the classes") == [1]
 
+    # evaluate.py resizes no image.
+    Image.new("RGB", (4, 5)).save(tmp_path / "2" / "0.png")
+    with shim("empty_classes").apply():
+        folder = module("torchvision.datasets").ImageFolder(root=str(tmp_path))
+        assert folder[0][0].size == (4, 4)
+        with pytest.raises(UserError, match=f"{tmp_path}/2/0.png is 4x5, another is 4x4: give images of one size"):
+            folder[1]
+
 
 def copied(data: Path, folder: Path, image: Any) -> tuple[Path, Path]:
     """A copy of images, one of which is replaced, and the path of that one."""
