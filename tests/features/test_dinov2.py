@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +122,9 @@ def test_files_that_hold_no_dinov2_are_refused_in_one_line(tmp_path: Path) -> No
     assert "it holds a whole module (torch.nn.modules.linear.Linear)" in message("code.pth")
     torch.save({"epoch": 3}, tmp_path / "more.pth")
     assert "more.pth holds more than a dictionary of tensors" in message("more.pth")
+    torch.save({"a": torch.tensor([math.nan])}, tmp_path / "nan.pth")
+    assert "have numbers in a that are not finite" in message("nan.pth")
+    (tmp_path / "lfs.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "git lfs pull" in message("lfs.pth")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    assert "it is a pipe or a device" in message("pipe.safetensors")

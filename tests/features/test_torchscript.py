@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import warnings
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,3 +117,46 @@ def test_files_that_are_no_torchscript_are_refused_in_one_line(tmp_path: Path) -
     assert f"--backbone {broken} is not a TorchScript module" in message(broken)
     torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
     assert "weights.pt is not a TorchScript module" in message(tmp_path / "weights.pt")
+
+
+def test_other_files_are_said_to_be_what_they_are(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    torch.save({"w": torch.ones(1)}, tmp_path / "weights.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    contents = {
+        "empty": b"",
+        "page": b"<!DOCTYPE html>",
+        "lfs": b"version https://git-lfs.github.com/spec/v1\n",
+        "half": (tmp_path / "weights.pt").read_bytes()[:200],
+        "onnx": b"\x08\x07\x12\x07pytorch\x1a\x051.9",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.pt").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/constants.pkl", bytes(1 << 26))
+
+    for name, words in (
+        ("pipe", "it is a pipe or a device"),
+        ("link", "Too many levels of symbolic links"),
+        (".", "it is a folder"),
+        ("empty.pt", "it is an empty file"),
+        ("page.pt", "it is a web page"),
+        ("lfs.pt", "git lfs pull"),
+        ("half.pt", "lacks its end"),
+        ("onnx.pt", "it is an ONNX file"),
+        ("weights.pt", "it is a file of torch.save: save one there by torch.jit.save"),
+        ("pickle.pt", "it is no archive of one"),
+        ("evil.pt", "it is a file of torch.save"),
+        ("bomb.pt", "net/constants.pkl would grow from"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            TorchScript(tmp_path / name, torch.device("cpu"))
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "marker").exists()

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ToyGAN, toy_networks
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from studiogan_guidance import samplers
@@ -136,3 +142,119 @@ def test_what_is_no_joint_is_refused(tmp_path: Path, toy_view: LatentView) -> No
 def test_options_of_the_learned_joint_go_with_no_other(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match="belongs to the learned joint, but joint is class_mean"):
         samplers.create("gandance", options)
+
+
+# ---------------------------------------------------------------------------- damaged files
+
+
+def rewritten(path: Path, view: LatentView, change: dict[str, Any] | None = None, **tensors: Any) -> Path:
+    """The file of a joint with other metadata, and other tensors (None: without it)."""
+    learned.save(path, trained(view), view, {})
+    metadata, state = learned._read(path)
+    state.update(tensors)
+    kept = {key: value for key, value in state.items() if value is not None}
+    save_file(kept, path, {learned.KEY: json.dumps({**metadata, **(change or {})})})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "tensors", "words"),
+    [
+        ({}, {"more": torch.ones(1)}, "it has a tensor too many, 'more'"),
+        ({}, {"residual.0.bias": None}, "it lacks the tensor residual.0.bias"),
+        ({}, {"class_strength": None}, "it lacks the tensor class_strength"),
+        ({}, {"residual.0.bias": torch.ones(3)}, r"its residual.0.bias is \[3\], by its metadata it should be \[8\]"),
+        ({}, {"row_strength": torch.ones(3, 1)}, r"its row_strength is \[3, 1\], by its metadata it should be \[3\]"),
+        ({}, {"unit": torch.ones(()).double()}, "its unit is float64, not float32"),
+        ({}, {"row_strength": torch.ones(3).half()}, "its row_strength is float16, not float32"),
+        ({}, {"residual.0.bias": torch.full((8,), math.nan)}, "its residual.0.bias has numbers that are not finite"),
+        ({}, {"unit": torch.tensor(math.inf)}, "its unit has numbers that are not finite"),
+        ({"base": ["class_mean"]}, {}, r"its base is \['class_mean'\], no estimator that is known"),
+        ({"base": "learned"}, {}, "its base is 'learned', no estimator"),
+        ({"base": None}, {}, "its base is None, no estimator"),
+        ({"depth": -1}, {}, "its depth is -1, no whole number from 0 up"),
+        ({"hidden": -5}, {}, "its hidden is -5, no whole number"),
+        ({"hidden": math.nan}, {}, "its hidden is nan, no whole number"),
+        ({"depth": 1.5}, {}, "its depth is 1.5, no whole number"),
+        ({"depth": True}, {}, "its depth is True, no whole number"),
+        ({"rows": "three"}, {}, "its rows is 'three', no whole number"),
+        ({"rows": None}, {}, "its rows is None, no whole number"),
+        ({"depth": 10**12}, {}, "its depth is 1,000,000,000,000, and it has 9 tensors"),
+        (
+            {"hidden": 10**12},
+            {},
+            r"its residual.0.weight is \[8, 4\], by its metadata it should be \[1000000000000, 4\]",
+        ),
+        ({"code_width": 10**12}, {}, r"its residual.4.weight is \[12, 8\], by its metadata"),
+        ({"num_classes": 10**12}, {}, r"its class_strength is \[5\], by its metadata it should be \[1000000000000\]"),
+        ({"depth": 1}, {}, "is .*, by its metadata it should be|too many"),
+        ({"depth": 0}, {}, "it lacks the tensor residual.value"),
+    ],
+)
+def test_a_damaged_joint_is_one_line(
+    tmp_path: Path, toy_view: LatentView, change: dict[str, Any], tensors: dict[str, Any], words: str
+) -> None:
+    path = rewritten(tmp_path / "joint.safetensors", toy_view, change, **tensors)
+    with pytest.raises(UserError, match=rf"the learned joint {path} is damaged: .*({words})") as caught:
+        learned.load(path, toy_view)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_metadata_that_are_no_json_are_one_line(tmp_path: Path, toy_view: LatentView) -> None:
+    path = tmp_path / "joint.safetensors"
+    learned.save(path, trained(toy_view), toy_view, {})
+    for text, words in (
+        ("{", "its metadata are no JSON"),
+        ("[" * 100_000, "its metadata are no JSON"),
+        ("[1]", "is no learned joint"),
+        ("3", "is no learned joint"),
+    ):
+        save_file(load_file(path), tmp_path / "a.safetensors", {learned.KEY: text})
+        with pytest.raises(UserError, match=words):
+            learned.load(tmp_path / "a.safetensors", toy_view)
+
+
+def test_what_is_no_file_of_a_joint_is_refused(tmp_path: Path, toy_view: LatentView) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    (tmp_path / "empty").touch()
+    (tmp_path / "page").write_text("<!DOCTYPE html>")
+    torch.save({"state_dict": {}}, tmp_path / "model.pth")
+    for name, words in (
+        ("pipe", "it is a pipe or a device"),
+        ("link", "Too many levels of symbolic links"),
+        (".", "it is a folder"),
+        ("empty", "it is an empty file"),
+        ("page", "it is a web page"),
+        ("model.pth", "it is a file of torch.save, none of safetensors"),
+    ):
+        with pytest.raises(UserError, match=f"cannot read the learned joint .*{words}"):
+            learned.load(tmp_path / name, toy_view)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_changed_bytes_of_a_joint_are_read_or_refused_in_one_line(
+    tmp_path: Path, toy_view: LatentView, data: st.DataObject
+) -> None:
+    path = tmp_path / "joint.safetensors"
+    learned.save(path, learned.create(toy_view, hidden=2), toy_view, {})
+    changed = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    del changed[data.draw(st.integers(0, 4 * len(changed))) :]
+    path.write_bytes(changed)
+
+    text = str(path)
+    try:
+        learned.load(path, toy_view)
+    except UserError as error:
+        text = str(error)
+    assert str(path) in text
+    assert "\n" not in text

@@ -31,6 +31,38 @@ def test_a_cut_line_and_lines_after_the_state_are_dropped(tmp_path: Path) -> Non
         Loop(tmp_path / "x", {"a": 1}, {"net": net}, {}, Group(), lambda step, values: None)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": None}, "it lacks identity"),
+        ({"net": None, "step": None}, "it lacks net, step"),
+        ({"identity": "{"}, "its identity is no JSON of a mapping"),
+        ({"result": "[1]"}, "its result is no JSON of a mapping"),
+        ({"step": -1}, "its step is no whole number from 0 up"),
+        ({"step": "3"}, "its step is no whole number"),
+        ({"net": {"weight": torch.ones(2, 2)}}, "its net does not fit"),
+        ({"net": 3}, "its net does not fit"),
+        ({"sgd": {"state": {}, "param_groups": []}}, "its sgd does not fit"),
+    ],
+)
+def test_a_damaged_state_is_one_line(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    net = torch.nn.Linear(1, 1)
+    parts = ({"net": net}, {"sgd": torch.optim.SGD(net.parameters(), 0.1)})
+    Loop(tmp_path / "x", {"a": 1}, *parts, Group(), lambda step, values: None).save()
+    state = {**torch.load(tmp_path / "x.state"), **change}
+    torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "x.state")
+    with pytest.raises(UserError, match=f"x.state is damaged: {words}.*; remove it to start anew") as caught:
+        Loop(tmp_path / "x", {"a": 1}, *parts, Group(), lambda step, values: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_that_is_another_file_says_what_it_is(tmp_path: Path) -> None:
+    for content, words in ((b"", "an empty file"), (b"<html>", "a web page"), (b"PK\x03\x04abc", "lacks its end")):
+        (tmp_path / "x.state").write_bytes(content)
+        with pytest.raises(UserError, match=f"cannot read .*x.state: .*{words}.*; remove it to start anew"):
+            Loop(tmp_path / "x", {"a": 1}, {}, {}, Group(), lambda step, values: None)
+
+
 def test_frozen_parameters_are_left_as_they_were_found() -> None:
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2).eval().requires_grad_(False))
     with frozen_parameters(net):
