@@ -42,7 +42,7 @@ class RunConfig:
         options: the sampler's options (in YAML they stand in the mapping of ``sampler``, next to ``name``).
         host_config: the host's YAML: in a file, a path from the file's folder or inside the host's ``src/configs``;
             in Python, an absolute path or one inside ``src/configs``.
-        ckpt: folder with the host's ``model=G*-weights-step*.pth`` files.
+        ckpt: folder with the host's ``model=G*-weights-step*.pth`` files, or one of them.
         which: the checkpoint among them: best or current, ema or raw; by default best before current, ema before raw.
         data: folder of real images as the host expects it (``train/<class>/*``, ``valid/<class>/*``, or CIFAR's own).
         held_out: folder of real images whose valid split (CIFAR: test) calibrates the discriminator, for samplers that

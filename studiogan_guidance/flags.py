@@ -165,7 +165,7 @@ BATCH_SIZE = setting(
 
 BASIC = (
     CONFIG,
-    click.option("--ckpt", metavar="DIR", help="Folder with the host's model=G*-weights-step*.pth."),
+    click.option("--ckpt", metavar="DIR", help="Folder with the host's model=G*-weights-step*.pth, or one file."),
     setting("--which", "WORDS", "Best or current, ema or raw weights.", "best and ema first", callback=WORDS),
     DATA,
     STUDIOGAN,

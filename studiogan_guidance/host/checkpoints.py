@@ -159,27 +159,31 @@ def beside(generator: Path) -> Path:
     )
 
 
-def announce(path: Path, cfg: RunConfig, sections: Mapping[str, Any]) -> None:
-    """Say on stderr where ``find`` took a file that one may not expect."""
-    folder = Path(cfg.ckpt or "")
+def announce(path: Path, source: Path, which: Iterable[str], averages: bool | None = None) -> None:
+    """Say on stderr where ``find`` took a file that one may not expect.
+
+    Args:
+        path: what it took.
+        source: the folder, or the file, that it was given.
+        which: the words that it was given.
+        averages: whether the configuration has a moving average (apply_g_ema); None if it is not known.
+    """
     words = facts(path)
-    model = sections.get("MODEL")
-    averaged = bool(model.get("apply_g_ema", False)) if isinstance(model, Mapping) else False
     if not words:
         return
 
     # Another time, or another step.
-    if folder.is_dir():
-        same = [file for file in folder.glob("model=*.pth") if _kind(file) == _kind(path)]
+    if source.is_dir():
+        same = [file for file in source.glob("model=*.pth") if _kind(file) == _kind(path)]
         if len(same) > 1:
-            notice(f"{folder} holds {len(same)} files of this name, {path.name} is taken, which has the last step")
-        if words["when"] == "current" and "current" not in cfg.which:
-            notice(f"{folder} holds no best checkpoint, {path.name} is taken")
+            notice(f"{source} holds {len(same)} files of this name, {path.name} is taken, which has the last step")
+        if words["when"] == "current" and "current" not in which:
+            notice(f"{source} holds no best checkpoint, {path.name} is taken")
 
     # Other weights than the host itself would evaluate.
-    if words["model"] == "G" and averaged and "raw" not in cfg.which and folder.is_dir():
-        notice(f"the configuration has apply_g_ema, and {folder} no moving average for {path.name}, which is taken")
-    if words["model"] == "G_ema" and not averaged and "ema" not in cfg.which:
+    if words["model"] == "G" and averages and "raw" not in which and source.is_dir():
+        notice(f"the configuration has apply_g_ema, and {source} no moving average for {path.name}, which is taken")
+    if words["model"] == "G_ema" and averages is False and "ema" not in which:
         notice(f"the configuration has no apply_g_ema, the moving average {path.name} is taken")
 
 

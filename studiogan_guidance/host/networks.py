@@ -42,7 +42,9 @@ def load(
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
     sections = sections or host_yaml(cfg, checkout)
-    announce(path, cfg, sections)
+    model = sections.get("MODEL")
+    averages = bool(model.get("apply_g_ema")) if isinstance(model, Mapping) else False
+    announce(path, Path(cfg.ckpt), cfg.which, averages)
     networks = build(sections, checkout, device)
     fill(networks.generator, state, path, cfg)
     return dataclasses.replace(networks, digest=weights_digest(networks.generator), source=str(path))
@@ -53,6 +55,7 @@ def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.
     file = Path(path)
     if file.is_dir():
         file = find(file, "G", cfg.which)
+        announce(file, Path(path), cfg.which)
     other = copy.deepcopy(generator)
     fill(other, read(file), file, cfg)
     return other.eval().requires_grad_(False)

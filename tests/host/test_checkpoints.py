@@ -203,8 +203,7 @@ def test_what_one_may_not_expect_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names(tmp_path, *files)
-    cfg = RunConfig(ckpt=str(tmp_path), which=which)
-    checkpoints.announce(checkpoints.find(tmp_path, "G", which), cfg, {"MODEL": {"apply_g_ema": averaged}})
+    checkpoints.announce(checkpoints.find(tmp_path, "G", which), tmp_path, which, averaged)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(words)
     for line, word in zip(lines, words):

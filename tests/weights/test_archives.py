@@ -365,6 +365,7 @@ def raw(path: Path, code: bytes, **entries: bytes) -> Path:
     """A zip archive as torch.save writes it, around a pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", code)
+        archive.writestr("a/version", b"3\n")
         for name, data in entries.items():
             archive.writestr(f"a/data/{name.removeprefix('s')}", data)
     return path
@@ -475,6 +476,7 @@ def bombs(folder: Path) -> list[Path]:
         path = folder / f"{name}.pth"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a/data.pkl", code)
+            archive.writestr("a/version", b"3\n")
             for key, data in entries.items():
                 archive.writestr(f"a/data/{key.removeprefix('s')}", data)
         return path
