@@ -1,20 +1,23 @@
-"""The configuration of a run: one frozen record, its schema, and the only reader of YAML.
+"""The configuration of a run: one frozen record, its schema, and its files.
 
 Defaults < file < command line. A file is either ours (``host_config`` points at the host's YAML), or a YAML of the
-host as it is: sections in capitals go to the host untouched, every other key is a field of ``RunConfig``.
+host as it is: sections in capitals go to the host untouched, every other key is a field of ``RunConfig``. Paths are
+from the current folder, except that of ``host_config``; ``~`` and variables such as ``$HOME`` are written out in them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studiogan_guidance.errors import UserError, nearest, one_line
-from studiogan_guidance.options import Spec, check_type
+from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.options import Spec, check_type, expanded, shown
 
 METRICS = ("fid", "is", "prdc", "kid", "fid_infinity", "per_class")
 WHICH = ("best", "current", "ema", "raw")
@@ -28,9 +31,18 @@ CHOICES = {
 }
 WORD_LISTS = {"metrics": METRICS, "which": WHICH}
 RUN_KEYS = ("sampler", "stages", "restat")  # our keys that may stand in the host's RUN section
-LEAST = {"num": 1, "batch_size": 1, "k": 1, "splits": 1, "seed": 0, "restat": 0}
+NUMBERS = {  # the least and the most
+    "num": (1, 2**31),  # each image has a seed of its own below it
+    "seed": (0, math.inf),  # see rng.check_images
+    "batch_size": (1, 2**16),  # the tensors of more images hold more numbers than a kernel can count
+    "k": (1, 10_000),  # of neighbours, all of which are searched
+    "splits": (1, 10_000),
+    "restat": (0, 10_000),  # batches of 64 images
+}
+PATHS = ("ckpt", "data", "held_out", "studiogan", "out", "host_config")
+INPUTS = ("ckpt", "data", "held_out", "studiogan")  # paths that must be there
+SECTIONS = ("DATA", "MODEL", "LOSS", "OPTIMIZATION", "PRE", "AUG", "RUN", "STYLEGAN")  # of the host's YAML
 LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
-MOST = 2**62  # whole numbers are below it
 
 
 @dataclass(frozen=True)
@@ -125,22 +137,28 @@ class RunConfig:
     def _check_types(self) -> None:
         for key, kind in typing.get_type_hints(RunConfig).items():
             check_type(key, getattr(self, key), kind)
+            if getattr(self, key) == "":
+                raise UserError(f"{key} is empty: give it a value, or leave it out")
+        if not self.metrics:
+            raise UserError(f"metrics is empty: name some of {', '.join(METRICS)}")
 
     def _check_words(self) -> None:
         for key, known in CHOICES.items():
             word = getattr(self, key)
             if word is not None and word not in known:
-                raise UserError(f"{key} is '{word}': {nearest(word, known)}")
+                raise UserError(f"{key} is {shown(word)}: {nearest(word, known)}")
         for key, known in WORD_LISTS.items():
             for word in getattr(self, key):
                 if word not in known:
-                    raise UserError(f"{key} has '{word}': {nearest(word, known)}")
+                    raise UserError(f"{key} has {shown(word)}: {nearest(word, known)}")
 
     def _check_numbers(self) -> None:
-        for key, least in LEAST.items():
+        for key, (least, most) in NUMBERS.items():
             value = getattr(self, key)
-            if value is not None and not least <= value < MOST:
+            if value is not None and value < least:
                 raise UserError(f"{key} must be a whole number from {least} up, found {value!r}")
+            if value is not None and value > most:
+                raise UserError(f"{key} must be at most {most}, found {shown(value)}")
         from studiogan_guidance.rng import check_images
 
         check_images(self.seed, self.num or 1)
@@ -162,7 +180,8 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     options of the command line are added to the defaults of the sampler.
     """
     settings = {key: value for key, value in overrides.items() if value not in (None, (), {})}
-    values = read(Path(path)) if path else {}
+    settings = {key: _path(key, value) for key, value in settings.items()}
+    values = read(Path(path)) if path is not None else {}
 
     # The sampler of the file, and its options if the command line names no other.
     options = dict(values.pop("sampler", {"name": RunConfig.sampler}))
@@ -179,7 +198,32 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
             f"--ckpt, --data and --held-out need the host's configuration, but {path or 'no -c'} names none: add -c "
             "FILE with host_config or the host's own sections (such as CIFAR10/BigGAN-gandance.yaml)"
         )
+    for key in INPUTS:
+        if path and key not in settings:
+            _check_beside(key, getattr(cfg, key), Path(path))
+    if path and "joint_ckpt" not in overrides.get("options", {}):
+        _check_beside("joint_ckpt", cfg.options.get("joint_ckpt"), Path(path))
     return cfg
+
+
+def _path(key: str, value: Any) -> Any:
+    """``value``, written out if ``key`` is a path, or of a feature network that has one."""
+    if not isinstance(value, str):
+        return value
+    if key == "backbone":
+        kind, colon, path = value.partition(":")
+        return f"{kind}{colon}{expanded(path)}"
+    return expanded(value) if key in PATHS else value
+
+
+def _check_beside(key: str, value: Any, file: Path) -> None:
+    """Raise UserError for a path of a file that is not in the current folder, but beside that file."""
+    if not isinstance(value, str) or os.path.exists(value) or not os.path.exists(beside := file.parent / value):
+        return
+    raise UserError(
+        f"{key} in {file} is {value}, which is not in {Path.cwd()}: paths are from the current folder; what is beside "
+        f"that file is {beside.resolve()}"
+    )
 
 
 def packaged() -> dict[str, Path]:
@@ -190,15 +234,15 @@ def packaged() -> dict[str, Path]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping; UserError otherwise."""
-    import yaml
+    """A YAML file whose top level is a mapping of plain values; UserError otherwise, see ``plain_yaml.read``."""
+    from studiogan_guidance import plain_yaml
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the configuration {path}: {one_line(error, 400)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"the configuration {path} must be a mapping of keys, found {type(content).__name__}")
+    content = plain_yaml.read(path)
+    if "data_processing" in content or "train" in content:
+        raise UserError(
+            f"{path} is a configuration of the PyTorch-StudioGAN of 2020 (keys {', '.join(content)}): those of 2022 "
+            "and later are YAML with sections DATA, MODEL, LOSS and OPTIMIZATION, take one of its src/configs"
+        )
     return content
 
 
@@ -217,10 +261,10 @@ def read(path: Path) -> dict[str, Any]:
     for key, value in content.items():
         if str(key).isupper():
             values["host"][key] = value
-        elif key not in known:
-            raise UserError(f"{path} has an unknown key '{key}': {nearest(str(key), known)}")
+        elif key not in known or (key == "data" and isinstance(value, dict)):
+            raise UserError(f"{path} has an unknown key {shown(key)}: {_known(key, known)}")
         elif value is not None:
-            values[key] = tuple(value) if isinstance(value, list) else value
+            values[key] = tuple(value) if isinstance(value, list) and key in LISTS else _path(key, value)
     if isinstance(values.get("classes"), str):
         values["classes"] = tuple(word.strip() for word in values["classes"].split(","))
     for key in LISTS:
@@ -232,7 +276,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has both host_config and the host's own sections: keep one of them")
     if host_config := values.get("host_config"):
         beside = path.parent / str(host_config)
-        if beside.is_file():
+        if os.path.isfile(beside):
             values["host_config"] = str(beside.resolve())  # an absolute path, whose meaning no current folder changes
 
     # Names of samplers and stages become mappings.
@@ -243,9 +287,16 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _known(key: str, known: list[str]) -> str:
+    """The tail of the error about an unknown key; the host's sections may have been written in small letters."""
+    if key.upper() in SECTIONS:
+        return f"as a section of the host it is {key.upper()}, in capitals"
+    return nearest(key, known)
+
+
 def _existing(path: Path) -> Path:
     """``path``, or the packaged file of that name; UserError if there is neither."""
-    if path.exists():
+    if os.path.exists(path):
         return path
     if str(path) not in packaged():
         raise UserError(f"no configuration {path} here or in the package: {nearest(str(path), packaged())}")

@@ -77,7 +77,7 @@ def grid(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -> 
     """Callback of ``--grid KEY=VALUE,VALUE``."""
     example = "an option and its values such as scale=1,1.2"
     values = {}
-    for key, text in parse_pairs(items, "--grid", example, once=True).items():
+    for key, text in parse_pairs(items, "--grid", example).items():
         values[key] = text.split(",")
         if not all(values[key]):
             raise UserError(f"--grid takes {example}, each option once, found '{key}={text}'")
@@ -88,7 +88,7 @@ def ranges(ctx: click.Context, param: click.Parameter, items: tuple[str, ...]) -
     """Callback of ``--over KEY=LOW:HIGH``."""
     example = "a range such as scale=0.8:2"
     bounds: dict[str, tuple[float, float]] = {}
-    for key, text in parse_pairs(items, "--over", example, once=True).items():
+    for key, text in parse_pairs(items, "--over", example).items():
         try:
             low, high = convert(key, text, tuple[float, ...])
         except ValueError:

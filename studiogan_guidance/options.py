@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -28,6 +31,9 @@ WORDS: dict[Any, str] = {
     tuple[Any, ...]: "a list",
     Mapping[str, Any]: "a mapping",
 }
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)  # no 1_000, no 0x10
+NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
+STACK = 4  # things with names inside each other: a sampler, its base, the base of that, and one more
 TRUTH: dict[Any, bool] = {True: True, False: False, "true": True, "false": False}
 
 
@@ -54,7 +60,8 @@ class Spec:
         """A Spec from its text, its mapping, or itself; ``what`` it is about stands in the error.
 
         Raises:
-            UserError: ``spec`` is neither of these, or a text that breaks the grammar ``name:key=value,key=value``.
+            UserError: ``spec`` is neither of these, or a text that breaks the grammar ``name:key=value,key=value``,
+                each key once; or a stack of more than ``STACK`` things.
         """
         if isinstance(spec, Spec):
             return spec
@@ -62,19 +69,42 @@ class Spec:
         if isinstance(spec, str):
             name, colon, text = spec.partition(":")
             items = [item.partition("=") for item in text.split(",")] if colon else []
-            if name and all(key and equals for key, equals, _ in items):
-                return cls(name, nested({key: value for key, _, value in items}))
+            pairs = {key: value for key, _, value in items}
+            if name and all(key and equals for key, equals, _ in items) and len(pairs) == len(items):
+                return cls(name, nested(pairs))
         elif isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
             options = dict(spec)
             return cls(options.pop("name"), nested(options))
 
         raise UserError(
-            f"{what} must be a name or a mapping with a name, or text such as gandance:scale=1.1, found {spec!r}"
+            f"{what} must be a name or a mapping with a name, or text such as gandance:scale=1.1, found {shown(spec)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """``{"name": ..., option: value}``, as YAML and results hold it."""
         return {"name": self.name, **self.options}
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it, in some 40 characters for each text in it.
+
+    Example:
+        >>> shown("a" * 1000)
+        "'aaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaa'"
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 40
+    return short.repr(value)
+
+
+def expanded(path: str) -> str:
+    """A path with ``~`` and variables such as ``$HOME`` written out; no shell does that behind an equals sign.
+
+    Example:
+        >>> expanded("~/a.pt") == os.path.join(os.environ["HOME"], "a.pt")
+        True
+    """
+    return os.path.expandvars(os.path.expanduser(path))
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,8 +115,9 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
         {'base': {'name': 'gandance', 'scale': 1.1}}
 
     Raises:
-        UserError: what stands before the dot is neither a name nor a mapping.
+        UserError: what stands before the dot is neither a name nor a mapping; more than ``STACK`` things in each other.
     """
+    _check_stack(options, STACK)
     named = {str(key): value for key, value in options.items()}  # in YAML, a key may be a number
     whole = {key: value for key, value in named.items() if "." not in key}
     for key, value in named.items():
@@ -98,6 +129,16 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
             outer = Spec.parse(outer, head).to_dict()
         whole[head] = {**outer, tail: value}
     return whole
+
+
+def _check_stack(options: Mapping[Any, Any], most: int) -> None:
+    """Raise UserError if things with names stand more than ``most`` deep inside each other."""
+    for key, value in options.items():
+        left = most - str(key).count(".")
+        if left < 1:
+            raise UserError(f"{shown(str(key))} is about a stack of more than {STACK} things: nothing works on so many")
+        if isinstance(value, Mapping):
+            _check_stack(value, left - 1)
 
 
 def dotted(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +181,9 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     try:
         return _converted(value, required)
     except (TypeError, ValueError, KeyError, OverflowError):
-        raise UserError(f"{name} must be {WORDS.get(required, required)}, found {value!r}") from None
+        is_infinite = required is float and isinstance(value, (str, float)) and NOT_FINITE.fullmatch(str(value))
+        what = "a finite number" if is_infinite else WORDS.get(required, required)
+        raise UserError(f"{name} must be {what}, found {shown(value)}") from None
 
 
 def _without_none(kind: Any) -> Any:
@@ -161,9 +204,11 @@ def _converted(value: Any, kind: Any) -> Any:
         return TRUTH[value]
 
     # Tuples: items of one kind, or two ends.
+    if isinstance(value, Mapping):
+        raise ValueError
     if kind == tuple[int, int]:
         low, high = re.split("[-:,]", value) if isinstance(value, str) else value
-        return int(low), int(high)
+        return _converted(low, int), _converted(high, int)
     if typing.get_origin(kind) is tuple:
         member = typing.get_args(kind)[0]
         separators = "[:,]" if member is float else ","
@@ -171,14 +216,20 @@ def _converted(value: Any, kind: Any) -> Any:
         return tuple(_converted(item.strip() if isinstance(item, str) else item, member) for item in items)
 
     # Numbers and text; a bool is neither.
-    if isinstance(value, bool):
+    if isinstance(value, (bool, list, tuple)) or value is None or value == "":
         raise ValueError
-    if kind is int:
-        number = float(value)
-        if number != int(number):
-            raise ValueError
-        return value if isinstance(value, int) else int(number)
-    return kind(value)
+    if kind is str:
+        return expanded(value) if isinstance(value, str) and value[0] in "~$" else str(value)
+    if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
+        raise ValueError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    if kind is float:
+        return number
+    if number != int(number):
+        raise ValueError
+    return value if isinstance(value, int) else int(number)
 
 
 def whole_numbers(word: int | str) -> range | None:
@@ -213,7 +264,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         member = typing.get_args(required)[0]
         fits = member is Any or all(_is_instance(item, member) for item in value)
     if not fits:
-        raise UserError(f"{name} must be {WORDS.get(required, required)}, found {value!r}")
+        raise UserError(f"{name} must be {WORDS.get(required, required)}, found {shown(value)}")
 
 
 def _is_instance(value: Any, kind: type) -> bool:
@@ -221,16 +272,17 @@ def _is_instance(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def parse_pairs(items: Sequence[str], flag: str, example: str, once: bool = False) -> dict[str, str]:
-    """Texts KEY=VALUE as a mapping; of a key that is given twice the last counts, or none with ``once``.
+def parse_pairs(items: Sequence[str], flag: str, example: str) -> dict[str, str]:
+    """Texts KEY=VALUE as a mapping.
 
     Raises:
-        UserError: a text without a key or an equals sign, which the message answers with ``flag`` and an ``example``.
+        UserError: a text without a key or a value, or a key twice, which the message answers with ``flag`` and an
+            ``example``.
     """
     pairs: dict[str, str] = {}
     for item in items:
-        key, equals, value = item.partition("=")
-        if not key or not equals or (once and (key in pairs or not value)):
-            raise UserError(f"{flag} takes {example}{', each option once' if once else ''}, found '{item}'")
+        key, _, value = item.partition("=")
+        if not key or not value or key in pairs:
+            raise UserError(f"{flag} takes {example}, each option once, found {shown(item)}")
         pairs[key] = value
     return pairs

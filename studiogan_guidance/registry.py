@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from studiogan_guidance.errors import UserError, nearest, one_line
-from studiogan_guidance.options import Spec, convert, nested
+from studiogan_guidance.options import Spec, convert, nested, shown
 
 T = TypeVar("T")
 
@@ -22,6 +22,21 @@ FAMILIES = {  # in the order of display
     "pool": "choose from a pool of draws",
     "": "others",
 }
+MOST = {  # that a whole number of this name may be: what it makes must fit into memory, and end
+    "pool": 10**7,
+    "draws": 10**7,
+    "burn_in": 10**7,
+    "clusters": 10**4,
+    "cells": 10**4,
+    "particles": 10**4,
+    "k": 10**4,
+    "subset": 10**4,
+    "depth": 1000,
+    "hidden": 2**15,
+    "head_hidden": 2**15,
+    "batch": 2**16,
+}
+MOST_OF_OTHERS = 10**6  # such as steps, each of them a pass through a network
 NEEDS = ("classes", "w", "gaussian", "discriminator", "gradient", "snapshot")
 
 
@@ -153,6 +168,7 @@ class Registry(Generic[T]):
                 known = nearest(key, kinds) if kinds else "it takes none"
                 raise UserError(f"{self.kind} '{spec.name}' has no option '{key}': {known}")
             values[key] = convert(f"{spec.name}.{key}", value, kinds[key])
+            _check_most(f"{spec.name}.{key}", values[key], MOST.get(key, MOST_OF_OTHERS))
         return cls(**values)
 
     def name_of(self, thing: object) -> str:
@@ -184,3 +200,9 @@ class Registry(Generic[T]):
                     f"cannot import {self.kind} '{point.name}' of {source} (entry point {point.value}: "
                     f"{type(error).__name__}: {one_line(error)}): update or uninstall that package"
                 )
+
+
+def _check_most(name: str, value: Any, most: int) -> None:
+    """Raise UserError for a whole number that nothing could end or hold."""
+    if isinstance(value, int) and value > most:
+        raise UserError(f"{name} must be at most {most}, found {shown(value)}: more takes all memory, or never ends")

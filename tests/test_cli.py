@@ -199,7 +199,7 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
         (("eval", "--metrics", "fit"), "did you mean 'fid'"),
         (("eval", "--ckpt", "x"), "add -c FILE"),
         (("eval", "-c", "builtin-gandance.yaml", "--ckpt", "x"), "add -c FILE"),
-        (("eval", "--seed", "9223372036854775807"), "seed must be a whole number"),
+        (("eval", "--seed", "9223372036854775807"), "choose a seed of at most 2147483647"),
         (("eval", "-o", "subset=inf"), "gandance.subset must be a whole number"),
         (("eval", "-c", "no.yaml"), "no configuration no.yaml"),
         (("eval", "--reference", "tests"), "did you mean 'test'"),

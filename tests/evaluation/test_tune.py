@@ -210,7 +210,7 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
         (["--budget", 3], "give at least 2 repeats and --budget"),
         (["--sampler", "truncation", "--over", "center=0:1"], "is no option to search"),
         (["--per-layer", 2, "--over", "psi=0.5:1"], "add --over scale"),
-        (["--over", "psi=nan:1"], "is no range"),
+        (["--over", "psi=nan:1"], "--over takes a range"),
         (["--over", "subset=1:10"], "is no option to search"),
     ):
         result = run("tune", *given, "--out", tmp_path / "o")
