@@ -39,8 +39,8 @@ NUMBERS = {  # the least and the most
     "splits": (1, 10_000),
     "restat": (0, 10_000),  # batches of 64 images
 }
-PATHS = ("ckpt", "data", "held_out", "studiogan", "out", "host_config")
-INPUTS = ("ckpt", "data", "held_out", "studiogan")  # paths that must be there
+PATHS = ("ckpt", "data", "held_out", "studiogan", "reference_stats", "out", "host_config")
+INPUTS = ("ckpt", "data", "held_out", "studiogan", "reference_stats")  # paths that must be there
 SECTIONS = ("DATA", "MODEL", "LOSS", "OPTIMIZATION", "PRE", "AUG", "RUN", "STYLEGAN")  # of the host's YAML
 LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
 
