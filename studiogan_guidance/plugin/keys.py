@@ -27,12 +27,7 @@ from studiogan_guidance.samplers.ratio import GradientSampler
 from studiogan_guidance.training.stage import STAGES, Stage
 
 STYLE = ("stylegan2", "stylegan3")
-BY_CLASS = {  # flags of the host that ask for images of classes, by their names in RUN
-    "interpolation": "-itp",
-    "intra_class_fid": "-ifid",
-    "GAN_train": "--GAN_train",
-    "GAN_test": "--GAN_test",
-}
+BY_CLASS = {"interpolation": "-itp", "intra_class_fid": "-ifid"}  # flags that need classes, by their names in RUN
 
 
 # ---------------------------------------------------------------------------- what the YAML names

@@ -149,6 +149,94 @@ def test_bad_data_is_one_line_and_exit_2(small: list[str], tmp_path: Path, hub: 
     assert "9.png: it is no image" in message(tmp_path / "data", "--pre-resizer", "lanczos")
 
 
+class Averages(torch.nn.Module):
+    """Pixels of a small copy as features, and some of them as class logits."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
+        return h, h[:, :4]
+
+
+@pytest.fixture(scope="module")
+def averages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("features") / "averages.pt"
+    torch.jit.script(Averages()).save(str(path))
+    return f"torchscript:{path}"
+
+
+@pytest.fixture(scope="module", params=["deep_conv+unconditional", "stylegan2+unconditional"])
+def unconditional(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkout: Checkout
+) -> list[str]:
+    yaml, folder = save(request.param, checkout, tmp_path_factory.mktemp("unconditional"))
+    return ["-c", str(yaml), "--ckpt", str(folder)]
+
+
+def test_generators_without_labels_in_every_verb(
+    unconditional: list[str], averages: str, data: Path, tmp_path: Path
+) -> None:
+    """On data of four classes, which is nothing to them."""
+    is_style = "stylegan" in unconditional[1]
+    size = 16 if is_style else 32
+    sized = ["--pre-resizer", "lanczos"] if is_style else []
+    drawn = [*unconditional, "--data", data, "--out", tmp_path]
+    common = [*drawn, *sized, "--num", 8, "--batch-size", 8, "--backbone", averages]
+    drs = ["--sampler", "drs", "-o", "burn_in=50", "-o", "calibration=head", "-o", "calibration_images=12"]
+
+    # Images, with labels 0.
+    ok("sample", *drawn, "--num", 6, "--sampler", "drs", "-o", "burn_in=50", "-o", "calibration=none")
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["images"].shape == (6, size, size, 3)
+        assert file["labels"].tolist() == [0] * 6
+
+    # Metrics that need no label.
+    rows = ok("eval", *common, *drs, "--metrics", "fid,is,prdc,kid")["rows"]
+    assert [row["sampler"] for row in rows] == ["plain", "drs"]
+    assert all(np.isfinite(value) for row in rows for value in row["metrics"].values())
+    assert len(rows[0]["metrics"]) == 7
+
+    # Comparisons, and searches (which are the same for both, and slow for w on a CPU).
+    chains = ["--with", "metropolis:proposals=2,calibration=none", "--with", "ddls:steps=1,calibration=none"]
+    compared = ok("compare", *common, *chains, "--metrics", "fid")["rows"]
+    assert [row["sampler"] for row in compared] == ["plain", "metropolis", "ddls"]
+    if is_style:
+        return
+    points = ok("sweep", *common, "--sampler", "truncation", "--grid", "threshold=0.5,1", "--metrics", "fid")["rows"]
+    assert [row["sampler"] for row in points] == ["plain", "truncation", "truncation"]
+    search = ["--over", "threshold=0.5:2", "--budget", 9, "--repeats", 2, "--metrics", "fid"]
+    tuned = ok("tune", *common, "--sampler", "truncation", *search)
+    assert tuned["evaluations"] <= 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "sampler 'gandance' needs a conditional generator, but "),
+        (["eval"], " is unconditional (MODEL.g_cond_mtd 'W/O'): use plain, truncation, simplicial, drs, metropolis"),
+        (["tune"], "sampler 'gandance' needs a conditional generator"),
+        (["tune", "--sampler", "drs"], "'drs' has no scale to search: add --over OPTION=LOW:HIGH, with one of percent"),
+        (["compare", "--with", "ddls:base=gandance"], "sampler 'gandance' needs a conditional generator"),
+        (["eval", "--sampler", "plain", "--classes", "3"], "--classes needs a conditional generator"),
+        (["sample", "--sampler", "plain", "--classes", "0"], "--classes needs a conditional generator"),
+        (["eval", "--sampler", "plain", "--labels", "data"], "labels: data needs a conditional generator"),
+        (["eval", "--sampler", "plain", "--metrics", "per_class"], "per_class needs a conditional generator"),
+        (["train"], "stage 'joint' needs a conditional generator"),
+        (["train", "--stage", "strengths"], "stage 'strengths' needs a conditional generator"),
+    ],
+)
+def test_what_needs_labels_is_refused_by_name(
+    arguments: list[str], message: str, unconditional: list[str], averages: str, data: Path, tmp_path: Path
+) -> None:
+    if "stylegan" in unconditional[1]:
+        pytest.skip("the same sentences")
+    measured = [] if arguments[0] == "sample" else ["--backbone", averages]
+    result = run(*arguments, *unconditional, *measured, "--data", data, "--out", tmp_path)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len([line for line in result.stderr.splitlines() if line.startswith("Error")]) == 1
+    assert not (tmp_path / "results.jsonl").exists()
+
+
 def test_missing_inception_weights_name_the_folder(
     small: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

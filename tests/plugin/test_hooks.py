@@ -169,6 +169,12 @@ def test_without_a_host_it_says_where_to_call_it() -> None:
         host_package.register()
 
 
+def model_section(made: Networks) -> dict[str, Any]:
+    """What is read of the host's MODEL section."""
+    names = ("backbone", "z_dim", "z_prior", "g_cond_mtd")
+    return {**{name: getattr(made, name) for name in names}, "info_type": "N/A"}
+
+
 def generate(made: Networks, run: dict[str, Any], count: int = 6, y: Any = "totally_random", **more: Any) -> Any:
     """The host's generate_images as its evaluation calls it."""
     generator: Any = made.generator
@@ -186,13 +192,7 @@ def generate(made: Networks, run: dict[str, Any], count: int = 6, y: Any = "tota
         "is_train": False,
         "LOSS": SimpleNamespace(lo_steps4eval=0, lo_steps4train=0, apply_lo=False),
         "RUN": SimpleNamespace(**run),
-        "MODEL": SimpleNamespace(
-            backbone=made.backbone,
-            z_dim=made.z_dim,
-            z_prior=made.z_prior,
-            g_cond_mtd=made.g_cond_mtd,
-            info_type="N/A",
-        ),
+        "MODEL": SimpleNamespace(**model_section(made)),
         "device": torch.device("cpu"),
         "is_stylegan": is_stylegan,
         "generator_mapping": getattr(generator, "mapping", None),
@@ -260,6 +260,62 @@ def test_the_host_chooses_the_labels_of_canvases(host: None, checkout: Checkout,
     plan = LabelPlan(tuple(wanted.tolist()))
     ours = stream(made, "gandance", {"scale": 1.5}, range(5, 5 + len(wanted)), plan)
     assert torch.equal(images, ours.images)
+
+
+@pytest.mark.parametrize("y", ["totally_random", 2, "acending_all"])
+@pytest.mark.parametrize("name", ["resnet+unconditional", "stylegan2+unconditional"])
+def test_images_without_labels_are_those_of_our_own_evaluation(
+    host: None, checkout: Checkout, name: str, y: Any
+) -> None:
+    made = networks(name, checkout)
+    sampler = {"name": "hubness", "pool": 100, "threshold": 7}
+    images, labels, *_ = generate(made, spec(sampler), 6, y, num_classes=4)  # of the data
+    assert len(images) == (32 if y == "acending_all" else 6)
+    assert labels.tolist() == [0] * len(images)
+    options = {"pool": 100, "threshold": 7}
+    assert torch.equal(images, stream(made, "hubness", options, range(5, 5 + len(images))).images)
+
+
+def test_what_calls_the_generator_by_itself_may_give_any_labels_to_one_without(host: None, checkout: Checkout) -> None:
+    made = networks("stylegan2+unconditional", checkout)
+    run, model = (SimpleNamespace(**part) for part in (spec({"name": "truncation", "psi": 0.5}), model_section(made)))
+    session = seam.Session(seam.current(), made.generator, run, model, 4, "cpu")
+    z = torch.randn(3, made.z_dim, generator=torch.Generator().manual_seed(0))
+    images = session.decode(z, torch.tensor([3, 1, 2]))
+    view = view_for(made)
+    with torch.no_grad():
+        code = view.global_mean().lerp(view.encode(z, torch.zeros(3, dtype=torch.int64)), 0.5)
+        assert_same_images(images, view.decode(code, z, None))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "given", "message"),
+    [
+        (
+            "gandance",
+            {},
+            r"sampler 'gandance' needs a conditional generator, but this generator is unconditional \(MODEL.g",
+        ),
+        (
+            "{name: drs, base: gandance}",
+            {},
+            "sampler 'gandance' needs a conditional generator, .*: use plain, truncation",
+        ),
+        ("{name: drs}", {"intra_class_fid": True}, "-ifid needs a conditional .*: drop it, or the sampler"),
+        ("{name: drs}", {"langevin_sampling": True, "vis_fake_images": True}, "-lgv .* cannot be combined"),
+    ],
+)
+def test_what_needs_classes_is_refused_by_name(
+    host: None, tmp_path: Path, sampler: str, given: dict[str, Any], message: str
+) -> None:
+    path = write_yaml(tmp_path / "a.yaml", "deep_conv+unconditional", f"sampler: {sampler}")
+    with pytest.raises(UserError, match=message):
+        configured(path, **given)
+
+
+def test_what_needs_no_class_is_accepted(host: None, tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "a.yaml", "deep_conv+unconditional", "sampler: {name: drs, percentile: 90}")
+    assert configured(path).RUN.sampler["percentile"] == 90
 
 
 def test_truncation_factor_keeps_its_meaning_for_w(host: None, checkout: Checkout) -> None:
