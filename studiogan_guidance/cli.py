@@ -16,8 +16,9 @@ import click
 
 from studiogan_guidance import __version__, flags
 from studiogan_guidance.batches import is_out_of_memory
-from studiogan_guidance.config import load
-from studiogan_guidance.errors import UserError, one_line, torchrun_number
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.config import load as load_configuration
+from studiogan_guidance.errors import UserError, notice, one_line, torchrun_number
 from studiogan_guidance.flags import (
     AS_JSON,
     BASIC,
@@ -138,6 +139,21 @@ def _emit_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     from studiogan_guidance.evaluation.tables import table
 
     _emit({"rows": rows} if rows else {}, as_json, lambda result: table(result["rows"]))
+
+
+def load(path: str | None, settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a command; ``path`` may also be a name inside the host's ``src/configs``."""
+    if path is not None:
+        from studiogan_guidance.host.locate import host_configuration
+
+        path = host_configuration(path, settings.get("studiogan"))
+    cfg = load_configuration(path, settings)
+    if cfg.stages:
+        from studiogan_guidance.training.stage import STAGES
+
+        names = [STAGES[stage["name"]].name for stage in cfg.stages]
+        notice(f"stages ({', '.join(names)}) are trained by 'run' and 'train' only: nothing of them happens here")
+    return cfg
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

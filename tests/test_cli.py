@@ -201,6 +201,35 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
         (("eval", "-c", "builtin-gandance.yaml", "--ckpt", "x"), "add -c FILE"),
         (("eval", "--seed", "9223372036854775807"), "choose a seed of at most 2147483647"),
         (("eval", "-o", "subset=inf"), "gandance.subset must be a whole number"),
+        (("sample", "-o", "scale=1", "-o", "scale=2"), "-o takes key=value, each option once, found 'scale=2'"),
+        (("sample", "-o", "scale=1_000"), "gandance.scale must be a number, found '1_000'"),
+        (("sample", "-o", "joint_ckpt="), "-o takes key=value"),
+        (("sample", "-o", ".".join(["base"] * 5) + "=ddls"), "is about a stack of more than 4 things"),
+        (
+            ("sample", "--sampler", "hubness", "-o", "pool=1e12"),
+            "hubness.pool must be at most 10000000, found 1000000000",
+        ),
+        (("sample", "--sampler", "cluster_truncation", "-o", "draws=1e14"), "cluster_truncation.draws must be at most"),
+        (("sample", "--sampler", "simplicial", "-o", "cells=1e6"), "simplicial.cells must be at most 10000"),
+        (("sample", "--sampler", "ddls", "-o", "steps=1e9"), "ddls.steps must be at most 1000000"),
+        (("sample", "--num", 10**12), "num must be at most 2147483648"),
+        (("sample", "--batch-size", 10**9), "batch_size must be at most 65536"),
+        (("sample", "--seed", 2**31 - 1, "--num", 2), "choose a seed of at most 2147483646"),
+        (
+            ("sweep", "--grid", f"scale={','.join(['1'] * 400)}", "--grid", f"subset={','.join(['1'] * 400)}"),
+            "160000 points",
+        ),
+        (("tune", "--over", "scale=-1e308:1e308"), "is no range"),
+        (("tune", "--min-recall", "nan"), "--min-recall must be between 0 and 1, as recall is, found nan"),
+        (("tune", "--min-recall", 2), "--min-recall must be between 0 and 1, as recall is, found 2"),
+        (("tune", "--budget", 10**9), "--budget and --repeats are at most 10000"),
+        (("tune", "--repeats", 10**9), "--budget and --repeats are at most 10000"),
+        (("tune", "--per-layer", 10**9), "--per-layer must be at most 100"),
+        (("compare", "--with", "plain", "--seeds", 10**9), "--seeds must be at most 1000"),
+        (("compare", "--with", "ddls:steps=1,steps=2"), "--with takes a sampler such as"),
+        (("sample", "--data", ""), "data is empty"),
+        (("sample", "--labels", ""), "labels is empty"),
+        (("eval", "--metrics", ""), "--metrics takes words"),
         (("eval", "-c", "no.yaml"), "no configuration no.yaml"),
         (("eval", "--reference", "tests"), "did you mean 'test'"),
         (("sample", "--classes", "3,10"), "class 10 is out of range: this generator has classes 0 to 9"),
@@ -253,3 +282,15 @@ def test_importing_the_package_and_asking_for_help_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     code = "import sys, studiogan_guidance.samplers, studiogan_guidance.latents; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_stages_outside_of_a_host_run_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("stages: [joint]")
+    result = run("sample", "-c", file, "--num", 1, "--out", tmp_path / "o")
+    assert result.exit_code == 0
+    assert "Note: stages (joint) are trained by 'run' and 'train' only" in result.stderr
+    file.write_text("stages: [jiont]")
+    result = run("sample", "-c", file, "--num", 1, "--out", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "did you mean 'joint'" in result.stderr

@@ -1,11 +1,18 @@
+import dataclasses
+import typing
 from dataclasses import dataclass
+from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from studiogan_guidance import options
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.options import Spec
-from studiogan_guidance.registry import Registry
+from studiogan_guidance.registry import Entry, Registry
+from studiogan_guidance.samplers import SAMPLERS
+from studiogan_guidance.training import STAGES
 
 
 def test_a_name_can_be_used_once() -> None:
@@ -126,3 +133,37 @@ def test_a_package_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.
         with pytest.raises(UserError, match=f"unknown number 'thrice': .*; {reason}"):
             registry["thrice"]
     assert len(registry.broken()) == 1
+
+
+@pytest.mark.parametrize("entry", list(SAMPLERS), ids=lambda entry: entry.name)
+def test_whole_numbers_of_every_sampler_have_an_end(entry: Entry[Any]) -> None:
+    hints = typing.get_type_hints(entry.target)
+    for field in dataclasses.fields(entry.target):
+        if hints[field.name] in (int, int | None) and field.init:
+            for value in (10**9, 1e12, "1e12", "9" * 30):
+                with pytest.raises(UserError, match=rf"^{entry.name}\.{field.name} must be (at most|a whole number)"):
+                    SAMPLERS.create(entry.name, {field.name: value})
+
+
+TEXTS = st.text(max_size=6) | st.text("0123456789.-+eE:,_ nainfb", max_size=6) | st.sampled_from(
+    ["none", "true", "1e400", "1_000", "plain", "ddls", "gandance:scale=2", "~", "$HOME", "0-4", "1:0.5"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", [*SAMPLERS, *STAGES], ids=lambda entry: entry.name)
+@hypothesis.settings(max_examples=40, derandomize=True, deadline=None)
+@hypothesis.given(data=st.data())
+def test_any_texts_of_options_make_an_instance_or_a_sentence(entry: Entry[Any], data: st.DataObject) -> None:
+    names = [field.name for field in dataclasses.fields(entry.target) if field.init]
+    keys = st.sampled_from([*names, "base.base", "base.scale", "a", "scale.b"])
+    options = data.draw(st.dictionaries(keys, TEXTS, max_size=4))
+    registry = SAMPLERS if entry in list(SAMPLERS) else STAGES
+    try:
+        made = registry.create(entry.name, options)
+    except UserError as error:
+        line = str(error)
+    else:
+        line = ""
+        assert isinstance(made, entry.target)
+    assert "\n" not in line
+    assert len(line) < 1500

@@ -28,6 +28,7 @@ from studiogan_guidance.samplers import SAMPLERS, Sampler
 Row = Mapping[str, Any]
 Record = dict[str, Any]
 PARTS = ("sampler", "options", "metrics", "protocol", "generator", "cost", "seconds")  # of every row
+MOST_SEEDS = 1000  # ranges of seeds
 OFF = {None: "none", False: "false"}
 
 
@@ -48,8 +49,10 @@ def compare(cfg: RunConfig, seeds: int = 1, every: bool = False) -> dict[str, An
         UserError: no samplers, or a list and ``every``; unknown samplers or options; options that have no meaning on
             this generator. (With ``every``, samplers that are refused are left out, with a line on stderr.)
     """
-    if not 1 <= seeds < 2**20:
+    if seeds < 1:
         raise UserError(f"--seeds must be a whole number from 1 up, found {seeds}")
+    if seeds > MOST_SEEDS:
+        raise UserError(f"--seeds must be at most {MOST_SEEDS}, found {seeds}: each of them is a measurement")
     candidates = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in _specs(cfg, every)]
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:

@@ -29,6 +29,7 @@ from studiogan_guidance.options import Spec, dotted
 from studiogan_guidance.samplers import Sampler, restat
 
 Point = tuple[str, Sampler, int]  # name, sampler, first seed
+POINTS = 10_000  # of a grid
 STRIP_ROWS = 8
 STRIP_COLUMNS = 16
 PAUSE = 0.5  # seconds between looks at the points of other processes
@@ -52,6 +53,12 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
         raise UserError("a sweep needs a grid: give --grid scale=0.9,1,1.1 with any option of the sampler")
 
     # The points, with plain sampling in front if none of them is plain.
+    count = math.prod(map(len, grid.values()))
+    if count > POINTS:
+        raise UserError(
+            f"this grid has {count} points, each of them a measurement of seconds to hours: give fewer values, at most "
+            f"{POINTS} points"
+        )
     combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     wanted = [Spec(cfg.sampler, {**cfg.options, **options}) for options in combinations]
     grid_samplers = [samplers.create(spec) for spec in wanted]

@@ -41,6 +41,9 @@ OBJECTIVES = {  # each with the metric that gives it
 }
 OVER = {"scale": (0.8, 2.0)}  # options that are searched by default, with their ranges
 GOLDEN = 0.381966  # 2 - golden ratio
+FARTHEST = 1e6  # end of a range
+MOST = 10_000  # evaluations
+MOST_GROUPS = 100  # of w rows
 STEPS = 4  # of the first look along a line
 SHARES = (0.0, 2.0)  # range of a share of the profile
 FINEST = 0.005  # the smallest step of a search, as a part of the range
@@ -97,8 +100,10 @@ def tune(
         UserError: an unknown objective, an empty range, a budget too small, options that have no meaning on this
             generator, a sampler that is plain sampling with no options.
     """
-    lines = _lines(over, groups)
     _check_request(cfg, over, objective, groups)
+    lines = _lines(over, groups)
+    if min_recall is not None and not 0 <= min_recall <= 1:
+        raise UserError(f"--min-recall must be between 0 and 1, as recall is, found {min_recall:g}")
     _check_budget(budget, repeats, len(lines))
     plain, start = _starts(cfg, lines)
 
@@ -144,11 +149,15 @@ def _check_request(cfg: RunConfig, over: Mapping[str, tuple[float, float]], obje
         one_of = f"with one of {', '.join(numbers)}" if numbers else "with a number of its base"
         raise UserError(f"'{cfg.sampler}' has no scale to search: add --over OPTION=LOW:HIGH, {one_of}")
     for name, (low, high) in over.items():
-        if not (math.isfinite(low) and low < high < math.inf):
-            raise UserError(f"--over {name}={low:g}:{high:g} is no range: give a lower and a higher number")
+        if not -FARTHEST <= low < high <= FARTHEST:
+            raise UserError(
+                f"--over {name}={low:g}:{high:g} is no range: give a lower and a higher number, within {FARTHEST:g}"
+            )
         if name in kinds and not _takes_fractions(kinds[name]):
             raise UserError(f"--over {name} is no option to search: only numbers with a fraction are, such as scale")
 
+    if groups > MOST_GROUPS:
+        raise UserError(f"--per-layer must be at most {MOST_GROUPS}, found {groups}: no generator has more w rows")
     if groups < 0 or (groups and "scale" not in over):
         raise UserError(f"--per-layer {groups} shares out the scale among groups of w rows: add --over scale=0.8:2")
     if groups and cfg.options.get("profile"):
@@ -163,6 +172,11 @@ def _takes_fractions(kind: Any) -> bool:
 def _check_budget(budget: int, repeats: int, lines: int) -> None:
     """Raise UserError unless each of ``lines`` line searches can take its first look."""
     least = 2 * repeats + 1 + STEPS * lines
+    if max(budget, repeats) > MOST:
+        raise UserError(
+            f"--budget and --repeats are at most {MOST}, found {budget} and {repeats}: each is a measurement of "
+            "seconds to hours, and a search ends long before"
+        )
     if repeats < 2 or budget < least:
         raise UserError(
             f"a budget of {budget} with {repeats} repeats is too small for {lines} line searches: give at least 2 "

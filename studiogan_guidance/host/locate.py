@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.config import packaged
+from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.files import cache_dir
 
 COMMIT = "947b35e"  # of PyTorch-StudioGAN: what this package is written and tested against
@@ -63,6 +64,30 @@ def _places(option: str | None) -> Iterator[tuple[str, Path, bool]]:
     yield "the cache folder", cache_dir() / NAME, False
     for folder in (Path.cwd(), *Path.cwd().parents):
         yield "the current folder and its parents", folder, False
+
+
+def host_configuration(name: str, option: str | None = None) -> str:
+    """``name``, or the path of the host's YAML of that name in ``src/configs``, if nothing of our own is called so.
+
+    Args:
+        name: of a configuration, such as CIFAR10/BigGAN.yaml.
+        option: see ``locate``.
+
+    Raises:
+        UserError: nothing has this name in the current folder, in the package and in the host; the nearest is named.
+    """
+    if os.path.exists(name) or name in packaged():
+        return name
+    try:
+        configs = locate(option).path / "src" / "configs"
+    except UserError:
+        return name  # whoever reads it says that there is none
+
+    known = {str(file.relative_to(configs)): file for file in sorted(configs.rglob("*.yaml"))}
+    if name not in known:
+        hint = nearest(name, [*packaged(), *known])[:300]
+        raise UserError(f"no configuration {name} here, in the package or in {configs}: {hint}")
+    return str(known[name])
 
 
 def _git(*args: str, cwd: Path | None = None) -> str:

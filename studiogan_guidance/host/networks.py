@@ -166,8 +166,11 @@ def host_sections(sections: Mapping[str, Any], host_config: str | None, root: Pa
         return sections
     configs = root / "src" / "configs"
     path = configs / host_config
-    if path.is_file():
-        return {key: value for key, value in read_yaml(path).items() if str(key).isupper()}
+    if os.path.isfile(path):
+        found = {key: value for key, value in read_yaml(path).items() if key.isupper()}
+        if not found:
+            raise UserError(f"host_config {path} has no section of the host, such as MODEL: give a YAML of the host")
+        return found
     known = [str(file.relative_to(configs)) for file in configs.rglob("*.yaml")]
     raise UserError(
         f"no host_config {host_config} beside the file that names it or in {configs}: "

@@ -7,7 +7,7 @@ import pytest
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import locate as module
-from studiogan_guidance.host.locate import LANDMARKS, Checkout, locate
+from studiogan_guidance.host.locate import LANDMARKS, Checkout, host_configuration, locate
 
 
 @pytest.fixture
@@ -70,3 +70,24 @@ def test_setup_clones_whole_or_not_at_all(nowhere: Path, monkeypatch: pytest.Mon
     assert made == Checkout(nowhere / "cache" / "PyTorch-StudioGAN", head)
     assert module.setup("ignored: it is there already") == made
     assert [path.name for path in (nowhere / "cache").iterdir()] == ["PyTorch-StudioGAN"]
+
+
+def test_a_configuration_of_the_host_is_found_by_its_name_after_our_own(nowhere: Path) -> None:
+    name = "CIFAR10/BigGAN.yaml"
+    assert host_configuration(name) == name  # without a host, as it is
+    host = checkout_at(nowhere / "cache" / "PyTorch-StudioGAN") / "src" / "configs" / name
+    host.parent.mkdir(parents=True)
+    host.write_text("MODEL: {z_dim: 8}")
+    assert host_configuration(name) == str(host)
+    assert host_configuration("CIFAR10/BigGAN-gandance.yaml") == "CIFAR10/BigGAN-gandance.yaml"  # packaged
+    with pytest.raises(UserError, match="no configuration CIFAR10/BigGANs.yaml here, .* did you mean 'CIFAR10/BigGAN"):
+        host_configuration("CIFAR10/BigGANs.yaml")
+    own = nowhere / "work" / "deep" / name
+    own.parent.mkdir()
+    own.write_text("MODEL: {z_dim: 9}")
+    assert host_configuration(name) == name
+    (nowhere / "named").mkdir()
+    other = checkout_at(nowhere / "named") / "src" / "configs" / "a.yaml"
+    other.parent.mkdir()
+    other.touch()
+    assert host_configuration("a.yaml", str(nowhere / "named")) == str(other)
