@@ -69,12 +69,13 @@ def test_what_is_no_file_is_never_waited_for(make: Callable[[Path], None], words
         open_image(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_the_right_to_read_it(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(READ["RGB"]())
     path.chmod(0)
-    with pytest.raises(UserError, match="no right to read"):
+    if os.access(path, os.R_OK):
+        pytest.skip("root may read everything")
+    with pytest.raises(UserError, match=f"cannot read the image {path}: Permission denied"):
         open_image(path)
 
 

@@ -181,10 +181,11 @@ def test_links_are_followed_and_circles_are_refused(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "train")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_without_the_right_to_read_it(tmp_path: Path) -> None:
     build(tmp_path, "train/a/0.png", "train/b/0.png")
     (tmp_path / "train" / "a").chmod(0)
+    if os.access(tmp_path / "train" / "a", os.R_OK):
+        pytest.skip("root may read everything")
     with pytest.raises(UserError, match="cannot read the folder .*/train/a: Permission denied"):
         ImageFolder(tmp_path / "train")
 
