@@ -147,7 +147,7 @@ def main(
         chosen = choose(cfg, early, list(only or CANDIDATES))
         cfg = dataclasses.replace(cfg, **test, seed=40_000, out=str(out / f"{name}-test"), compare=tuple(chosen))
         click.echo(f"{name}, test split, 3 ranges of seeds, settings chosen on the validation split\n")
-        click.echo(tables.compared(compare(cfg, seeds=3)))
+        click.echo(tables.compared(compare(cfg, repeats=3)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,9 @@ from studiogan_guidance.samplers import SAMPLERS
 from studiogan_guidance.training import STAGES
 
 KINDS: dict[str, Registry[Any]] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": STAGES}
-NAME_WIDTH = 24
-TEXT_WIDTH = 120 - NAME_WIDTH
+INDENT = 6  # of what stands below a name
+NARROWEST = 40  # columns that lines are wrapped to at least
+WIDEST = 120
 
 
 def as_data() -> dict[str, Any]:
@@ -38,7 +40,7 @@ def _row(kind: str, entry: Entry[Any]) -> dict[str, Any]:
 
 
 def as_text() -> str:
-    """Everything as text for a terminal."""
+    """Everything as text, in lines that fit the terminal."""
     lines = []
     family = None
     for kind, registry in KINDS.items():
@@ -48,24 +50,33 @@ def as_text() -> str:
                 family = entry.family
                 lines.append(f"  [{FAMILIES[family]}]")
             lines += _lines(_row(kind, entry))
-    return "\n".join([*lines, f"configurations: {', '.join(packaged())}"])
+    return "\n".join([*lines, "configurations:", *(f"  {name}" for name in packaged())])
 
 
 def _lines(row: Mapping[str, Any]) -> list[str]:
-    lines = [f"  {row['name']:<{NAME_WIDTH}} {row['description']} [{row['paper']}]"]
+    lines = [f"  {row['name']}", *_wrapped(row["description"]), *_wrapped(row["paper"], "paper: ")]
 
     # What it needs, where it is plain sampling, and its options.
-    facts = []
     if row.get("needs"):
-        facts.append(f"needs: {', '.join(row['needs'])}")
+        lines += _wrapped(", ".join(row["needs"]), "needs: ")
     if row.get("neutral") is not None:
-        facts.append(f"plain sampling at: {_neutral(row['neutral'])}")
-    if facts:
-        lines.append("; ".join(facts))
+        lines += _wrapped(_neutral(row["neutral"]), "plain sampling at: ")
     if row.get("options"):
-        text = f"options: {_pairs(row['options'])}"
-        lines += textwrap.wrap(text, TEXT_WIDTH, subsequent_indent=" " * len("options: "), break_on_hyphens=False)
-    return lines[:1] + [f"  {'':<{NAME_WIDTH}} {line}" for line in lines[1:]]
+        lines += _wrapped(_pairs(row["options"]), "options: ")
+    return lines
+
+
+def _wrapped(text: str, heading: str = "") -> list[str]:
+    """A text below a name, in lines that fit the terminal and begin beside the end of the heading."""
+    width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+    indent = " " * INDENT
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent + heading,
+        subsequent_indent=indent + " " * len(heading),
+        break_on_hyphens=False,
+    )
 
 
 def as_markdown() -> str:

@@ -24,7 +24,10 @@ from studiogan_guidance.flags import (
     BASIC,
     BENCH,
     CHOSEN,
+    CLASSES,
     COMPARED,
+    CONFIG,
+    DATA,
     MEASURED,
     REAL,
     SHARED,
@@ -162,7 +165,7 @@ def main() -> None:
     """Guided sampling for pretrained conditional GANs, on the built-in GAN or on PyTorch-StudioGAN checkpoints."""
 
 
-@main.command()
+@main.command(short_help="Sample images: a grid to look at, and an archive.")
 @shared(SHARED, CHOSEN)
 @click.option(
     "--scales",
@@ -196,7 +199,7 @@ def sample(
     _emit(function(cfg, scales, png, seeds), as_json)
 
 
-@main.command("eval")
+@main.command("eval", short_help="Measure a sampler, and plain sampling, against real images.")
 @shared(SHARED, CHOSEN, MEASURED, COMPARED)
 def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     """Measure a sampler, and plain sampling on the same seeds; adds a line for each to DIR/results.jsonl.
@@ -217,8 +220,9 @@ def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     _emit_rows(function(cfg), as_json)
 
 
-@main.command()
+@main.command(short_help="Write statistics of real images to a file, for eval.")
 @shared(REAL, BENCH)
+@CLASSES
 @click.option("--out", "path", required=True, metavar="FILE.npz", help="File to write.")
 @click.option(
     "--features/--no-features",
@@ -241,7 +245,7 @@ def stats(config: str | None, as_json: bool, path: str, features: bool, **settin
     _emit(write(cfg, Path(path), features), as_json)
 
 
-@main.command()
+@main.command(short_help="Measure a grid of options; tables and pictures.")
 @shared(SHARED, CHOSEN, MEASURED, COMPARED)
 @click.option(
     "--grid",
@@ -265,7 +269,7 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     _emit_rows(function(cfg, grid), as_json)
 
 
-@main.command()
+@main.command(short_help="Choose the scale, or other options, on validation data.")
 @shared(SHARED, CHOSEN, MEASURED)
 @argument(
     "tune", "--over", multiple=True, callback=flags.ranges, metavar="KEY=LOW:HIGH", help="Range to search; repeatable."
@@ -299,7 +303,7 @@ def tune(config: str | None, as_json: bool, **settings: Any) -> None:
     _emit(function(cfg, **arguments), as_json, tables.tuned)
 
 
-@main.command()
+@main.command(short_help="Measure several samplers on the same seeds and labels.")
 @shared(SHARED, MEASURED)
 @click.option(
     "--with",
@@ -310,7 +314,7 @@ def tune(config: str | None, as_json: bool, **settings: Any) -> None:
     help="A sampler; repeatable. [the list `compare:` of the YAML]",
 )
 @click.option("--all", "every", is_flag=True, help="Every sampler at its defaults, which may take days.")
-@argument("compare", "--seeds", type=int, metavar="N", help="Seed ranges to measure each sampler on.")
+@argument("compare", "--repeats", type=int, metavar="N", help="Seed ranges to measure each sampler on.")
 @click.argument("rows", nargs=-1, metavar="[RESULTS]...")
 def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...], **settings: Any) -> None:
     """Measure samplers on the same seeds and labels, plain first: results.jsonl, compare.{txt,csv,json,png} in DIR.
@@ -321,12 +325,14 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
 
     \b
     studiogan-guidance compare --with gandance:scale=1.1 --with "ddls:steps=50,step=0.05,base=gandance,base.scale=1.1"
-    studiogan-guidance compare -c CIFAR10/BigGAN-compare.yaml --ckpt DIR --data DIR --seeds 3 --out runs/compare
+    studiogan-guidance compare -c CIFAR10/BigGAN-compare.yaml --ckpt DIR --data DIR --repeats 3 --out runs/compare
     studiogan-guidance compare runs/a runs/b/results.jsonl
     """
-    arguments = take(settings, "seeds")
+    arguments = take(settings, "repeats")
     if rows and (settings["compare"] or every or arguments):
-        raise UserError("RESULTS are only read, so --with, --all and --seeds have no meaning: drop them, or the paths")
+        raise UserError(
+            "RESULTS are only read, so --with, --all and --repeats have no meaning: drop them, or the paths"
+        )
     cfg = load(config, settings)
     from studiogan_guidance.evaluation import compare as module
     from studiogan_guidance.evaluation import tables
@@ -338,7 +344,7 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
     _emit(result, as_json, tables.compared)
 
 
-@main.command()
+@main.command(short_help="Train a joint, or strengths of guidance, for a generator.")
 @shared(BASIC, BENCH)
 @click.option("--stage", default="joint", show_default=True, help="What to train; see 'list'.")
 @option_pairs("the stage")
@@ -371,7 +377,11 @@ def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], 
     _emit(function(cfg, stage, stage_options, logs), as_json)
 
 
-@main.command(cls=click.Command, context_settings={"ignore_unknown_options": True})  # the host's, also without the --
+@main.command(
+    cls=click.Command,
+    context_settings={"ignore_unknown_options": True},
+    short_help="Run PyTorch-StudioGAN itself, with a sampler if it names one.",
+)  # the host's, also without the --
 @STUDIOGAN
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="cpu leaves GPUs alone.")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="CPU only: processes that -DDP starts. [1]")
@@ -400,19 +410,37 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
         start(locate(studiogan), script, arguments)
 
 
-@main.command("list")
+@main.command("list", short_help="List samplers, joints, stages, configurations; or classes.")
 @AS_JSON
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of samplers in Markdown.")
+@click.option("--classes", "of_classes", is_flag=True, help="List the classes of real images: index, folder, images.")
+@CONFIG
+@DATA
+@STUDIOGAN
 @click.argument("name", required=False)
-def list_(as_json: bool, as_markdown: bool, name: str | None) -> None:
+def list_(
+    as_json: bool, as_markdown: bool, of_classes: bool, config: str | None, name: str | None, **settings: Any
+) -> None:
     """List samplers with their options, joints, views, training stages and configurations, with their papers.
 
-    With NAME, print the documentation of that sampler, joint, view or stage.
+    With NAME, print the documentation of that sampler, joint, view or stage. With --classes, list the classes that
+    --classes of other commands means: index, folder, and images of each split that is there. No checkpoint is needed.
 
     \b
     studiogan-guidance list
     studiogan-guidance list ddls
+    studiogan-guidance list --classes -c CIFAR10/BigGAN-gandance.yaml --data DIR
     """
+    if of_classes and (name or as_markdown):
+        raise UserError("list --classes lists classes only: leave out NAME and --markdown")
+    if of_classes:
+        cfg = load(config, settings)
+        from studiogan_guidance.evaluation import labels, tables
+
+        _emit(labels.class_table(cfg), as_json, tables.classes)
+        return
+    if config or any(settings.values()):
+        raise UserError("-c, --data and --studiogan are for the classes of real images: add --classes")
     from studiogan_guidance import catalogue
 
     if name:
@@ -427,7 +455,7 @@ def list_(as_json: bool, as_markdown: bool, name: str | None) -> None:
         click.echo(reason, err=True)
 
 
-@main.command()
+@main.command(short_help="Check what is installed and found, for you or a bug report.")
 @STUDIOGAN
 @AS_JSON
 def doctor(studiogan: str | None, as_json: bool) -> None:
@@ -441,7 +469,7 @@ def doctor(studiogan: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.command()
+@main.command(short_help="Clone PyTorch-StudioGAN into the cache folder.")
 @click.option("--source", metavar="URL_OR_DIR", help="Git repository to clone. [the host's GitHub repository]")
 @AS_JSON
 def setup(source: str | None, as_json: bool) -> None:

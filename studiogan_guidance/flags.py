@@ -156,6 +156,13 @@ NUM = click.option(
     help="Number of images. [as many as there are real ones; sample: 64]",
 )
 
+CLASSES = setting(
+    "--classes",
+    "0-9,12,dog",
+    "Indices, ranges and names of class folders, used in turn; a number is always an index, see list --classes.",
+    "random labels of all classes",
+    callback=WORDS,
+)
 CONFIG = click.option("-c", "--config", metavar="FILE", help="Our YAML, or the host's as it is. [the built-in GAN]")
 DATA = click.option("--data", metavar="DIR", help="Real images: train/<class>/*, valid/<class>/*.")
 DEVICE = setting("--device", "NAME", "auto, cpu, cuda or cuda:N.")
@@ -179,13 +186,7 @@ BASIC = (
 REAL = (CONFIG, DATA, STUDIOGAN, DEVICE, BATCH_SIZE, AS_JSON)
 SHARED = (
     *BASIC,
-    setting(
-        "--classes",
-        "0-9,12,dog",
-        "Indices, ranges and names of class folders, used in turn; a number is always an index, see list --classes.",
-        "random labels",
-        callback=WORDS,
-    ),
+    CLASSES,
     setting("--labels", "HOW", "Draw labels uniform, or as often as in the data."),
     setting("--noise-mode", "MODE", "StyleGAN2's layer noise: random or const."),
     setting("--restat", "N", "Redo batch-norm statistics on N x 64 samples; 0: do not.", type=int),

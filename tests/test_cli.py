@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import ok, run
 from PIL import Image
 
+from studiogan_guidance.cli import main
 from studiogan_guidance.evaluation.sample import DEFAULT_COUNT
 from studiogan_guidance.registry import FAMILIES
 
@@ -124,8 +126,29 @@ def test_samplers_are_listed_by_family_with_what_they_need_and_where_they_are_pl
     assert families[0] == "code"
     lines = run("list").output.splitlines()
     assert lines.index("  [change the code of an image]") < lines.index("  [follow the discriminator]")
-    (at,) = (i for i, line in enumerate(lines) if line.startswith("  gandance "))
-    assert "plain sampling at: scale=1" in lines[at + 1]
+    below = lines[lines.index("  gandance") :]
+    assert "      plain sampling at: scale=1" in below[:6]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_lists_fit_the_terminal_and_lose_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run("list").output
+    assert max(map(len, text.splitlines())) <= min(columns, 120)
+    words = text.split()
+    for row in ok("list")["samplers"]:
+        assert {f"{key}=" for key in row["options"]} <= {word.partition("=")[0] + "=" for word in words}
+
+
+def test_each_command_has_a_line_of_its_own_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = CliRunner().invoke(main, ["--help"]).output.partition("Commands:\n")[2].splitlines()
+    assert len(commands) == len(main.commands)
+    for line, name in zip(commands, sorted(main.commands)):
+        assert line.startswith(f"  {name} ")
+        assert line.endswith(".")
+        assert not line.endswith("...")
+        assert len(line) <= 78
 
 
 @pytest.mark.parametrize("name", ["ddls", "mh", "class_shift", "stylegan2", "joint"])
@@ -190,7 +213,7 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
         (("sample", "--num", 10, "--seed", 2**31 - 9), "choose a seed of at most 2147483638"),
         (("sample", "--seed", 2**31 - 9), "choose a seed of at most 2147483584"),
         (("tune", "--num", 100, "--seed", 2**31 - 399), "400 images from seed 2147483249 on need seeds up to"),
-        (("compare", "--num", 100, "--seed", 2**31 - 299, "--seeds", 3, "--with", "plain"), "300 images from seed"),
+        (("compare", "--num", 100, "--seed", 2**31 - 299, "--repeats", 3, "--with", "plain"), "300 images from seed"),
         (("eval", "--seed", 2**31 - 9), "1000 images from seed 2147483639 on need seeds up to"),
         (("eval", "-o", "scale=nan"), "gandance.scale must be a finite number"),
         (("eval", "-o", "scale"), "-o takes key=value"),
@@ -225,14 +248,17 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
         (("tune", "--budget", 10**9), "--budget and --repeats are at most 10000"),
         (("tune", "--repeats", 10**9), "--budget and --repeats are at most 10000"),
         (("tune", "--per-layer", 10**9), "--per-layer must be at most 100"),
-        (("compare", "--with", "plain", "--seeds", 10**9), "--seeds must be at most 1000"),
+        (("compare", "--with", "plain", "--repeats", 10**9), "--repeats must be at most 1000"),
         (("compare", "--with", "ddls:steps=1,steps=2"), "--with takes a sampler such as"),
         (("sample", "--data", ""), "data is empty"),
         (("sample", "--labels", ""), "labels is empty"),
         (("eval", "--metrics", ""), "--metrics takes words"),
         (("eval", "-c", "no.yaml"), "no configuration no.yaml"),
         (("eval", "--reference", "tests"), "did you mean 'test'"),
-        (("sample", "--classes", "3,10"), "class 10 is out of range: this generator has classes 0 to 9"),
+        (("sample", "--classes", "3,10"), "class 10 is out of range: the 10 classes are 0 to 9"),
+        (("list", "--classes", "--data", "x"), "add -c FILE"),
+        (("list", "--classes", "ddls"), "list --classes lists classes only"),
+        (("list", "-c", "builtin-gandance.yaml"), "-c, --data and --studiogan are for the classes of real images"),
         (("sample", "--classes", "3,x"), "no class is called 'x': there are '0', '1', '2' and 7 more, see list --cl"),
         (("sample", "--device", "tpu"), "--device is 'tpu'"),
         (("sample", "--device", "cuda:99"), "CUDA devices are visible"),
@@ -246,7 +272,7 @@ def test_mistakes_are_one_line_and_exit_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[object, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run(*args, "--out", "runs")
+    result = run(*args, *(() if args[0] == "list" else ("--out", "runs")))
     assert result.exit_code == 2
     if "add --ckpt DIR" in message and "checkout" in result.stderr:
         pytest.skip("no host checkout: it is asked for first")

@@ -138,8 +138,16 @@ def fakes(view: LatentView, first: int, labels: Sequence[int], noise_mode: str) 
 def _held_out(companions: Companions, count: int, view: LatentView, critic: Critic) -> tuple[Tensor, Tensor]:
     """Up to ``count`` held-out real images and their labels; enough of them, of the classes of the generator.
 
-    Of an unconditional generator the labels are 0, whatever the classes of the images.
+    Of an unconditional generator the labels are 0, whatever the classes of the images; of images of other classes than
+    the generator's they are all of its classes in turn.
     """
+    # Images of other classes than the generator's go without labels, if the critic sees none.
+    found = companions.held_out_classes() if companions.held_out_classes else view.num_classes
+    if view.networks.is_conditional:
+        advice = "say -o calibration=none" if critic.is_conditional else ""
+        check_class_count(found, "the held-out images", view.num_classes, advice)
+
+    # Open them.
     images, labels = companions.held_out(count)
     if len(labels) < FEWEST:
         raise UserError(
@@ -148,11 +156,6 @@ def _held_out(companions: Companions, count: int, view: LatentView, critic: Crit
         )
     if not view.networks.is_conditional:
         return images, torch.zeros_like(labels)
-
-    # Other classes than the generator's: a critic that does not see them is set against fakes of all classes alike.
-    found = companions.held_out_classes() if companions.held_out_classes else view.num_classes
-    advice = "say -o calibration=none" if critic.is_conditional else ""
-    check_class_count(found, "the held-out images", view.num_classes, advice)
     if found != view.num_classes:
         return images, torch.arange(len(images)) % view.num_classes
     return images, labels

@@ -28,16 +28,16 @@ from studiogan_guidance.samplers import SAMPLERS, Sampler
 Row = Mapping[str, Any]
 Record = dict[str, Any]
 PARTS = ("sampler", "options", "metrics", "protocol", "generator", "cost", "seconds")  # of every row
-MOST_SEEDS = 1000  # ranges of seeds
+MOST_REPEATS = 1000  # ranges of seeds
 OFF = {None: "none", False: "false"}
 
 
-def compare(cfg: RunConfig, seeds: int = 1, every: bool = False) -> dict[str, Any]:
+def compare(cfg: RunConfig, repeats: int = 1, every: bool = False) -> dict[str, Any]:
     """Measure plain sampling, then the samplers of ``cfg.compare``, or every one at its defaults.
 
     Args:
         cfg: the run; its ``sampler`` has no part in it.
-        seeds: ranges of seeds for each sampler, one after the other, from ``cfg.seed`` on.
+        repeats: ranges of seeds for each sampler, one after the other, from ``cfg.seed`` on.
         every: measure every sampler, where ``cfg.compare`` is empty. At the defaults, those of the papers, this may
             take days.
 
@@ -49,15 +49,15 @@ def compare(cfg: RunConfig, seeds: int = 1, every: bool = False) -> dict[str, An
         UserError: no samplers, or a list and ``every``; unknown samplers or options; options that have no meaning on
             this generator. (With ``every``, samplers that are refused are left out, with a line on stderr.)
     """
-    if seeds < 1:
-        raise UserError(f"--seeds must be a whole number from 1 up, found {seeds}")
-    if seeds > MOST_SEEDS:
-        raise UserError(f"--seeds must be at most {MOST_SEEDS}, found {seeds}: each of them is a measurement")
+    if repeats < 1:
+        raise UserError(f"--repeats must be a whole number from 1 up, found {repeats}")
+    if repeats > MOST_REPEATS:
+        raise UserError(f"--repeats must be at most {MOST_REPEATS}, found {repeats}: each of them is a measurement")
     candidates = [(SAMPLERS[spec.name].name, samplers.create(spec)) for spec in _specs(cfg, every)]
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
         evaluation = Evaluation(cfg, group, [Spec("plain")])
-        check_images(cfg.seed, seeds * evaluation.num)
+        check_images(cfg.seed, repeats * evaluation.num)
         refusals = Refusals(are_errors=not every, are_printed=group.rank == 0)
 
         # Each sampler once, plain sampling first.
@@ -69,7 +69,7 @@ def compare(cfg: RunConfig, seeds: int = 1, every: bool = False) -> dict[str, An
                 refusals.add(name, error)
 
         # Measure what results.jsonl lacks; a sampler may also be refused by what it meets while it samples.
-        ranges = [cfg.seed + i * evaluation.num for i in range(seeds)]
+        ranges = [cfg.seed + i * evaluation.num for i in range(repeats)]
         points = [(name, sampler, seed) for name, sampler in chosen.values() for seed in ranges]
         rows = complete(evaluation, points, folder, lambda point, error: refusals.add(point[0], error))
         if group.rank:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, notice
+from studiogan_guidance.evaluation.source import open_source
 from studiogan_guidance.features.images import Real, check_class_count
 from studiogan_guidance.latents import LabelPlan, Networks
 from studiogan_guidance.options import whole_numbers
@@ -57,7 +58,7 @@ def resolved_classes(cfg: RunConfig, num_classes: int, names: Sequence[str] = ()
 
     Args:
         cfg: the run.
-        num_classes: classes of the generator.
+        num_classes: classes of the generator, or of the images where there is none.
         names: the name of each class of the real images, by label, if there are any.
 
     Raises:
@@ -76,7 +77,7 @@ def resolved_classes(cfg: RunConfig, num_classes: int, names: Sequence[str] = ()
             if not 0 <= end < num_classes:
                 folder = f"; the folder '{names[numbered[end]]}' is class {numbered[end]}" if end in numbered else ""
                 raise UserError(
-                    f"class {end} is out of range: this generator has classes 0 to {num_classes - 1}{folder}"
+                    f"class {end} is out of range: the {num_classes} classes are 0 to {num_classes - 1}{folder}"
                 )
         classes += numbers
         _tell_other_folder(numbers, names, numbered)
@@ -150,3 +151,26 @@ def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> La
             f"('{real.class_names[absent[0]]}'){more}, so labels: data draws none of it"
         )
     return LabelPlan(weights=tuple(counts[label] / counts.total() for label in range(num_classes)))
+
+
+def class_table(cfg: RunConfig) -> dict[str, Any]:
+    """Index, name and number of images of each class, in each split of the real images that is there.
+
+    No checkpoint is needed.
+
+    Returns:
+        ``splits``: the classes of each split, as ``index``, ``name`` and ``images``; ``generator``: how many classes it
+        takes, 0 if it takes none; ``agrees``: whether each split has as many.
+
+    Raises:
+        UserError: no real images.
+    """
+    source = open_source(cfg)
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for split in source.splits or (source.default_split,):
+        real = source.real(split, source.image_size)
+        counts = Counter(real.labels())
+        splits[split] = [{"index": i, "name": name, "images": counts[i]} for i, name in enumerate(real.class_names)]
+
+    taken = source.num_classes
+    return {"splits": splits, "generator": taken, "agrees": all(len(rows) == taken for rows in splits.values())}

@@ -19,6 +19,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, fid, prdc, results, stats_file
 from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.evaluation.labels import resolved_classes
 from studiogan_guidance.evaluation.source import current_device, open_backbone, open_source
 from studiogan_guidance.evaluation.stats_file import StatsFile
 from studiogan_guidance.features.images import Real
@@ -143,7 +144,11 @@ def write(cfg: RunConfig, path: Path, with_features: bool = True) -> dict[str, A
     with distributed.group() as group:
         # Open the real images and the feature network.
         source = open_source(cfg)
-        real = source.real(cfg.reference or source.default_split, source.image_size)
+        split = cfg.reference or source.default_split
+        real: Real = source.real(split, source.image_size)
+        classes = resolved_classes(cfg, len(real.class_names), real.class_names)
+        if classes:
+            real = source.real(split, source.image_size, classes)
         backbone = open_backbone(cfg, source, current_device(cfg.device))
         if len(real) < 2:
             raise UserError(f"statistics need at least 2 real images, found {len(real)}: give more data")

@@ -129,6 +129,44 @@ def tuned(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def classes(result: Mapping[str, Any]) -> str:
+    """The result of ``class_table`` as text: a line a class, a column of images for each split.
+
+    Splits of other classes stand below each other.
+    """
+    splits: Mapping[str, Sequence[Row]] = result["splits"]
+    same: dict[tuple[str, ...], list[str]] = {}
+    for split, rows in splits.items():
+        same.setdefault(tuple(row["name"] for row in rows), []).append(split)
+
+    # One table for the splits of the same classes.
+    lines: list[str] = []
+    for names, alike in same.items():
+        width = max(map(len, ("class", *names)))
+        lines.append(f"index  {'class':<{width}}{''.join(f'  {split:>7}' for split in alike)}")
+        for index, name in enumerate(names):
+            images = "".join(f"  {splits[split][index]['images']:>7}" for split in alike)
+            lines.append(f"{index:>5}  {name:<{width}}{images}")
+        lines.append("")
+
+    # The generator beside them.
+    if len(same) > 1:
+        lines.append("the splits have different classes, so an index is not the same class in all of them")
+    lines.append(_generator_line(result))
+    return "\n".join(lines)
+
+
+def _generator_line(result: Mapping[str, Any]) -> str:
+    """Whether the generator takes the classes of the data."""
+    taken = result["generator"]
+    if not taken:
+        return "the generator takes no classes (MODEL.g_cond_mtd W/O)"
+    if result["agrees"]:
+        return f"the generator takes {taken} classes, as many"
+    found = ", ".join(f"{split} {len(rows)}" for split, rows in result["splits"].items())
+    return f"the generator takes {taken} classes, which the data do not have ({found}): labels do not mean the same"
+
+
 def save_csv(path: Path, rows: Sequence[Row]) -> None:
     """Rows as a table for a spreadsheet: sampler, seconds, options, metrics, cost, set-up, notes, protocol.
 

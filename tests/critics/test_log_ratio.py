@@ -76,6 +76,33 @@ def test_too_few_held_out_images_are_an_error_of_one_line(toy: ToyGAN) -> None:
         log_ratio(view_for(dataclasses.replace(networks, companions=few)))
 
 
+@pytest.mark.parametrize("found", [1, 2, 12])
+def test_held_out_images_of_other_classes_are_refused_by_a_conditional_critic(
+    toy: ToyGAN, found: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A critic that sees no classes is set against fakes of all classes alike, whatever the labels say."""
+    networks = toy_networks(toy)
+    images = networks.companions.held_out
+    shuffled = dataclasses.replace(
+        networks.companions,
+        held_out=lambda count: (images(count)[0], torch.full((count,), 11)),
+        held_out_classes=lambda: found,
+    )
+    networks = dataclasses.replace(networks, companions=shuffled)
+    fact = f"the held-out images have {found} class{'es' if found > 1 else ''}, this generator has {toy.classes}"
+    with pytest.raises(UserError, match=f"{fact}, so labels do not mean the same: .* or say -o calibration=none"):
+        log_ratio(view_for(networks))
+
+    class Unconditional(ToyCritic):
+        d_cond_mtd = "W/O"
+
+    critic = dataclasses.replace(shuffled, discriminator=lambda: Unconditional(toy))
+    ratio = log_ratio(view_for(dataclasses.replace(networks, companions=critic)))
+    assert capsys.readouterr().err.startswith(f"Note: {fact}: are these the images that it was trained on?")
+    assert ratio.real is not None
+    assert ratio.real[1].bincount().tolist() == [len(ratio.real[1]) // toy.classes] * toy.classes
+
+
 def test_what_does_nothing_needs_no_discriminator(toy: ToyGAN) -> None:
     view = view_for(dataclasses.replace(toy_networks(toy), companions=None))
     sampler = samplers.create("ddls", {"steps": 0})

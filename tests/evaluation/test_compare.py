@@ -77,7 +77,7 @@ def test_rows_are_those_of_eval_with_cost_time_table_and_picture(tmp_path: Path)
 def test_several_seed_ranges_give_mean_and_deviation(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("compare: [plain, {name: gandance, scale: 1.5}]")
     common = ["--num", 50, "--metrics", "fid", "-c", tmp_path / "c.yaml", "--seed", 7]
-    result = ok("compare", *common, "--seeds", 3, "--out", tmp_path)
+    result = ok("compare", *common, "--repeats", 3, "--out", tmp_path)
     assert result["protocol"]["seed"] == [7, 57, 107]
     lines = results.read(tmp_path / "results.jsonl")
     for row in result["rows"]:
@@ -265,7 +265,7 @@ def test_with_all_every_sampler_is_measured_that_is_not_refused(tmp_path: Path) 
         ((), "no samplers to compare: add --with NAME[:KEY=VALUE,...] for each of them, or --all for every one"),
         (("--all", "--with", "plain"), "--all is for every sampler, and a list of samplers is given"),
         (("-c", "CIFAR10/BigGAN-compare.yaml", "--all"), "--all is for every sampler, and a list of samplers is given"),
-        (("--seeds", "0"), "--seeds must be a whole number from 1 up, found 0"),
+        (("--repeats", "0"), "--repeats must be a whole number from 1 up, found 0"),
         (("nowhere",), "no results in nowhere"),
         (("nowhere", "--with", "plain"), "RESULTS are only read"),
         (("nowhere", "--all"), "RESULTS are only read"),
@@ -284,7 +284,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 def test_ranges_of_seeds_end_where_those_of_images_do(tmp_path: Path) -> None:
     common = ["--num", 100, "--seed", 2**31 - 250, "--out", tmp_path]
-    for command, count in ((["compare", "--seeds", 3, "--with", "plain"], 300), (["tune"], 400)):
+    for command, count in ((["compare", "--repeats", 3, "--with", "plain"], 300), (["tune"], 400)):
         result = run(*command, *common)
         assert result.exit_code == 2
         assert f"{count} images from seed" in result.stderr

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ok, run
+from host_models import save
 
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig, load
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import evaluation, sample
+from studiogan_guidance.evaluation import evaluation, sample, tables
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.labels import label_plan, resolved_classes
 from studiogan_guidance.options import Spec, whole_numbers
 
+SPLITS = {"train": ("cat", "dog", "hen"), "valid": ("cat", "hen"), "test": ("cat", "dog", "hen")}
 ANIMALS = ("bird", "cat", "dog", "fox", "frog", "hare", "hen", "mole", "owl", "toad")
 SORTED_AS_TEXT = ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7")
 NUMBERED_FROM_ONE = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10")
@@ -57,7 +60,7 @@ def test_words_mean_indices_ranges_or_names(
 @pytest.mark.parametrize(
     ("classes", "names", "message"),
     [
-        (("3", "10"), (), "class 10 is out of range: this generator has classes 0 to 9"),
+        (("3", "10"), (), "class 10 is out of range: the 10 classes are 0 to 9"),
         ((-1,), (), "class -1 is out of range"),
         (("-1",), (), "class -1 is out of range"),
         ((10**40,), (), "class '1000.*' is neither a whole number nor a range"),
@@ -291,3 +294,107 @@ def test_seeds_that_are_none_are_one_line(args: tuple[object, ...], message: str
 def test_seeds_from_python_are_checked(seeds: tuple[int, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image has the seed -?\d+: give seeds from 0 to 2147483647"):
         sample.sample(RunConfig(out=str(tmp_path / "runs")), seeds=seeds)
+
+
+def test_classes_of_the_built_in_are_listed_with_their_images() -> None:
+    table = ok("list", "--classes")
+    assert (table["generator"], table["agrees"], list(table["splits"])) == (10, True, ["train", "valid", "test"])
+    assert table["splits"]["valid"][3] == {"index": 3, "name": "3", "images": 100}
+    lines = run("list", "--classes").output.splitlines()
+    assert lines[0].split() == ["index", "class", "train", "valid", "test"]
+    assert lines[4].split() == ["3", "3", "300", "100", "100"]
+    assert lines[-1] == "the generator takes 10 classes, as many"
+
+
+def test_splits_of_other_classes_are_listed_below_each_other() -> None:
+    rows = {name: [{"index": i, "name": n, "images": 4} for i, n in enumerate(names)] for name, names in SPLITS.items()}
+    text = tables.classes({"splits": rows, "generator": 3, "agrees": False})
+    assert text.splitlines() == [
+        "index  class    train     test",
+        "    0  cat          4        4",
+        "    1  dog          4        4",
+        "    2  hen          4        4",
+        "",
+        "index  class    valid",
+        "    0  cat          4",
+        "    1  hen          4",
+        "",
+        "the splits have different classes, so an index is not the same class in all of them",
+        "the generator takes 3 classes, which the data do not have (train 3, valid 2, test 3): labels do not mean the "
+        "same",
+    ]
+
+
+@pytest.mark.studiogan
+def test_folders_are_listed_without_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "host.yaml").write_text(
+        "DATA: {name: Tiny, img_size: 32, num_classes: 4}\nMODEL: {backbone: resnet, g_cond_mtd: cBN, z_dim: 16}"
+    )
+    table = ok("list", "--classes", "-c", tmp_path / "host.yaml", "--data", data)
+    assert (table["generator"], table["agrees"]) == (4, True)
+    assert [row["images"] for row in table["splits"]["train"]] == [4] * 4
+    assert [row["images"] for row in table["splits"]["valid"]] == [3] * 4
+
+    # A generator of ten classes, or of none.
+    for model, generator, words in (
+        ("cBN", 10, "takes 10 classes, which the data do not"),
+        ("W/O", 0, "takes no clas"),
+    ):
+        (tmp_path / "host.yaml").write_text(
+            f"DATA: {{name: Tiny, img_size: 32}}\nMODEL: {{backbone: resnet, g_cond_mtd: {model}, z_dim: 16}}"
+        )
+        args = ("list", "--classes", "-c", tmp_path / "host.yaml", "--data", data)
+        assert (ok(*args)["generator"], ok(*args)["agrees"]) == (generator, False)
+        assert words in run(*args).output
+
+
+@pytest.mark.studiogan
+@pytest.mark.parametrize("folders", [["0", "1"], ["0", "1", "2", "3", "4"]])
+def test_class_folders_of_a_user_against_a_checkpoint(
+    folders: list[str], data: Path, tmp_path: Path, checkout: Any
+) -> None:
+    yaml, ckpt = save("resnet", checkout, tmp_path)
+    for split in ("train", "valid"):
+        for name in folders:
+            shutil.copytree(data / split / str(int(name) % 4), tmp_path / "data" / split / name)
+    common = ["-c", yaml, "--ckpt", ckpt, "--data", tmp_path / "data", "--num", 8, "--out", tmp_path / "out"]
+    metrics = ["--sampler", "plain", "--backbone", "builtin", "--metrics"]
+    fact = f"the train images have {len(folders)} classes, this generator has 4"
+
+    # Nothing goes by labels.
+    result = run("eval", *common, *metrics, "fid")
+    assert result.exit_code == 0, result.output
+    assert f"Note: {fact}" in result.stderr
+
+    # Labels count.
+    for args in (
+        ("eval", *metrics, "per_class"),
+        ("eval", *metrics, "fid", "--labels", "data"),
+        ("sample", "--classes", "0,x"),
+    ):
+        result = run(args[0], *common, *args[1:])
+        assert result.exit_code == 2
+        assert f"{fact}, so labels do not mean the same" in result.stderr
+    result = run("eval", *common, "--sampler", "drs", "--backbone", "builtin", "--metrics", "fid")
+    assert result.exit_code == 2
+    assert f"the held-out images have {len(folders)} classes, this generator has 4" in result.stderr
+
+
+@pytest.mark.studiogan
+def test_names_of_folders_choose_classes(data: Path, tmp_path: Path, checkout: Any) -> None:
+    yaml, ckpt = save("resnet", checkout, tmp_path)
+    names = ("ant", "bee", "cow", "duck, wild")
+    for split in ("train", "valid"):
+        for label, name in enumerate(names):
+            shutil.copytree(data / split / str(label), tmp_path / "data" / split / name)
+    common = ["-c", yaml, "--ckpt", ckpt, "--data", tmp_path / "data", "--num", 8, "--out", tmp_path / "out"]
+    ok("sample", *common, "--classes", "cow,0-1")
+    assert np.load(tmp_path / "out/samples.npz")["labels"].tolist() == [2, 0, 1, 2, 0, 1, 2, 0]
+    (row,) = ok(
+        "eval", *common, "--classes", "cow,ant", "--sampler", "plain", "--backbone", "builtin", "--metrics", "fid"
+    )["rows"]
+    assert (row["protocol"]["labels"], row["protocol"]["classes"], row["protocol"]["num_real"]) == ([2, 0], [0, 2], 8)
+    result = run("sample", *common[:4], "--classes", "cow", "--out", tmp_path / "no")
+    assert result.exit_code == 2
+    assert "class 'cow' is neither a whole number nor a range such as 0-9" in result.stderr
+    assert "add --data DIR" in result.stderr

@@ -49,7 +49,7 @@ VERBS = {
     "eval": f"eval {SMALL},prdc -o scale=1.5",
     "sweep": f"sweep {SMALL} --grid scale=0.9,1.2,1.5",
     "tune": f"tune {SMALL} --budget 9 --repeats 2",
-    "compare": f"compare {SMALL} --with gandance:scale=1.2 --with truncation:threshold=1 --seeds 2",
+    "compare": f"compare {SMALL} --with gandance:scale=1.2 --with truncation:threshold=1 --repeats 2",
     "train": "train --num 32 -o steps=60 -o batch=4 -o hidden=16 -o save_every=5 -o note_every=1 -o eval_every=20",
     "pool": "sample --num 4 --sampler drs -o burn_in=700 -o calibration_images=100",
     "cache": "eval --num 32 --metrics fid,prdc --no-compare-plain -o joint=class_mean -o scale=1.5",
