@@ -279,7 +279,7 @@ def test_classes_are_used_in_turn_by_the_position_of_a_seed(tmp_path: Path) -> N
         (("--seeds", "1e3"), "--seeds takes whole numbers"),
         (("--seeds", "9" * 5000), "--seeds takes whole numbers"),
         (("--seeds", "5-3"), "the range 5-3 ends below its start"),
-        (("--classes", ""), "no class is called ''"),
+        (("--classes", ""), "--classes takes words separated by commas, found ''"),
     ],
 )
 def test_seeds_that_are_none_are_one_line(args: tuple[object, ...], message: str, tmp_path: Path) -> None:
