@@ -144,6 +144,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds more than a dictionary of tensors: give dinov2_vit*14_pretrain.pth as it came")
     for key, value in state.items():
-        if value.is_complex() or not torch.isfinite(value).all():
+        if value.is_complex() or not archives.is_finite(value):
             raise UserError(f"the weights {path} have numbers in {key} that are not finite or not real: download them")
     return dict(state)

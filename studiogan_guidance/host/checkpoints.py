@@ -18,6 +18,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, notice, typed
 from studiogan_guidance.files import regular_file
 from studiogan_guidance.weights import archives, forms, tables
+from studiogan_guidance.weights.archives import is_finite
 from studiogan_guidance.weights.pickles import Dictionary, Odd
 
 WHAT = "the checkpoint"
@@ -247,10 +248,9 @@ def _unusable(value: Any) -> str | None:
         return f"is no tensor but of type {type(value).__name__}: save tensors alone"
     if value.is_complex():
         return "has complex numbers: save real ones"
-    if value.is_floating_point():
-        finite = torch.isfinite(value.float() if value.dtype.itemsize < 2 else value)
-        if not finite.all():
-            return f"has {int((~finite).sum())} numbers that are NaN or infinite: the training diverged, take another"
+    if value.is_floating_point() and not is_finite(value):
+        count = int((~torch.isfinite(value.float())).sum())
+        return f"has {count} numbers that are NaN or infinite: the training diverged, take another"
     return None
 
 

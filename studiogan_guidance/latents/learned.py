@@ -20,7 +20,7 @@ from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import write_bytes
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, TOGETHER, JointOptions, with_code
-from studiogan_guidance.weights import tables
+from studiogan_guidance.weights import archives, tables
 
 FORMAT = 1  # raise it when old files can no longer be read
 FILE = "joint.safetensors"
@@ -227,7 +227,7 @@ def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
             return f"its {key} is {list(state[key].shape)}, by its metadata it should be {list(expected[key])}"
         if state[key].dtype != torch.float32:
             return f"its {key} is {str(state[key].dtype).removeprefix('torch.')}, not float32"
-        if not torch.isfinite(state[key]).all():
+        if not archives.is_finite(state[key]):
             return f"its {key} has numbers that are not finite"
     return None
 

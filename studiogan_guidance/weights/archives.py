@@ -242,3 +242,16 @@ def _resolved(tree: Any, only: str | None, open_storage: Open) -> Any:
         tree[only] = resolve(tree[only], 0)
         return tree
     return resolve(tree, 0)
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no number is NaN or infinite; in one pass, without a copy.
+
+    Example:
+        >>> is_finite(torch.zeros(3)), is_finite(torch.tensor([1.0, float("nan")]))
+        (True, False)
+    """
+    if value.numel() == 0 or not value.is_floating_point():
+        return True
+    least, most = torch.aminmax(value if value.dtype.itemsize > 1 else value.float())
+    return bool(torch.isfinite(least) & torch.isfinite(most))
