@@ -191,7 +191,8 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     values["sampler"] = sampler
     settings["options"] = {**options, **settings.get("options", {})}
 
-    # Both together.
+    # Both together; a mistake in the file is one even where the command line says otherwise.
+    RunConfig(**values)
     cfg = RunConfig(**{**values, **settings})
     if not cfg.uses_host and (cfg.ckpt or cfg.data or cfg.held_out):
         raise UserError(

@@ -240,6 +240,14 @@ def test_a_path_that_is_only_beside_the_file_is_named(
     config.load(file, {})  # paths are from the current folder
 
 
+@pytest.mark.parametrize("text", ["num: 0", "num: .nan", "out: []", "out: 3", "labels: x", "seed: -1", "k: 1000000"])
+def test_a_mistake_in_a_file_counts_where_the_command_line_says_otherwise(text: str, tmp_path: Path) -> None:
+    key = text.partition(":")[0]
+    file = write(tmp_path / "a.yaml", text)
+    with pytest.raises(UserError, match=f"{key} (must be|is)"):
+        config.load(file, {key: getattr(config.RunConfig(num=3), key)})
+
+
 def test_duplicates_on_the_command_line_of_what_a_file_sets_are_fine(tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", "sampler: {name: gandance, scale: 1.5}\nseed: 3")
     assert config.load(file, {"seed": 4, "options": {"scale": "2"}}).seed == 4

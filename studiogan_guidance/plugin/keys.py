@@ -21,6 +21,7 @@ from studiogan_guidance.host.imports import root
 from studiogan_guidance.host.networks import describe, host_sections, yaml_file
 from studiogan_guidance.host.source import model_digest
 from studiogan_guidance.options import Spec
+from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import Sampler, Truncation
 from studiogan_guidance.samplers.base import BasedSampler
 from studiogan_guidance.samplers.ratio import GradientSampler
@@ -152,6 +153,7 @@ def _check_sampler(cfgs: Any) -> None:
     run.sampler = {"name": name, **results.plain_data(samplers.options(sampler))}
     if not guides(run):
         return
+    check_images(run.seed, 1)
 
     # Refuse what guidance cannot work with.
     networks = describe(torch.nn.Module(), cfgs.MODEL, cfgs.DATA.num_classes, 0, torch.device("cpu"), "this generator")

@@ -192,6 +192,7 @@ class Session:
 
     def _next_seeds(self, count: int) -> range:
         first = self.seed + self.state.position
+        rng.check_images(first, count)
         self.state.position += count
         return range(first, first + count)
 

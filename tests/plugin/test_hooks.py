@@ -98,6 +98,7 @@ def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_p
         ("RUN: {sede: 3}", {}, "the host rejects .*RUN.sede"),
         ("stages: [nothing]", {}, "unknown stage 'nothing'"),
         ("restat: 4", {}, "restat needs a sampler"),
+        (GUIDED, {"seed": 2**31}, "choose a seed of at most 2147483647"),
         ("restat: many", {}, "restat must be a whole number"),
         (GUIDED, {"langevin_sampling": True, "vis_fake_images": True}, r"-lgv .* sampler 'gandance'"),
         ("sampler: {name: truncation, threshold: 1}", {"truncation_factor": 0.5}, "--truncation_factor cannot be"),
