@@ -35,6 +35,24 @@ def test_the_moving_average_is_preferred_and_raw_can_be_asked_for(tmp_path: Path
 
 
 @pytest.mark.studiogan
+def test_one_file_and_names_of_wrappers_give_the_same_generator(tmp_path: Path, checkout: Checkout) -> None:
+    yaml, folder = save("big_resnet", checkout, tmp_path)
+    expected = load(yaml, folder, checkout)
+    file = folder / "model=G_ema-current-weights-step=7.pth"
+    state = torch.load(file)["state_dict"]
+    other = tmp_path / "biggan.pth"
+    torch.save({f"module.{key}": value for key, value in state.items()}, other, pickle_protocol=5)
+    for path in (file, other):
+        found = load(yaml, path, checkout)
+        assert found.digest == expected.digest  # that of rows of eval and run
+        assert found.source == str(path)
+    source = HostSource(config.load(str(yaml), {"ckpt": str(file)}))
+    assert source.discriminator(CPU).linear1.bias.shape == (1,)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="give the files these names"):
+        HostSource(config.load(str(yaml), {"ckpt": str(other)})).discriminator(CPU)
+
+
+@pytest.mark.studiogan
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, checkout: Checkout) -> None:
     yaml, _ = save("resnet", checkout, tmp_path / "a")
     _, other = save("big_resnet", checkout, tmp_path / "b")
