@@ -25,6 +25,8 @@ import pytest
 import torch
 from conftest import ok, run
 from host_models import assert_same_images, write_yaml
+from image_kinds import REFUSED, encoded
+from PIL import Image
 from torch.backends import cudnn
 
 from studiogan_guidance import config, devices
@@ -413,6 +415,29 @@ def test_the_command_says_mistakes_in_one_line(tmp_path: Path, data: Path) -> No
     assert "Specify -ckpt CHECKPOINT_FOLDER" in message("-cfg", yaml(tmp_path, 2), "-metrics", "fid")
     assert "unrecognized arguments: --nothing" in message("--nothing")
     assert "did you mean 'gandance'" in message("-cfg", path, "-metrics", "none", "-ckpt", tmp_path, dashes=())
+
+
+@pytest.mark.parametrize(
+    ("content", "workers", "words"),
+    [
+        (encoded(Image.new("RGB", (33, 34))), 0, "is 33x34, the configuration wants 32x32: add --pre_resizer"),
+        (REFUSED["RGBA"][0](), 1, "without a guess: it has transparent pixels"),
+    ],
+)
+def test_a_training_refuses_an_image_in_one_line(
+    tmp_path: Path, data: Path, content: bytes, workers: int, words: str
+) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    image = copy / "train" / "2" / "1.png"
+    image.write_bytes(content)
+    arguments = (*TRAIN, "-cfg", yaml(tmp_path, None), "-data", copy, "-save", tmp_path / "o", "-ref", "valid")
+    result = run("run", "--device", "cpu", "--", *arguments, "--num_workers", workers)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert f"image {image}" in last
+    assert words in last
 
 
 def process_state() -> dict[str, Any]:
