@@ -132,7 +132,7 @@ def test_a_recall_bound_holds_the_scale_back(toys: Any, tmp_path: Path) -> None:
     assert found["fid"] == min(step["metrics"]["fid"] for step in allowed)
     recall = bounded["chosen"]["recall"]
     assert recall["mean"] >= 0.3 - recall["std"] / 3**0.5
-    none = tune(cfg, {"scale": (0.5, 3.0)}, min_recall=2.0, budget=16)  # nobody can: as near as may be
+    none = tune(cfg, {"scale": (0.5, 3.0)}, min_recall=1.0, budget=16)  # nobody can: as near as may be
     at = {step["options"]["scale"]: step["metrics"] for step in none["searched"]}
     assert at[none["found"]["options"]["scale"]]["recall"] == max(metrics["recall"] for metrics in at.values())
 
@@ -204,7 +204,7 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
         (["--over", "scale=2:1"], "is no range"),
         (["--over", "scale=1"], "--over takes a range"),
         (["--over", "scal=1:2"], "did you mean 'scale'"),
-        (["--sampler", "plain"], "sampler 'plain' has no option 'scale'"),
+        (["--sampler", "plain"], "'plain' has no scale to search"),
         (["--over", "scale=a:b"], "--over takes a range"),
         (["--objective", "fidd"], "did you mean 'fid'"),
         (["--budget", 3], "give at least 2 repeats and --budget"),
