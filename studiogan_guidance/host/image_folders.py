@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,14 +70,8 @@ class ImageFolder:
         self.root = os.path.expanduser(root)
         self._one_size = one_size
         self._size: tuple[int, int] | None = None
-        if not os.path.isdir(self.root):
-            raise UserError(_without_folder(Path(self.root)))
-
-        # List the classes.
         skipped: list[str] = []
-        self.classes = _class_names(self.root, skipped)
-        if not self.classes:
-            raise UserError(_without_classes(Path(self.root)))
+        self.classes = class_names(self.root, skipped)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
 
         # List the images.
@@ -165,6 +160,26 @@ class ImageFolder:
                     f"{train} and {self.root} differ in the class folders {differing}: the same label may mean "
                     "different classes"
                 )
+
+
+def class_names(folder: str, skipped: list[str]) -> list[str]:
+    """The sorted names of the class folders of a split; the paths of others that are passed over go to ``skipped``.
+
+    Raises:
+        UserError: no such folder, or none in it.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(_without_folder(Path(folder)))
+    names = _class_names(folder, skipped)
+    if not names:
+        raise UserError(_without_classes(Path(folder)))
+    return names
+
+
+def count(folder: str, most: int) -> int:
+    """How many images are below a folder, counted up to ``most``."""
+    images = (name for _, names in walk(folder, []) for name in names if _is_image(name))
+    return sum(1 for _ in itertools.islice(images, most))
 
 
 def walk(folder: str, skipped: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -16,27 +16,33 @@ import atexit
 import inspect
 import os
 import pickle
+import signal
 import socket
 import sys
+import threading
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any
+from urllib.error import URLError
 
 import torch
 
 from studiogan_guidance.devices import cpu_only
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module, root
 from studiogan_guidance.host.locate import COMMIT, Checkout, commit_of
 from studiogan_guidance.host.modules import swapped
-from studiogan_guidance.plugin import keys, seam
+from studiogan_guidance.plugin import keys, preflight, seam
 from studiogan_guidance.plugin.process import kept
 from studiogan_guidance.plugin.worker import guided
 
+TRACE = "Original Traceback"  # torch's words above the traceback of another process
 EXPECTED = {"y_sampler", "truncation_factor", "batch_size", "is_train", "generator", "RUN", "MODEL", "LOSS", "device"}
+GRACE = 5  # seconds that processes of -DDP have to end in
 multiprocessing: Any = torch.multiprocessing
 _registered: ExitStack | None = None
 
@@ -94,6 +100,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     features = module("metrics.features")
     misc = module("utils.misc")
     loader = module("loader")
+    ckpt = module("utils.ckpt")
     controller = misc.GeneratorController
     features_of_images = features.generate_images_and_stack_features
 
@@ -105,6 +112,9 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (misc, "save_images_png", seam.in_blocks(misc.save_images_png, "num_images")),
         (controller, "prepare_generator", seam.prepare(controller.prepare_generator)),
         (loader, "WORKER", guided(loader.WORKER)),
+        (ckpt, "load_StudioGAN_ckpts", preflight.explained(ckpt.load_StudioGAN_ckpts)),
+        (ckpt, "load_best_model", preflight.explained(ckpt.load_best_model)),
+        (ArgumentParser, "parse_args", preflight.parse_args(ArgumentParser.parse_args)),
         (multiprocessing, "spawn", _spawn(multiprocessing.spawn)),
         (sys, "excepthook", _one_line(sys.excepthook)),
     ]
@@ -123,9 +133,10 @@ def _spawn(original: Any) -> Any:
         # A child finds the function by name, since ``fn`` may be of a ``__main__`` that it does not have.
         src = str(root() / "src")
         home = Path(sys.argv[0]).stem if fn.__module__ == "__main__" else fn.__module__
-        context = original(_child, (src, home, fn.__name__, pickle.dumps(args)), nprocs, join, daemon, **more)
-        if not join:
-            context.join = _join_all(context.join)
+        context = original(_child, (src, home, fn.__name__, pickle.dumps(args)), nprocs, False, daemon, **more)
+        context.join = _join_all(context)
+        if join:
+            context.join()
         return context
 
     return spawn
@@ -137,12 +148,24 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _join_all(join: Any) -> Any:
-    """A ``join`` that waits for all processes: the host calls it once, and kills whichever was not the first to end."""
+def _join_all(context: Any) -> Any:
+    """A ``join`` that waits for all processes: the host calls it once, and kills whichever was not the first to end.
+
+    Where this process is told to end, so are they.
+    """
+    join = context.join
 
     def join_all(*args: Any, **kwargs: Any) -> bool:
-        while not join(*args, **kwargs):
-            pass
+        try:
+            while not join(*args, **kwargs):
+                pass
+        except (SystemExit, KeyboardInterrupt):
+            for process in context.processes:
+                process.terminate()
+            for process in context.processes:
+                process.join(GRACE)
+                process.kill()
+            raise
         return True
 
     return join_all
@@ -162,6 +185,7 @@ def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
             multiprocessing.set_start_method("fork", force=True)
 
         # Call the function as the host would have.
+        stack.enter_context(_ended_in_order())
         function = getattr(module(home), name)
         args = pickle.loads(arguments)
         function(compat.CpuRank(rank) if cpu_only() else rank, *args)
@@ -170,22 +194,38 @@ def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
 # ---------------------------------------------------------------------------- errors
 
 
-def _mistake(error: BaseException) -> str | None:
-    """The message of a user's mistake, in this process or in one of the host's -DDP; None if it is anything else."""
+def mistake(error: BaseException) -> str | None:
+    """The message of a user's mistake, in this process or in one that it started; None if it is anything else."""
+    last = str(error).strip().rpartition("\n")[2]
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        _, mark, message = last.partition(f"{UserError.__name__}: ")  # it may come from a process that loads images
+        return message if mark and TRACE in str(error) else " ".join(str(error).split())
     if isinstance(error, multiprocessing.ProcessRaisedException):
-        last = str(error).strip().rpartition("\n")[2]
         _, mark, message = last.partition(f"{UserError.__name__}: ")
-        return message if mark else None
+        return message if mark else _known(last)
+    if isinstance(error, multiprocessing.ProcessExitedException):
+        return (
+            f"a process of -DDP was ended from outside ({' '.join(str(error).split())}): it may have run out of memory"
+        )
+    if isinstance(error, URLError):
+        return f"a download failed ({one_line(error)}): start the host once where there is a network"
     if type(error).__module__.startswith("wandb") and type(error).__name__ == "UsageError":
         return f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)"
+    return _known(last)
+
+
+def _known(text: str) -> str | None:
+    """The message for an error of torch that is about the user's images or options; None for any other."""
+    if "stack expects each tensor to be equal size" in text:
+        return f"images have several sizes ({text.partition('but ')[2]}): set --pre_resizer (such as lanczos)"
+    if "DataLoader worker" in text and "exited unexpectedly" in text:
+        return f"a process that loads images was ended from outside ({text}): lower --num_workers"
     return None
 
 
 def _one_line(original: Any) -> Any:
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        message = _mistake(error)
+        message = mistake(error)
         if message is None:
             original(kind, error, trace)
             return
@@ -193,6 +233,23 @@ def _one_line(original: Any) -> Any:
         raise SystemExit(2)
 
     return excepthook
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends the with-block as an exit does, so that no file stays half-written; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---------------------------------------------------------------------------- programs
@@ -245,9 +302,16 @@ def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
     with kept(), inside(checkout, quiet=False):
         register()
         try:
-            execute(checkout.path / "src" / f"{script}.py", arguments)
+            with _ended_in_order():
+                execute(checkout.path / "src" / f"{script}.py", arguments)
+        except SystemExit as error:
+            if error.code != 1:
+                raise
+            raise UserError(
+                "the host has nothing to do: add -t, -metrics, -v, -sf or another of its analyses"
+            ) from error
         except Exception as error:
-            message = _mistake(error)
+            message = mistake(error)
             if message is None:
                 raise
             raise UserError(message) from error

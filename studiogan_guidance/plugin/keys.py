@@ -14,13 +14,16 @@ from typing import Any
 import torch
 
 from studiogan_guidance import samplers
-from studiogan_guidance.config import RUN_KEYS, RunConfig, read
+from studiogan_guidance.config import RUN_KEYS, RunConfig, packaged, read
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.host.imports import root
+from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import describe, host_sections, yaml_file
+from studiogan_guidance.host.sections import check_sections
 from studiogan_guidance.host.source import model_digest
 from studiogan_guidance.options import Spec
+from studiogan_guidance.plugin import preflight
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import Sampler, Truncation
 from studiogan_guidance.samplers.base import BasedSampler
@@ -91,7 +94,7 @@ def overwrite_cfgs(original: Any) -> Any:
 
     def overwrite(self: Any, cfg_file: str) -> None:
         # Split the file into our keys and the host's sections.
-        values = read(Path(cfg_file))
+        values = read(_existing(cfg_file))
         foreign = sorted(key for key in set(values) - {"host", "host_config", *RUN_KEYS} if values[key] != ())
         if foreign:
             raise UserError(
@@ -99,6 +102,7 @@ def overwrite_cfgs(original: Any) -> Any:
                 "host run the host's own options decide; take the keys out"
             )
         sections = host_sections(values["host"], values.get("host_config"), root())
+        check_sections(sections, Checkout(root(), None))
 
         # Let the host read its sections.
         try:
@@ -111,9 +115,19 @@ def overwrite_cfgs(original: Any) -> Any:
         RunConfig(restat=values.get("restat", 0), stages=values["stages"])  # checks their types
         for key in RUN_KEYS:
             setattr(self.RUN, key, values.get(key))
+        self.sections = sections
         self.model_sha256 = model_digest(sections)
 
     return overwrite
+
+
+def _existing(cfg_file: str) -> Path:
+    """The file of that name: here, in the package, or among the host's own configurations."""
+    path = Path(cfg_file)
+    of_the_host = root() / "src" / "configs" / path
+    if path.exists() or str(path) in packaged() or not of_the_host.is_file():
+        return path
+    return of_the_host
 
 
 def check_compatability(original: Any) -> Any:
@@ -124,8 +138,11 @@ def check_compatability(original: Any) -> Any:
             original(self)
         except AssertionError as error:
             raise UserError(f"the host refuses this run: {one_line(error)}") from error
+        check_sections(self.sections, Checkout(root(), None), training=bool(self.RUN.train))
         _check_training(self)
+        preflight.check_options(self)
         _check_sampler(self)
+        preflight.check(self)
 
     return check
 
@@ -153,7 +170,7 @@ def _check_sampler(cfgs: Any) -> None:
     run.sampler = {"name": name, **results.plain_data(samplers.options(sampler))}
     if not guides(run):
         return
-    check_images(run.seed, 1)
+    check_images(max(run.seed, 0), run.save_fake_images_num if run.save_fake_images else 1)
 
     # Refuse what guidance cannot work with.
     networks = describe(torch.nn.Module(), cfgs.MODEL, cfgs.DATA.num_classes, 0, torch.device("cpu"), "this generator")

@@ -27,6 +27,7 @@ from studiogan_guidance.latents import Networks
 from studiogan_guidance.latents.base import Companions, weights_digest
 from studiogan_guidance.plugin.keys import guides, has_loss, sampler_of, stages_of
 from studiogan_guidance.plugin.seam import RunState, Session, active
+from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import restat
 from studiogan_guidance.training.stage import DiscriminatorStep, Trained
 
@@ -103,8 +104,10 @@ class GuidedWorker:
         self.run_state.companions = self._companions()
         self.run_state.image_size = self.DATA.img_size
 
-        # Check sampler and stages before the training.
+        # Check seeds, sampler and stages before the training.
         if guides(self.RUN):
+            if self.RUN.eval_metrics:
+                check_images(self.run_state.seed or 0, self.num_eval[self.RUN.ref_dataset] * self.RUN.num_eval)
             with swapped(self.run_state, "training", True):
                 generator, device = self.gen_ctlr.generator, self.local_rank
                 Session(self.run_state, generator, self.RUN, self.MODEL, self.DATA.num_classes, device)

@@ -17,6 +17,7 @@ import torch
 from host_models import networks, sections
 
 from studiogan_guidance import devices
+from studiogan_guidance.doctor import INCEPTION
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
 from studiogan_guidance.host.compat import RUN_SHIMS, SHIMS, CpuRank, Shim, plugins
@@ -51,7 +52,12 @@ def breaks_without(name: str, call: Callable[[], Any], error: type[BaseException
 
 def test_every_shim_is_described_and_tested() -> None:
     folder = Path(__file__).parent
-    files = (Path(__file__), folder / "test_imports.py", folder.parent / "plugin" / "test_run.py")
+    files = (
+        Path(__file__),
+        folder / "test_imports.py",
+        folder / "test_kept.py",
+        folder.parent / "plugin" / "test_run.py",
+    )
     here = "".join(file.read_text() for file in files)
     for one in (*SHIMS, *RUN_SHIMS):
         assert all((one.symptom, one.since, one.until)), one.name
@@ -61,8 +67,9 @@ def test_every_shim_is_described_and_tested() -> None:
 def test_shims_are_switched_on_in_this_order() -> None:
     assert [one.name for one in SHIMS] == ["pkg_resources", "sqrtm_disp", "filters"]
     assert " ".join(one.name for one in RUN_SHIMS) == (
-        "numpy_scalars float_betas wandb_image tsne_n_iter workers_0 current_when_no_best resnet50_key whole_cutoff "
-        "classifier_mode tables_from_anywhere empty_classes image_files plugin_modules plugins_off cpu_rank gpu_unseen "
+        "numpy_scalars float_betas wandb_image wandb_mode tsne_n_iter whole_hdf5 own_statistics whole_checkpoints "
+        "one_step workers_0 current_when_no_best resnet50_key whole_cutoff classifier_mode tables_from_anywhere "
+        "empty_classes image_files frechet_root named_networks plugin_modules plugins_off cpu_rank gpu_unseen "
         "cuda_means_cpu ddp_device_ids"
     )
 
@@ -103,6 +110,24 @@ def test_wandb_image(host: None) -> None:
 
     image = breaks_without("wandb_image", call, ValueError, "Un-supported shape")
     assert image.image.size == (8 * 4 + 9 * 2, 4 + 2 * 2)  # torchvision's grid with its 2-pixel frames
+
+
+@pytest.mark.studiogan
+def test_wandb_mode(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B reads the environment once in a process; what it says afterwards counts all the same."""
+    wandb = module("wandb")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: asked.append(kwargs))
+    found = shim("wandb_mode")
+    for mode in ("offline", "disabled"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        with found.apply():
+            wandb.init(name="a")
+            wandb.init(mode="online")
+    monkeypatch.delenv("WANDB_MODE")
+    with found.apply():
+        wandb.init()
+    assert [one.get("mode") for one in asked] == ["offline", "online", "disabled", "online", None]
 
 
 @pytest.mark.studiogan
@@ -214,6 +239,28 @@ def test_empty_classes(host: None, tmp_path: Path) -> None:
             folder[1]
 
 
+@pytest.mark.studiogan
+def test_frechet_root(host: None) -> None:
+    """Where the host's root fails the closed form stands, and where it does not, its own value to the bit."""
+    fid = module("metrics.fid")
+    zero = np.zeros(2)
+    swap = np.array([[0.0, 1.0], [1.0, 0.0]]) * 4  # its product with the identity has the roots 2 and 2i
+
+    def call() -> Any:
+        return fid.frechet_inception_distance(zero, swap, zero + 1, np.eye(2))
+
+    assert breaks_without("frechet_root", call, ValueError, "Imaginary component") == pytest.approx(2 + 0 + 2 - 2 * 2)
+    x, y = np.random.default_rng(0).normal(size=(2, 60, 4))
+    moments = x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T)
+    alone = fid.frechet_inception_distance(*moments)
+    with shim("frechet_root").apply():
+        assert fid.frechet_inception_distance(*moments) == alone
+        with pytest.raises(UserError, match="not finite.* or there is only one image"):
+            fid.frechet_inception_distance(zero, swap * np.nan, zero, np.eye(2))
+        with pytest.raises(UserError, match="moments of 2 and of 3 features"):
+            fid.frechet_inception_distance(zero, swap, np.zeros(3), np.eye(3))
+
+
 def copied(data: Path, folder: Path, image: Any) -> tuple[Path, Path]:
     """A copy of images, one of which is replaced, and the path of that one."""
     copy = Path(shutil.copytree(data, folder))
@@ -297,6 +344,22 @@ def test_the_host_downloads_cifar_only_where_nothing_of_it_is_there(
         ):
             data_util.Dataset_(data_name="CIFAR10", data_dir=str(tmp_path), train=True)
         assert asked == [str(tmp_path)]
+
+
+@pytest.mark.studiogan
+def test_named_networks(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was downloaded by half, at the place where torch looks first."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / INCEPTION).write_bytes(b"PK\x03\x04")
+
+    def call() -> Any:
+        return module("metrics.preparation").LoadEvalModel("InceptionV3_tf", "legacy", 1, False, torch.device("cpu"))
+
+    with pytest.raises(RuntimeError, match="zip archive"):
+        call()
+    with shim("named_networks").apply(), pytest.raises(UserError, match="cannot load the weights of InceptionV3_tf"):
+        call()
 
 
 SOURCE = """

@@ -26,8 +26,13 @@ ON_A_BASE = "sampler: {name: ddls, calibration: none, base: {name: gandance, sca
 
 
 @pytest.fixture
-def host(checkout: Checkout) -> Iterator[None]:
-    """The host with hooks registered, as a user's own script would."""
+def host(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The host with hooks registered, as a user's own script would, in a folder with the checkpoints of a run."""
+    (tmp_path / "d").mkdir()
+    for name in ("G", "G_ema", "D"):
+        torch.save({}, tmp_path / "d" / f"model={name}-current-weights-step=1.pth")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     with inside(checkout):
         host_package.register()
         try:
@@ -47,7 +52,11 @@ def run_flags(**given: Any) -> dict[str, Any]:
     flags: dict[str, Any] = dict.fromkeys(names.split(), False)
     flags.update(freezeD=-1, ckpt_dir="d", data_dir="d", save_fake_images=True, eval_metrics=["none"], save_freq=100)
     flags.update(eval_backbone="InceptionV3_tf", post_resizer="legacy", pre_resizer="wo_resize", ref_dataset="train")
-    flags.update(print_freq=50, truncation_factor=-1.0, truncation_cutoff=None, seed=5)
+    flags.update(save_dir="d", load_best=False, num_workers=0, num_eval=1, save_fake_images_num=1)
+    flags.update(calc_is_ref_dataset=False, langevin_rate=1.0, langevin_noise_std=1.0, langevin_steps=1)
+    flags.update(
+        standing_max_batch=8, standing_step=8, print_freq=50, truncation_factor=-1.0, truncation_cutoff=None, seed=5
+    )
     return {**flags, **given}
 
 
@@ -86,6 +95,10 @@ def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_p
     assert (cfgs.MODEL.backbone, cfgs.RUN.sampler["scale"]) == ("big_resnet", 1.2)
 
 
+def test_a_name_among_the_hosts_own_configurations_is_found(host: None) -> None:
+    assert configured(Path("CIFAR10/BigGAN.yaml")).MODEL.backbone == "big_resnet"
+
+
 @pytest.mark.parametrize(
     ("text", "given", "message"),
     [
@@ -95,7 +108,7 @@ def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_p
         ("sampler: 3", {}, "must be a name or a mapping"),
         ("sampler: gandance\nRUN: {sampler: plain}", {}, "has sampler twice"),
         ("sampler: gandance\nnum: 100", {}, "has num, which only 'studiogan-guidance sample' and 'eval' read"),
-        ("RUN: {sede: 3}", {}, "the host rejects .*RUN.sede"),
+        ("RUN: {sede: 3}", {}, "the host has no key RUN.sede"),
         ("stages: [nothing]", {}, "unknown stage 'nothing'"),
         ("restat: 4", {}, "restat needs a sampler"),
         (GUIDED, {"seed": 2**31}, "choose a seed of at most 2147483647"),

@@ -2,10 +2,13 @@
 
 A shim never changes a number: it supplies what was removed, with the behaviour that the host expects. ``SHIMS`` are on
 whenever the host is entered; ``RUN_SHIMS``, which reach into the host's own training and evaluation, are on while
-``hooks.register`` is. Importing the four modules below fills both tables, in the order in which shims are switched on.
+``hooks.register`` is. Importing the five modules below fills both tables, in the order in which shims are switched on.
 """
 
 from studiogan_guidance.host.compat.libraries import ALLOWED
+
+# isort: split
+from studiogan_guidance.host.compat import kept  # noqa: F401
 
 # isort: split
 from studiogan_guidance.host.compat import faults  # noqa: F401

@@ -5,13 +5,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import pickle
 import types
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from studiogan_guidance.errors import UserError
+import numpy as np
+import torch
+
+from studiogan_guidance.batches import is_out_of_memory
+from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.evaluation.fid import frechet_distance
 from studiogan_guidance.host import image_folders
 from studiogan_guidance.host.compat.table import SHIMS, shim
 from studiogan_guidance.host.image_files import check_size
@@ -220,4 +226,58 @@ def image_files() -> Iterator[None]:
         swapped(dataset, "__init__", __init__),
         swapped(dataset, "__getitem__", __getitem__),
     ):
+        yield
+
+
+@shim(
+    "frechet_root",
+    symptom="ValueError: Imaginary component (FID of few images), which ends a training",
+    since="upstream",
+    until="the host takes the root of a symmetric matrix",
+)
+def frechet_root() -> Iterator[None]:
+    fid = module("metrics.fid")
+    original = fid.frechet_inception_distance
+
+    def distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6) -> Any:
+        moments = (mu1, sigma1, mu2, sigma2)
+        if not all(np.isfinite(value).all() for value in moments):
+            raise UserError(
+                "FID: moments of features are not finite: the feature network returned NaN or infinity for some "
+                "images, or there is only one image"
+            )
+        if np.shape(mu1) != np.shape(mu2):
+            raise UserError(f"FID: moments of {np.size(mu1)} and of {np.size(mu2)} features: use one feature network")
+        try:
+            return original(*moments, eps)
+        except (ValueError, np.linalg.LinAlgError):
+            return np.float64(frechet_distance(*moments))
+
+    with swapped(fid, "frechet_inception_distance", distance):
+        yield
+
+
+@shim(
+    "named_networks",
+    symptom="URLError or RuntimeError where the feature network cannot be downloaded or read",
+    since="upstream",
+    until="the host says what it downloads",
+)
+def named_networks() -> Iterator[None]:
+    network = module("metrics.preparation").LoadEvalModel
+    original = network.__init__
+
+    def load(self: Any, eval_backbone: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, eval_backbone, *args, **kwargs)
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            if is_out_of_memory(error):
+                raise
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise UserError(
+                f"cannot load the weights of {eval_backbone} ({one_line(error, 120)}): "
+                f"download them on a machine with a network and copy them into {folder}"
+            ) from error
+
+    with swapped(network, "__init__", load):
         yield

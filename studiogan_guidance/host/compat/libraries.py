@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -113,6 +114,26 @@ def wandb_image() -> Iterator[None]:
         return original(data, *args, **kwargs)
 
     with swapped(wandb, "Image", image):
+        yield
+
+
+@shim(
+    "wandb_mode",
+    symptom="W&B logs in although WANDB_MODE says offline, where it was imported before that was said",
+    since="seen with wandb 0.31",
+    until="wandb.init reads the environment",
+    when=lambda: installed("wandb"),
+)
+def wandb_mode() -> Iterator[None]:
+    wandb = module("wandb")
+    original = wandb.init
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        if mode := os.environ.get("WANDB_MODE"):
+            kwargs.setdefault("mode", mode)
+        return original(*args, **kwargs)
+
+    with swapped(wandb, "init", init):
         yield
 
 

@@ -1,0 +1,406 @@
+"""What a run of the host would find out late: counts, folders, checkpoints, W&B's key; looked at before it starts.
+
+Nothing is kept, no image is decoded, and folders are listed only as far as the answer needs.
+"""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import netrc
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError, nearest, notice, typed
+from studiogan_guidance.evaluation import results
+from studiogan_guidance.files import regular_file
+from studiogan_guidance.host import checkpoints
+from studiogan_guidance.host.image_folders import class_names, count
+from studiogan_guidance.host.imports import module
+
+METRICS = ("fid", "is", "prdc", "none")
+NEIGHBOURS = 5  # of the host's precision and recall
+PERPLEXITY = 40  # of the host's t-SNE
+CIFAR = ("CIFAR10", "CIFAR100")
+SEEDS = 2**32  # below it is what NumPy takes
+ON_REAL = ("save_real_images", "k_nearest_neighbor", "frequency_analysis", "tsne_analysis", "intra_class_fid")
+BY_CLASS = ("save_real_images", "k_nearest_neighbor", "tsne_analysis", "intra_class_fid")
+ON_TRAINING = ("train", "GAN_train", "GAN_test")
+
+
+def check(cfgs: Any) -> None:
+    """Raise UserError for what cannot end well, from the host's Configurations; no W&B key means offline.
+
+    Args:
+        cfgs: after the host's own check, before it has written or built anything.
+    """
+    run = cfgs.RUN
+    _check_save(Path(run.save_dir))
+    if run.sampler:
+        results.appendable(Path(run.save_dir) / results.FILE)
+    if run.ckpt_dir is not None:
+        _check_checkpoints(Path(run.ckpt_dir), run.load_best, cfgs.MODEL.apply_g_ema)
+    _check_data(cfgs)
+    offline_without_key()
+
+
+def parse_args(original: Any) -> Any:
+    """``ArgumentParser.parse_args``, after which the options of the host's evaluate.py are checked."""
+
+    @functools.wraps(original)
+    def parse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        options = original(self, *args, **kwargs)
+        if hasattr(options, "dset2") and hasattr(options, "dset1_moments"):
+            _check_evaluate(options)
+        return options
+
+    return parse
+
+
+# ---------------------------------------------------------------------------- options
+
+
+def check_options(cfgs: Any) -> None:
+    """Raise UserError for options that the host takes and then fails with."""
+    run = cfgs.RUN
+    for key, least in (("num_workers", 0), ("num_eval", 1), ("print_freq", 1), ("save_freq", 1)):
+        value = getattr(run, key, least)
+        if value < least:
+            raise UserError(f"--{key} is {value}: give a whole number from {least} up")
+    if run.save_fake_images and run.save_fake_images_num < 1:
+        raise UserError(f"-sf_num is {run.save_fake_images_num}: give a whole number from 1 up")
+    _check_seed(run)
+
+    # What is asked for half only.
+    if run.standing_statistics and (run.standing_max_batch < cfgs.OPTIMIZATION.world_size or run.standing_step < 1):
+        raise UserError(
+            f"-std_stat needs -std_max and -std_step, found {run.standing_max_batch} and {run.standing_step}: give the "
+            "largest batch and the number of batches (such as -std_max 64 -std_step 64)"
+        )
+    if run.langevin_sampling and min(run.langevin_rate, run.langevin_noise_std, run.langevin_steps) < 0:
+        raise UserError("-lgv needs -lgv_rate, -lgv_std and -lgv_steps: give all three")
+    if run.truncation_factor != -1 and run.truncation_factor < 0:
+        raise UserError(f"--truncation_factor is {run.truncation_factor}: give a number from 0 up, or -1 (none)")
+    if run.calc_is_ref_dataset and "none" in run.eval_metrics:
+        raise UserError("--calc_is_ref_dataset needs a feature network: give -metrics is, in place of none")
+    for flag in ("GAN_train", "GAN_test"):
+        if getattr(run, flag) and cfgs.DATA.name not in cfgs.MISC.cas_setting:
+            known = ", ".join(cfgs.MISC.cas_setting)
+            raise UserError(f"--{flag} has settings for {known} only, and DATA.name is {cfgs.DATA.name}")
+    _check_canvas(cfgs)
+
+
+def _check_seed(run: Any) -> None:
+    if run.seed != -1 and not 0 <= run.seed < SEEDS:
+        raise UserError(f"--seed is {run.seed}: give a whole number from 0 to {SEEDS - 1}, or -1 (drawn)")
+
+
+def _check_canvas(cfgs: Any) -> None:
+    """The host draws canvases of 8 images a class during a training, and with -v."""
+    draws = cfgs.RUN.train or cfgs.RUN.vis_fake_images
+    each = batch_size(cfgs)
+    if not draws or not each % 8:
+        return
+    kind = module("utils.misc").define_sampler(cfgs.DATA.name, cfgs.MODEL.d_cond_mtd, each, cfgs.DATA.num_classes)
+    if kind == "acending_some":
+        raise UserError(
+            f"OPTIMIZATION.batch_size gives {each} images to a process, and the canvases of {cfgs.DATA.num_classes} "
+            "classes need a multiple of 8"
+        )
+
+
+def batch_size(cfgs: Any) -> int:
+    """Images of a batch in one process."""
+    shares = cfgs.OPTIMIZATION.world_size if cfgs.RUN.distributed_data_parallel else 1
+    size = cfgs.OPTIMIZATION.batch_size // shares
+    if size < 1:
+        raise UserError(f"OPTIMIZATION.batch_size is {cfgs.OPTIMIZATION.batch_size}, for {shares} processes: raise it")
+    return int(size)
+
+
+# ---------------------------------------------------------------------------- folders
+
+
+def _check_save(folder: Path) -> None:
+    """Raise UserError unless ``folder`` can be written, or made; nothing stays."""
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"-save {folder}: {place} is no folder; give another one")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=place))
+    except OSError as error:
+        raise UserError(f"-save {folder}: cannot write into {place}: {error.strerror}; give another one") from error
+
+
+def _check_checkpoints(folder: Path, best: bool, average: bool) -> None:
+    """Raise UserError unless the files that the host will open are there, and begin as checkpoints do."""
+    if not folder.is_dir():
+        advice = (
+            f"its folder, {folder.parent}" if folder.is_file() else "the one with the files model=G*-weights-step*.pth"
+        )
+        raise UserError(f"-ckpt {folder} is not a folder: give {advice}")
+    when = "best" if best else "current"
+    generator = checkpoints.find(folder, "G", (when, "raw"))
+    discriminator = checkpoints.find(folder, "D", (when,))
+    files = [generator, discriminator]
+    if average:
+        files.append(checkpoints.find(folder, "G", (when, "ema")))
+
+    for path in files:
+        regular_file(path, "the checkpoint")
+        if not _begins_well(path):
+            checkpoints.read(path)  # says what it is in place of a checkpoint
+    steps = [checkpoints.step(path) for path in files]
+    if len(set(steps)) > 1:
+        names = ", ".join(path.name for path in files)
+        notice(f"the checkpoints in {folder} are of different steps: {names}")
+
+
+def _begins_well(path: Path) -> bool:
+    """Whether a file is an archive with a whole directory, or begins as a pickle."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
+
+
+def explained(original: Any) -> Any:
+    """A function of the host that loads checkpoints, whose errors say which file is damaged, or does not fit."""
+
+    @functools.wraps(original)
+    def load(ckpt_dir: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(ckpt_dir, *args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            _explain(Path(ckpt_dir), kwargs)
+            raise UserError(f"the host cannot load the checkpoints in {ckpt_dir}: {typed(error)}") from error
+
+    return load
+
+
+def _explain(folder: Path, networks: Mapping[str, Any]) -> None:
+    """Raise UserError for the first checkpoint that cannot be read, or does not fit its network."""
+    peel = module("utils.misc").peel_model
+    for name, model, which in (("Gen", "G", ("raw",)), ("Dis", "D", ()), ("Gen_ema", "G", ("ema",))):
+        if networks.get(name) is not None:
+            path = checkpoints.find(folder, model, which)
+            state = checkpoints.read(path)
+            checkpoints.fill(peel(networks[name]), state, path, RunConfig())
+
+
+# ---------------------------------------------------------------------------- images
+
+
+def _check_data(cfgs: Any) -> None:
+    """Raise UserError for splits that are not there, and for too few images."""
+    run = cfgs.RUN
+    trains = any(getattr(run, flag) for flag in ON_TRAINING)
+    metrics = [] if "none" in run.eval_metrics else list(run.eval_metrics)
+    measures = bool(metrics) or any(getattr(run, flag) for flag in ON_REAL)
+    if not (trains or measures):
+        return
+    if run.data_dir is None:
+        raise UserError("this run reads real images: add -data DIR, a folder with train/<class>/* or valid/<class>/*")
+
+    # CIFAR is large enough for all, and downloaded where it is missing.
+    folder = Path(run.data_dir)
+    if cfgs.DATA.name in CIFAR:
+        name = "cifar-10-batches-py" if cfgs.DATA.name == "CIFAR10" else "cifar-100-python"
+        if folder.name == name:
+            raise UserError(f"{folder} is the folder of {cfgs.DATA.name} itself: give its parent, {folder.parent}")
+        return
+    if run.ref_dataset not in ("train", "valid"):
+        raise UserError(
+            f"-ref {run.ref_dataset}: the host would read {folder / 'valid'}; give -ref train or -ref valid, or "
+            f"measure another split by 'studiogan-guidance eval --reference {run.ref_dataset}'"
+        )
+
+    # Each split that is read.
+    splits = {"train": trains and not _has_hdf5(cfgs), run.ref_dataset: measures}
+    if trains and run.ref_dataset == "train":
+        splits["train"] = measures or not _has_hdf5(cfgs)
+    for split, is_read in splits.items():
+        if is_read:
+            _check_classes(cfgs, folder, split)
+    if trains and splits["train"]:
+        _check_basket(cfgs, folder / "train")
+    if measures:
+        _check_counts(cfgs, folder / run.ref_dataset, metrics)
+
+
+def _has_hdf5(cfgs: Any) -> bool:
+    """Whether training images come from an HDF5 file that is there already; the folder may be gone."""
+    if not cfgs.RUN.load_train_hdf5:
+        return False
+    return any(Path(cfgs.RUN.data_dir).glob(f"{cfgs.DATA.name}_{cfgs.DATA.img_size}*_train.hdf5"))
+
+
+def _check_classes(cfgs: Any, folder: Path, split: str) -> None:
+    """Raise UserError unless the split has as many folders as the configuration has classes, where labels matter."""
+    names = class_names(str(folder / split), [])
+    classes = cfgs.DATA.num_classes
+    if len(names) == classes:
+        return
+    found = f"{folder / split} has {len(names)} classes ({', '.join(names[:4])}{', ...' if names[4:] else ''})"
+    is_conditional = (cfgs.MODEL.g_cond_mtd, cfgs.MODEL.d_cond_mtd) != ("W/O", "W/O")
+    trains = is_conditional and any(getattr(cfgs.RUN, flag) for flag in ON_TRAINING)
+    if trains or any(getattr(cfgs.RUN, flag) for flag in BY_CLASS):
+        raise UserError(f"{found}, and DATA.num_classes is {classes}: make them equal")
+    if is_conditional:
+        notice(f"{found}, and DATA.num_classes is {classes}")
+
+
+def _check_basket(cfgs: Any, root: Path) -> None:
+    """Raise UserError unless the training images fill one basket of each process."""
+    optimization = cfgs.OPTIMIZATION
+    each = batch_size(cfgs)
+    basket = each * optimization.acml_steps * optimization.d_updates_per_step
+    processes = optimization.world_size if cfgs.RUN.distributed_data_parallel else 1
+    found = count(str(root), basket * processes)
+    if found < basket * processes:
+        shares = f", in each of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"{root} has {found} images, and a step takes {basket} (a batch of {each} x d_updates_per_step "
+            f"{optimization.d_updates_per_step} x acml_steps {optimization.acml_steps}){shares}: add images, or lower "
+            "these"
+        )
+
+
+def _check_counts(cfgs: Any, root: Path, metrics: list[str]) -> None:
+    """Raise UserError unless there are as many real images as the metrics and analyses need."""
+    run = cfgs.RUN
+    each = batch_size(cfgs)
+    needs = {
+        "-metrics fid": 2 * ("fid" in metrics),
+        "-metrics prdc": (NEIGHBOURS + 2) * ("prdc" in metrics),
+        "-fa": ((each - 1) * each + 1) * run.frequency_analysis,  # it wants as many batches as a batch has images
+        "-tsne": (PERPLEXITY // each + 1) * each * run.tsne_analysis,
+    }
+    most = max(1, *needs.values())
+    found = count(str(root), most)
+    if not found:
+        raise UserError(f"{root} has no images (files such as .png or .jpg in a folder for each class)")
+    for what, least in needs.items():
+        if found < least:
+            raise UserError(f"{root} has {found} images, and {what} needs {least}: add images, or drop it")
+
+    # Some need images of each class.
+    least = 2 if run.intra_class_fid else 1
+    if run.intra_class_fid or run.k_nearest_neighbor:
+        for name in class_names(str(root), []):
+            found = count(str(root / name), least)
+            if found < least:
+                what = "-ifid" if run.intra_class_fid else "-knn"
+                raise UserError(f"{root / name} has {found} images, and {what} needs {least} of each class")
+
+
+# ---------------------------------------------------------------------------- W&B
+
+
+def offline_without_key() -> None:
+    """Let W&B run offline, and say so, where it has neither a key nor a mode; no network is asked."""
+    if _says_mode() or _has_key():
+        return
+    os.environ["WANDB_MODE"] = "offline"
+    notice(
+        "W&B has no key, so WANDB_MODE is offline: what it logs stays below -save ('wandb login' before the run, or "
+        "'wandb sync' after it, uploads it; WANDB_MODE=disabled logs nothing)"
+    )
+
+
+def _says_mode() -> bool:
+    settings = _settings()
+    return bool(os.environ.get("WANDB_MODE") or settings.get("mode") or settings.get("disabled"))
+
+
+def _has_key() -> bool:
+    """Whether W&B would find a key where it looks for one: in the environment, a netrc file, or its settings."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _settings().get("api_key"):
+        return True
+
+    # A netrc file has it under the name of the server.
+    chosen = os.environ.get("NETRC")
+    files = [chosen] if chosen else ["~/.netrc", "~/_netrc"]
+    url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or ""
+    for file in files:
+        try:
+            servers = netrc.netrc(os.path.expanduser(file)).hosts
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if any(server == urlsplit(url).netloc or "wandb" in server or "coreweave" in server for server in servers):
+            return True
+    return False
+
+
+def _settings() -> dict[str, str]:
+    """What the settings files of W&B say: those of the user, then those of the current folder."""
+    home = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
+    here = os.path.join(os.environ.get("WANDB_DIR") or ".", "wandb")
+    parser = configparser.ConfigParser(default_section="none", interpolation=None)
+    try:
+        parser.read([os.path.join(folder, "settings") for folder in (home, here)], encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return {}
+    return dict(parser["default"]) if "default" in parser else {}
+
+
+# ---------------------------------------------------------------------------- evaluate.py
+
+
+def _check_evaluate(options: Any) -> None:
+    """Raise UserError for options of the host's evaluate.py that cannot end well."""
+    metrics = options.eval_metrics
+    for word in metrics:
+        if word not in METRICS:
+            raise UserError(f"-metrics has '{word}': {nearest(word, METRICS)}")
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        if getattr(options, key) < least:
+            raise UserError(f"--{key} is {getattr(options, key)}: give a whole number from {least} up")
+    if options.seed != -1 and not 0 <= options.seed < SEEDS:
+        raise UserError(f"--seed is {options.seed}: give a whole number from 0 to {SEEDS - 1}, or -1 (drawn)")
+
+    # Files take the place of real images.
+    for key, arrays in (("dset1_moments", ("mu", "sigma")), ("dset1_feats", ("real_feats",))):
+        if path := getattr(options, key):
+            _check_arrays(Path(path), f"--{key}", arrays)
+
+    # Folders with a folder for each class.
+    reads_real = ("fid" in metrics and not options.dset1_moments) or ("prdc" in metrics and not options.dset1_feats)
+    least = max(2 * ("fid" in metrics), (NEIGHBOURS + 2) * ("prdc" in metrics), 1)
+    for key, is_read in (("dset1", reads_real), ("dset2", True)):
+        folder = getattr(options, key)
+        if folder is None and (is_read or not (options.dset1_moments or options.dset1_feats)):
+            raise UserError(f"evaluate needs --{key} DIR, a folder with a folder of images for each class")
+        if is_read:
+            _check_folder(Path(folder), f"--{key}", least, metrics)
+
+
+def _check_folder(folder: Path, flag: str, least: int, metrics: list[str]) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{flag} {folder} is not a folder: give one with a folder of images for each class")
+    class_names(str(folder), [])
+    found = count(str(folder), least)
+    if found < least:
+        raise UserError(f"{flag} {folder} has {found} images, and -metrics {' '.join(metrics)} needs {least}")
+
+
+def _check_arrays(path: Path, flag: str, names: tuple[str, ...]) -> None:
+    regular_file(path, f"{flag}")
+    try:
+        with np.load(path) as file:
+            missing = [name for name in names if name not in file]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{flag} {path} is no .npz file: {typed(error)}") from error
+    if missing:
+        raise UserError(f"{flag} {path} has no {' and '.join(missing)}: give an .npz file of the host's")
