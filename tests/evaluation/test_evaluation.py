@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation import metrics as metrics_module
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation, evaluate
@@ -26,7 +28,9 @@ from studiogan_guidance.evaluation.generation import Pass, fitting
 from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.metrics import METRICS
 from studiogan_guidance.evaluation.prdc import prdc
-from studiogan_guidance.features.stats import FeatureStats, accumulate
+from studiogan_guidance.features.stats import FeatureStats, accumulate, to_uint8
+from studiogan_guidance.host.imports import inside, module
+from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.latents.base import Inputs
 from studiogan_guidance.options import Spec
@@ -144,6 +148,46 @@ class Mean(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.float().mean((1, 3)) / 255
+
+
+class Sure(torch.nn.Module):
+    """The brightest of ten rows of pixels as the class, with a probability of 1 in float32."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = x.float().mean((1, 3))
+        return rows, 1e4 * torch.nn.functional.one_hot(rows[:, 11:21].argmax(1), 10)
+
+
+def test_probabilities_that_underflow_have_a_score_and_a_note(tmp_path: Path) -> None:
+    from conftest import run
+
+    path = tmp_path / "sure.pt"
+    torch.jit.script(Sure()).save(str(path))
+    metrics_module._say_that_some_are_zero.cache_clear()
+    result = run(
+        "eval", "--backbone", f"torchscript:{path}", "--num", 60, "--metrics", "is", "--out", tmp_path, "--json"
+    )
+    notes = [line for line in result.stderr.splitlines() if line.startswith("Note: ")]
+    assert notes == [
+        "Note: some class probabilities are 0 in float32; the Inception Score takes 0 log 0 as 0, where the host's own "
+        "evaluation gives nan"
+    ]
+    plain, _ = json.loads(result.stdout)["rows"]
+
+    # exp of the entropy of the classes, as each image is sure of its own.
+    images = torch.cat([batch.images for batch in Plain().stream(
+        view_for(builtin.networks()), range(60), 64, LabelPlan())])  # fmt: skip
+    shares = Sure()(to_uint8(images))[1].argmax(1).bincount().double() / 60
+    shares = shares[shares > 0]
+    assert plain["metrics"]["is"] == pytest.approx(float((-(shares * shares.log()).sum()).exp()))
+    assert metrics(tmp_path, "--metrics", "is")["metrics"]["is"] < 10
+
+
+@pytest.mark.studiogan
+def test_the_hosts_score_of_such_probabilities_is_nan(checkout: Checkout) -> None:
+    with inside(checkout):
+        score, _ = module("metrics.ins").calculate_kl_div(torch.eye(10), 1)
+    assert np.isnan(score)
 
 
 def pilot(view: LatentView) -> float:

@@ -333,6 +333,18 @@ def test_a_file_of_another_split_or_other_classes_is_refused(ours: Path, tmp_pat
     assert "was made with classes None, and the run has [3, 7]" in refusal(*common, "--classes", "7,3")
 
 
+def test_a_file_of_some_classes_is_for_runs_of_these(tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    assert ok("stats", "--classes", "7,3", "--out", path)["num_real"] == len(BuiltinImages("test", [3, 7]))
+    common = ["--metrics", "fid,prdc", "--out", tmp_path]
+    file = plain(*common, "--classes", "3,7", "--reference-stats", path)
+    folder = plain(*common, "--classes", "3,7")
+    assert file["metrics"] == folder["metrics"]
+    assert file["protocol"] == folder["protocol"]
+    line = refusal(*common, "--num", 20, "--reference-stats", path)
+    assert "was made with classes [3, 7], and the run has None" in line
+
+
 def test_labels_as_in_the_data_are_those_of_the_images(ours: Path, tmp_path: Path) -> None:
     common = ["--labels", "data", "--metrics", "fid", "--out", tmp_path]
     assert plain(*common, "--reference-stats", ours)["metrics"] == plain(*common)["metrics"]
