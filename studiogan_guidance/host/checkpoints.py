@@ -104,6 +104,8 @@ def _content(folder: Path) -> str:
     shown = [name for name in names if name.endswith(".pth")] or [name for name in names if name.startswith("model=")]
     if not shown:
         return "it holds no .pth file: give the one with the files model=G*-weights-step*.pth"
+    if all(facts(Path(name)).get("model") == "D" for name in shown):
+        return f"it holds {', '.join(shown[:4])} and no generator: give the folder with the files model=G*"
     return f"it holds {', '.join(shown[:4])}: give --which, or one file"
 
 

@@ -140,6 +140,10 @@ def test_folders_below_are_named(tmp_path: Path) -> None:
     ("file", "words"),
     [
         ("other.pth", "it holds other.pth: give --which, or one file"),
+        (
+            "model=D-best-weights-step=1.pth",
+            "it holds model=D-best-weights-step=1.pth and no generator: give the folder",
+        ),
         ("model=G-best-weights-step=1.pth.part", "it holds model=G-best-weights-step=1.pth.part"),
         ("readme.md", "it holds no .pth file: give the one with"),
     ],
