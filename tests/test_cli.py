@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import ok, run
 from PIL import Image
@@ -297,6 +299,43 @@ def test_an_unwritable_output_is_refused_before_work(tmp_path: Path) -> None:
     result = run("eval", "--out", tmp_path / "file" / "runs")
     assert result.exit_code == 2
     assert "cannot write into" in result.stderr
+
+
+class Bright(torch.nn.Module):
+    """Rows of pixels as features, nan for bright images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.float().mean((1, 3))[:, 8:24]
+        return torch.where(rows.mean(1, keepdim=True) > 50, rows * torch.nan, rows)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("eval", "--metrics", metric) for metric in ("fid", "prdc", "kid", "fid_infinity", "per_class")),
+        ("sweep", "--grid", "scale=1.2", "--metrics", "kid"),
+        ("tune", "--budget", 9, "--repeats", 2, "--metrics", "fid"),
+        ("compare", "--with", "truncation", "--metrics", "prdc"),
+        ("train", "-o", "steps=2", "-o", "eval_every=1"),
+        ("stats",),
+    ],
+)
+def test_features_that_are_not_finite_are_one_line_in_every_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[object, ...]
+) -> None:
+    monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "bright.pt"
+    torch.jit.script(Bright()).save(str(path))
+    out = ["--out", tmp_path / "file.npz"] if args == ("stats",) else ["--out", tmp_path / "runs", "--num", 60]
+    result = run(*args, "--backbone", f"torchscript:{path}", *out)
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    expected = (
+        r"gives features that are not finite \(nan or inf\) for \d+ of \d+ real images \(number \d+ to number \d+\)"
+    )
+    assert re.search("--backbone torchscript:bright.pt " + expected, line)
+    assert not list((tmp_path / "cache" / "reference").glob("*.npz"))
+    assert not (tmp_path / "file.npz").exists()
 
 
 def test_importing_the_package_and_asking_for_help_import_no_torch() -> None:
