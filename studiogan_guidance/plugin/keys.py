@@ -20,7 +20,7 @@ from studiogan_guidance.evaluation import results
 from studiogan_guidance.host.imports import root
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import describe, host_sections, yaml_file
-from studiogan_guidance.host.sections import check_sections
+from studiogan_guidance.host.sections import STYLE, check_sections
 from studiogan_guidance.host.source import model_digest
 from studiogan_guidance.options import Spec
 from studiogan_guidance.plugin import preflight
@@ -30,7 +30,6 @@ from studiogan_guidance.samplers.base import BasedSampler
 from studiogan_guidance.samplers.ratio import GradientSampler
 from studiogan_guidance.training.stage import STAGES, Stage
 
-STYLE = ("stylegan2", "stylegan3")
 BY_CLASS = {"interpolation": "-itp", "intra_class_fid": "-ifid"}  # flags that need classes, by their names in RUN
 
 
@@ -134,13 +133,13 @@ def check_compatability(original: Any) -> Any:
     """The host's own check, then ours: unknown names and senseless combinations fail before any work is done."""
 
     def check(self: Any) -> None:
+        check_sections(self.sections, Checkout(root(), None), training=bool(self.RUN.train))
+        preflight.check_options(self)
         try:
             original(self)
         except AssertionError as error:
             raise UserError(f"the host refuses this run: {one_line(error)}") from error
-        check_sections(self.sections, Checkout(root(), None), training=bool(self.RUN.train))
         _check_training(self)
-        preflight.check_options(self)
         _check_sampler(self)
         preflight.check(self)
 

@@ -25,6 +25,7 @@ from studiogan_guidance.files import regular_file
 from studiogan_guidance.host import checkpoints
 from studiogan_guidance.host.image_folders import class_names, count
 from studiogan_guidance.host.imports import module
+from studiogan_guidance.host.sections import STYLE
 
 METRICS = ("fid", "is", "prdc", "none")
 NEIGHBOURS = 5  # of the host's precision and recall
@@ -87,8 +88,9 @@ def check_options(cfgs: Any) -> None:
         )
     if run.langevin_sampling and min(run.langevin_rate, run.langevin_noise_std, run.langevin_steps) < 0:
         raise UserError("-lgv needs -lgv_rate, -lgv_std and -lgv_steps: give all three")
-    if run.truncation_factor != -1 and run.truncation_factor < 0:
-        raise UserError(f"--truncation_factor is {run.truncation_factor}: give a number from 0 up, or -1 (none)")
+    factor = run.truncation_factor
+    if factor != -1 and (factor < 0 or (factor == 0 and cfgs.MODEL.backbone not in STYLE)):
+        raise UserError(f"--truncation_factor is {factor}: give a number above 0, or -1 (none)")
     if run.calc_is_ref_dataset and "none" in run.eval_metrics:
         raise UserError("--calc_is_ref_dataset needs a feature network: give -metrics is, in place of none")
     for flag in ("GAN_train", "GAN_test"):
@@ -120,10 +122,12 @@ def _check_canvas(cfgs: Any) -> None:
 def batch_size(cfgs: Any) -> int:
     """Images of a batch in one process."""
     shares = cfgs.OPTIMIZATION.world_size if cfgs.RUN.distributed_data_parallel else 1
-    size = cfgs.OPTIMIZATION.batch_size // shares
-    if size < 1:
-        raise UserError(f"OPTIMIZATION.batch_size is {cfgs.OPTIMIZATION.batch_size}, for {shares} processes: raise it")
-    return int(size)
+    whole = cfgs.OPTIMIZATION.batch_size
+    if not isinstance(whole, int):
+        raise UserError(f"OPTIMIZATION.batch_size must be a whole number, found {whole!r}")
+    if whole < shares:
+        raise UserError(f"OPTIMIZATION.batch_size is {whole}, for {shares} processes: raise it")
+    return whole // shares
 
 
 # ---------------------------------------------------------------------------- folders

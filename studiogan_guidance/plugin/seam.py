@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from studiogan_guidance import rng
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.networks import describe
+from studiogan_guidance.host.sections import STYLE
 from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.latents.base import Companions, Inputs, weights_digest
-from studiogan_guidance.plugin.keys import STYLE, guides, sampler_of, truncation_of
+from studiogan_guidance.plugin.keys import guides, sampler_of, truncation_of
 from studiogan_guidance.samplers import checked, restat
 
 

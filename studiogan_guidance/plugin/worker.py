@@ -15,6 +15,7 @@ from torch import Tensor
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RUN_KEYS, RunConfig
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results, tables
 from studiogan_guidance.host.backbone import backbone_protocol
 from studiogan_guidance.host.images import RealImages, fingerprint, held_out_split
@@ -375,7 +376,12 @@ class GuidedWorker:
     def run_semantic_factorization(self, *args: Any, **kwargs: Any) -> None:
         host: Any = super()
         with swapped(self.run_state, "direct", guides(self.RUN)):
-            host.run_semantic_factorization(*args, **kwargs)
+            try:
+                host.run_semantic_factorization(*args, **kwargs)
+            except RuntimeError as error:
+                if "Sizes of tensors" not in str(error):
+                    raise
+                raise UserError(f"-sefa_axis {self.RUN.num_semantic_axis} is more than the first layer has") from error
 
 
 def _shared(value: Any, distributed: bool) -> Any:

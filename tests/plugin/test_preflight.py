@@ -244,7 +244,9 @@ def test_a_checkpoint_of_other_networks_is_named_though_it_is_found_late(tmp_pat
         ((*LOOK, "-std_stat", "-std_max", 0, "-std_step", 2), "found 0 and 2"),
         (("-metrics", "none", "-v", "-lgv"), "-lgv needs -lgv_rate, -lgv_std and -lgv_steps"),
         ((*LOOK, "--truncation_factor", -0.5), "--truncation_factor is -0.5"),
+        ((*LOOK, "--truncation_factor", 0), "--truncation_factor is 0.0: give a number above 0"),
         ((*LOOK, "-sf_num", 0), "-sf_num is 0"),
+        ((*LOOK, "--print_freq", 0), "--print_freq is 0"),
         (("-metrics", "is", "--num_eval", 0), "--num_eval is 0"),
         ((*LOOK, "--num_workers", -1), "--num_workers is -1"),
         ((*LOOK, "--calc_is_ref_dataset"), "--calc_is_ref_dataset needs a feature network"),
@@ -395,11 +397,13 @@ def test_a_netrc_without_its_key_is_none(home: Path, content: str) -> None:
 
 
 def test_the_batch_of_a_process() -> None:
-    def cfgs(size: int, processes: int, distributed: bool) -> Any:
+    def cfgs(size: Any, processes: int, distributed: bool) -> Any:
         optimization = SimpleNamespace(batch_size=size, world_size=processes)
         return SimpleNamespace(OPTIMIZATION=optimization, RUN=SimpleNamespace(distributed_data_parallel=distributed))
 
     assert preflight.batch_size(cfgs(8, 2, False)) == 8
     assert preflight.batch_size(cfgs(8, 2, True)) == 4
+    with pytest.raises(UserError, match="batch_size must be a whole number, found '8'"):
+        preflight.batch_size(cfgs("8", 2, True))
     with pytest.raises(UserError, match="batch_size is 1, for 2 processes"):
         preflight.batch_size(cfgs(1, 2, True))
