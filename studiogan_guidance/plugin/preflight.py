@@ -400,11 +400,11 @@ def _check_folder(folder: Path, flag: str, least: int, metrics: list[str]) -> No
 
 
 def _check_arrays(path: Path, flag: str, names: tuple[str, ...]) -> None:
-    regular_file(path, f"{flag}")
+    regular_file(path, flag)
     try:
         with np.load(path) as file:
             missing = [name for name in names if name not in file]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{flag} {path} is no .npz file: {typed(error)}") from error
+        raise UserError(f"{flag} {path} is no .npz file, or is damaged") from error
     if missing:
         raise UserError(f"{flag} {path} has no {' and '.join(missing)}: give an .npz file of the host's")
