@@ -110,7 +110,7 @@ class Inspection:
         self._what = what
         self._name = name
         self._widths: dict[str, int] = {}
-        self._flags: dict[str, list[Tensor]] = {"images": [], "features": [], "class probabilities": []}
+        self._flags: dict[str, list[Tensor]] = {"features": [], "class probabilities": []}
 
     def run(self, prepared: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features [B, D] and class logits [B, K] or None of prepared images; D and K are those of the first batch."""
@@ -126,8 +126,8 @@ class Inspection:
         return features, logits
 
     def see(self, kind: str, values: Tensor) -> None:
-        """Look at the next images, features or class probabilities, [B, ...]; as float32, as they are kept."""
-        self._flags[kind].append(values.float().isfinite().flatten(1).all(1))
+        """Look at the next features or class probabilities, [B, D]; as float32, as they are kept."""
+        self._flags[kind].append(values.float().isfinite().all(1))
 
     def check(self) -> None:
         """Raise UserError if anything seen so far is not finite: how many images, and the first and last of them."""
@@ -139,8 +139,6 @@ class Inspection:
 
             names = [self._name(position) for position in dict.fromkeys((positions[0], positions[-1]))]
             which = f"{len(positions)} of {len(finite)} {self._what} ({' to '.join(names)})"
-            if kind == "images":
-                raise UserError(f"{which} are not finite (nan or inf), so nothing can be measured: change the options")
             raise UserError(
                 f"--backbone {self._network} gives {kind} that are not finite (nan or inf) for {which}: repair it, or "
                 "choose another"
@@ -210,7 +208,7 @@ def accumulate(
         name: of the image at a position of the pass, for errors.
 
     Raises:
-        UserError: images, features or class probabilities that are not finite; features of other shapes or types than a
+        UserError: features or class probabilities that are not finite; features of other shapes or types than a
             Backbone's; probabilities of a network without classes; one image is too much for the memory.
     """
     device = backbone.device
@@ -224,7 +222,7 @@ def accumulate(
     all_labels = []
 
     # Run the network; what is to be kept goes to the CPU.
-    with torch.no_grad(), closing(_ahead(_prepared(batches, backbone, inspection), ahead, device)) as items:
+    with torch.no_grad(), closing(_ahead(_prepared(batches, backbone), ahead, device)) as items:
         for prepared, labels in items:
             all_labels.append(labels)
             for feats, logits in halving(inspection.run, prepared):
@@ -265,14 +263,13 @@ def _to_cpu(values: Tensor) -> Tensor:
 
 
 def _prepared(
-    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone, inspection: Inspection
+    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Batches after ``backbone.prepare``, with their labels; in parts where memory ran out."""
     halving = Halving()
     iterator = iter(batches)
     try:
         for images, labels in iterator:
-            inspection.see("images", images)
             start = 0
             for part in halving(backbone.prepare, images):
                 yield part, labels[start : start + len(part)]

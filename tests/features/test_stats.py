@@ -144,13 +144,6 @@ def test_features_that_are_not_finite_are_counted_and_named(function: Any, kind:
         )
 
 
-def test_images_that_are_not_finite_are_not_taken_for_black_ones() -> None:
-    images = torch.zeros(20, 3, 2, 2)
-    images[9, 0, 0, 1] = torch.inf
-    with pytest.raises(UserError, match=r"^1 of 20 images \(number 9\) are not finite \(nan or inf\), so nothing can"):
-        accumulate(zip(images.split(6), torch.arange(20).split(6)), Flat())
-
-
 @pytest.mark.parametrize(
     ("function", "message"),
     [
