@@ -46,14 +46,14 @@ def typed(error: BaseException, limit: int = 200) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
-def torchrun_number(name: str, default: int) -> int:
+def torchrun_number(name: str, default: int, least: int = 0) -> int:
     """A variable of the environment that torchrun sets, such as RANK; ``default`` in a process that it did not start.
 
     Raises:
-        UserError: the variable is no whole number from 0 up.
+        UserError: the variable is no whole number from ``least`` up.
     """
     text = os.environ.get(name) or str(default)
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and int(text) >= least):
         raise UserError(f"the environment variable {name} is '{text}', and torchrun sets a whole number: unset it")
     return int(text)
 

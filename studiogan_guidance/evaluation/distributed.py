@@ -135,7 +135,7 @@ def group() -> Iterator[Group]:
 
 
 def _size() -> int:
-    return torchrun_number("WORLD_SIZE", 1)
+    return torchrun_number("WORLD_SIZE", 1, least=1)
 
 
 def _join() -> None:
