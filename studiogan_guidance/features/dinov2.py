@@ -75,12 +75,6 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
     Raises:
         UserError: timm is missing; the file is missing, damaged or of another network.
     """
-    try:
-        import timm
-        from timm.models.vision_transformer import checkpoint_filter_fn
-    except ImportError as error:
-        raise UserError("--backbone dinov2 needs the package timm, which is missing: pip install timm") from error
-
     # Recognise the network by the shapes of its weights.
     state = _tensors(path)
     width = _width(state)
@@ -91,7 +85,12 @@ def dinov2(path: Path) -> tuple[str, nn.Module]:
     registers = bool({"register_tokens", "reg_token"} & set(state))
     name = f"vit_{MODEL_SIZES[width]}_patch14{'_reg4' if registers else ''}_dinov2"
 
-    # Load them into timm's network.
+    # Load them into timm's network, whose import takes seconds.
+    try:
+        import timm
+        from timm.models.vision_transformer import checkpoint_filter_fn
+    except ImportError as error:
+        raise UserError("--backbone dinov2 needs the package timm, which is missing: pip install timm") from error
     state.setdefault("mask_token", torch.zeros(1, width))  # by which timm knows facebook's names; it is dropped
     try:
         state["pos_embed"] = _positions(state["pos_embed"], IMAGE_SIZE // PATCH_SIZE, registers)
