@@ -53,7 +53,9 @@ VERBS = {
     "train": "train --num 32 -o steps=60 -o batch=4 -o hidden=16 -o save_every=5 -o note_every=1 -o eval_every=20",
     "pool": "sample --num 4 --sampler drs -o burn_in=700 -o calibration_images=100",
     "cache": "eval --num 32 --metrics fid,prdc --no-compare-plain -o joint=class_mean -o scale=1.5",
+    "stats": "stats --batch-size 32",
 }
+OUT = {"stats": "out/reference.npz"}  # the file that a verb writes, where it is no folder
 SHARED = ("sweep", "tune", "compare", "train", "eval")  # verbs whose folders two processes may share
 APPENDING = ("eval", "cache")  # each run adds its rows again
 TIMES = ("compare.json", "compare.txt", "compare.csv", "compare.png", "table.csv", "tuned.json")  # they hold seconds
@@ -81,7 +83,8 @@ def start(command: str, folder: Path) -> int:
         sys.stdout = os.fdopen(1, "w")
         sys.stderr = os.fdopen(2, "w", buffering=1)
         torch.set_num_threads(1)
-        main([*command.split(), "--out", str(folder / "out")])
+        words = command.split()
+        main([*words, "--out", str(folder / OUT.get(words[0], "out"))])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ok, run
-from kill_points import VERBS, half_written, temporaries
+from kill_points import OUT, VERBS, half_written, temporaries
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results
@@ -184,8 +184,8 @@ def test_a_read_only_disk_is_refused_before_any_work(small_disk: Callable[[str],
     ok("sample", "--num", 1, "--out", disk / "out")
     before = (disk / "out/samples.npz").read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    for verb in VERBS.values():
-        result = run(*verb.split(), "--out", disk / "out")
+    for verb, command in VERBS.items():
+        result = run(*command.split(), "--out", disk / OUT.get(verb, "out"))
         assert result.exit_code == 2
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"Error: cannot write into {disk}/out: Read-only file system")
