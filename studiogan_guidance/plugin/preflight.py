@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.devices import cpu_only
 from studiogan_guidance.errors import UserError, nearest, notice, typed
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.files import regular_file
@@ -79,6 +80,8 @@ def check_options(cfgs: Any) -> None:
     if run.save_fake_images and run.save_fake_images_num < 1:
         raise UserError(f"-sf_num is {run.save_fake_images_num}: give a whole number from 1 up")
     _check_seed(run)
+    if run.distributed_data_parallel and run.backend == "nccl" and cpu_only():
+        raise UserError("-DDP without a GPU needs --backend gloo, found nccl")
 
     # What is asked for half only.
     if run.standing_statistics and (run.standing_max_batch < cfgs.OPTIMIZATION.world_size or run.standing_step < 1):

@@ -108,6 +108,12 @@ def test_fewer_images_than_the_processes_take(tmp_path: Path, data: Path) -> Non
 
 
 @pytest.mark.studiogan
+def test_processes_without_a_gpu_meet_by_gloo(tmp_path: Path, data: Path) -> None:
+    line = refused(tmp_path, *TRAIN, "-DDP", "-data", data, before=("--processes", 2))
+    assert line == "-DDP without a GPU needs --backend gloo, found nccl"
+
+
+@pytest.mark.studiogan
 @pytest.mark.parametrize(
     ("counts", "arguments", "words"),
     [
