@@ -31,13 +31,14 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # torch puts them anywhere i
 # ---------------------------------------------------------------------------- which file
 
 
-def find(source: Path, model: str, which: tuple[str, ...] = ()) -> Path:
+def find(source: Path, model: str, which: tuple[str, ...] = (), advice: str = "give --which, or one file") -> Path:
     """The checkpoint file of ``model`` (G or D); for G the moving average is preferred.
 
     Args:
         source: the folder where the host saved its checkpoints, or one file, which is taken as it is.
         model: "G" or "D".
         which: any of best, current, ema, raw; what is not said is taken in the order best, current and ema, raw.
+        advice: what to do, for the error, where the folder holds other checkpoints.
 
     Raises:
         UserError: no folder, no such file in it, a file that is not ``which``, or both ema and raw.
@@ -53,7 +54,7 @@ def find(source: Path, model: str, which: tuple[str, ...] = ()) -> Path:
         files = sorted(source.glob(pattern), key=step)
         if files:
             return files[-1]
-    raise UserError(f"no checkpoint {' or '.join(patterns)} in {source}; {_content(source)}")
+    raise UserError(f"no checkpoint {' or '.join(patterns)} in {source}; {_content(source, advice)}")
 
 
 def _patterns(model: str, which: Iterable[str]) -> list[str]:
@@ -95,7 +96,7 @@ def step(path: Path) -> int:
     return int(digits) if digits.isdigit() and digits.isascii() else -1
 
 
-def _content(folder: Path) -> str:
+def _content(folder: Path, advice: str) -> str:
     """What a folder without the checkpoint holds, and what to do."""
     below = _folders_below(folder)
     if below:
@@ -106,7 +107,7 @@ def _content(folder: Path) -> str:
         return "it holds no .pth file: give the one with the files model=G*-weights-step*.pth"
     if all(facts(Path(name)).get("model") == "D" for name in shown):
         return f"it holds {', '.join(shown[:4])} and no generator: give the folder with the files model=G*"
-    return f"it holds {', '.join(shown[:4])}: give --which, or one file"
+    return f"it holds {', '.join(shown[:4])}: {advice}"
 
 
 def _folders_below(folder: Path) -> list[Path]:

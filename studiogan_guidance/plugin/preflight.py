@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import torch
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.devices import cpu_only
@@ -24,6 +25,7 @@ from studiogan_guidance.errors import UserError, nearest, notice, typed
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.files import regular_file
 from studiogan_guidance.host import checkpoints
+from studiogan_guidance.host.compat.kept import rank
 from studiogan_guidance.host.image_folders import class_names, count
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.sections import STYLE
@@ -80,6 +82,9 @@ def check_options(cfgs: Any) -> None:
     if run.save_fake_images and run.save_fake_images_num < 1:
         raise UserError(f"-sf_num is {run.save_fake_images_num}: give a whole number from 1 up")
     _check_seed(run)
+    backends = [name for name in torch.distributed.Backend.backend_list if name != "undefined"]
+    if run.distributed_data_parallel and run.backend not in backends:
+        raise UserError(f"--backend is '{run.backend}': {nearest(run.backend, backends)}")
     if run.distributed_data_parallel and run.backend == "nccl" and cpu_only():
         raise UserError("-DDP without a GPU needs --backend gloo, found nccl")
 
@@ -157,12 +162,13 @@ def _check_checkpoints(folder: Path, best: bool, average: bool) -> None:
         )
         raise UserError(f"-ckpt {folder} is not a folder: give {advice}")
     when = "best" if best else "current"
-    generator = checkpoints.find(folder, "G", (when, "raw"))
-    discriminator = checkpoints.find(folder, "D", (when,))
-    files = [generator, discriminator]
-    if average:
-        files.append(checkpoints.find(folder, "G", (when, "ema")))
+    advice = "with -best a run takes the best ones, without it the current ones"
+    kinds = {"G": ("G", "raw"), "D": ("D", "raw"), **({"G_ema": ("G", "ema")} if average else {})}
+    for model, word in kinds.values():
+        checkpoints.find(folder, model, (when, word), advice)
 
+    # The files that the host takes, see the shim one_step.
+    files = [max(folder.glob(f"model={kind}-{when}-weights-step*.pth"), key=rank) for kind in kinds]
     for path in files:
         regular_file(path, "the checkpoint")
         if not _begins_well(path):

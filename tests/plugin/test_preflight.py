@@ -111,6 +111,8 @@ def test_fewer_images_than_the_processes_take(tmp_path: Path, data: Path) -> Non
 def test_processes_without_a_gpu_meet_by_gloo(tmp_path: Path, data: Path) -> None:
     line = refused(tmp_path, *TRAIN, "-DDP", "-data", data, before=("--processes", 2))
     assert line == "-DDP without a GPU needs --backend gloo, found nccl"
+    line = refused(tmp_path, *TRAIN, "-DDP", "--backend", "glo", "-data", data, before=("--processes", 2))
+    assert line.startswith("--backend is 'glo': did you mean 'gloo'?")
 
 
 @pytest.mark.studiogan

@@ -247,14 +247,14 @@ def one_step() -> Iterator[None]:
     glob = ckpt.glob
 
     def last_first(pattern: str) -> list[str]:
-        return sorted(glob.glob(pattern), key=_rank, reverse=True)
+        return sorted(glob.glob(pattern), key=rank, reverse=True)
 
     with swapped(ckpt, "glob", SimpleNamespace(glob=last_first, escape=glob.escape)):
         yield
 
 
-def _rank(path: str) -> tuple[bool, int]:
-    """Whether G and D of this step are both there, and the step."""
+def rank(path: str | Path) -> tuple[bool, int]:
+    """Whether G and D of the step of a checkpoint are both there, and the step; the host takes the largest."""
     file = Path(path)
     rest = file.name.partition("-")[2]
     digits = file.stem.rpartition("=")[2]
