@@ -141,6 +141,8 @@ def check_compatability(original: Any) -> Any:
             raise UserError(f"the host refuses this run: {one_line(error)}") from error
         _check_training(self)
         _check_sampler(self)
+        if not guides(self.RUN):
+            preflight.check_average(self)
         preflight.check(self)
 
     return check

@@ -108,6 +108,15 @@ def check_options(cfgs: Any) -> None:
     _check_canvas(cfgs)
 
 
+def check_average(cfgs: Any) -> None:
+    """Raise UserError for a StyleGAN without a moving average, by which the host's own code makes all its images."""
+    if cfgs.MODEL.backbone in STYLE and not cfgs.MODEL.apply_g_ema:
+        raise UserError(
+            f"MODEL.apply_g_ema is {cfgs.MODEL.apply_g_ema}: the host makes images of {cfgs.MODEL.backbone} by its moving "
+            "average, so set it to true"
+        )
+
+
 def _check_seed(run: Any) -> None:
     if run.seed != -1 and not 0 <= run.seed < SEEDS:
         raise UserError(f"--seed is {run.seed}: give a whole number from 0 to {SEEDS - 1}, or -1 (drawn)")

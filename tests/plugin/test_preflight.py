@@ -108,6 +108,13 @@ def test_fewer_images_than_the_processes_take(tmp_path: Path, data: Path) -> Non
 
 
 @pytest.mark.studiogan
+def test_style_gans_need_their_moving_average(tmp_path: Path, data: Path) -> None:
+    cfg = write_yaml(tmp_path / "style.yaml", "stylegan2")
+    line = refused(tmp_path, *TRAIN, "-data", data, cfg=cfg)
+    assert line.startswith("MODEL.apply_g_ema is False: the host makes images of stylegan2 by its moving average")
+
+
+@pytest.mark.studiogan
 def test_processes_without_a_gpu_meet_by_gloo(tmp_path: Path, data: Path) -> None:
     line = refused(tmp_path, *TRAIN, "-DDP", "-data", data, before=("--processes", 2))
     assert line == "-DDP without a GPU needs --backend gloo, found nccl"
