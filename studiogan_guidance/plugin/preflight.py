@@ -112,8 +112,8 @@ def check_average(cfgs: Any) -> None:
     """Raise UserError for a StyleGAN without a moving average, by which the host's own code makes all its images."""
     if cfgs.MODEL.backbone in STYLE and not cfgs.MODEL.apply_g_ema:
         raise UserError(
-            f"MODEL.apply_g_ema is {cfgs.MODEL.apply_g_ema}: the host makes images of {cfgs.MODEL.backbone} by its moving "
-            "average, so set it to true"
+            f"MODEL.apply_g_ema is {cfgs.MODEL.apply_g_ema}: the host makes images of {cfgs.MODEL.backbone} by its "
+            "moving average, so set it to true"
         )
 
 
