@@ -26,14 +26,17 @@ ON_A_BASE = "sampler: {name: ddls, calibration: none, base: {name: gandance, sca
 
 
 @pytest.fixture
-def host(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The host with hooks registered, as a user's own script would, in a folder with the checkpoints of a run."""
+def host(checkout: Checkout, tmp_path: Path) -> Iterator[None]:
+    """The host with hooks registered, as a user's own script would, in a folder with the checkpoints of a run.
+
+    It has no part in ``monkeypatch``: what a test replaces meanwhile must be undone before the shims are.
+    """
     (tmp_path / "d").mkdir()
     for name in ("G", "G_ema", "D"):
         torch.save({}, tmp_path / "d" / f"model={name}-current-weights-step=1.pth")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    with inside(checkout):
+    with inside(checkout), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("WANDB_MODE", "disabled")
         host_package.register()
         try:
             with seam.active(seam.RunState()):
