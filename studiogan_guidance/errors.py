@@ -1,11 +1,12 @@
-"""The user's error, the tail that names the nearest known word, and notices."""
+"""The user's error, notices, and the words that both are made of."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -28,6 +29,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known: {', '.join(names)}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first ``most`` names, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:
@@ -62,3 +74,6 @@ def notice(text: str) -> None:
     """Say on stderr, in one line, what a value depends on that the user may not expect; once under torchrun."""
     if torchrun_number("RANK", 0) == 0:
         print(f"Note: {' '.join(text.split())}", file=sys.stderr)
+
+
+notice_once = functools.cache(notice)  # the same line is said once

@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     "half a JPEG": (lambda: encoded(noise().resize((64, 64)), "jpeg")[:900], "truncated"),
     "half a WebP": (lambda: encoded(noise().resize((64, 64)), "webp")[:300], "read the image"),
     "half a TIFF": (lambda: encoded(noise().resize((64, 64)), "tiff", compression="tiff_lzw")[:300], "read the image"),
-    "empty": (lambda: b"", "it is empty"),
+    "empty": (lambda: b"", "it is an empty file"),
     "text": (lambda: b"hello", "it is no image"),
     "zeros": (lambda: bytes(1000), "read the image"),
     "LFS pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),

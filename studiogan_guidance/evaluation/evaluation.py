@@ -134,8 +134,8 @@ class Evaluation:
         path = self.cfg.reference_stats
         if path is None:
             return None
-        found = self._in_all(lambda: stats_file.read(Path(path)) if self.group.rank == 0 else None)
-        return self.group.agree(found[0] if found else None)
+        files = self._in_all(lambda: stats_file.read(Path(path)) if self.group.rank == 0 else None)
+        return self.group.agree(files[0] if files else None)
 
     def _images(self, classes: Sequence[int] = ()) -> Real:
         split = self.cfg.reference or (self.file and self.file.fingerprint.get("reference"))
@@ -174,7 +174,7 @@ class Evaluation:
             real["pre_resizer"] = cfg.pre_resizer
         if cfg.reference:
             real["reference"] = cfg.reference
-        file.check(reference.made(real, self.backbone, self.source.protocol))
+        file.check(reference.provenance(real, self.backbone, self.source.protocol))
 
     def _number(self) -> int:
         """How many images to generate."""
@@ -232,16 +232,15 @@ class Evaluation:
 
     def _of_file(self, file: StatsFile) -> Reference | None:
         """What a file holds, read by the first process; a file that is refused is refused in all of them."""
-        found: list[Reference] = []
 
-        def read() -> None:
-            if self.group.rank == 0:
-                width = self._outputs()[0].shape[1]
-                with_features = bool(metrics.of_real(self.cfg, "features", "labels"))
-                found.append(reference.of_file(file, width, with_features))
+        def read() -> Reference | None:
+            if self.group.rank > 0:
+                return None
+            width = self._outputs()[0].shape[1]
+            return reference.of_file(file, width, bool(metrics.of_real(self.cfg, "features", "labels")))
 
-        self._in_all(read)
-        return found[0] if found else None
+        references = self._in_all(read)
+        return references[0] if references else None
 
     @property
     def _with_features(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, notice
+from studiogan_guidance.errors import UserError, listed, notice
 from studiogan_guidance.evaluation.source import open_source
 from studiogan_guidance.features.images import Real, check_class_count
 from studiogan_guidance.latents import LabelPlan, Networks
@@ -17,7 +17,7 @@ from studiogan_guidance.options import whole_numbers
 SHOWN = 3  # names of classes in an error
 
 
-class Named(Protocol):
+class HasClassNames(Protocol):
     """Real images, or a file of their statistics, with the names of their classes by label."""
 
     @property
@@ -36,7 +36,7 @@ def check_labels(cfg: RunConfig, networks: Networks) -> None:
         networks.check_conditional("per_class", "leave it out of --metrics")
 
 
-def check_folders(real: Named, networks: Networks, advice: str = "") -> None:
+def check_folders(real: HasClassNames, networks: Networks, advice: str = "") -> None:
     """Compare the classes of real images with those of a generator, if it has any: see ``check_class_count``."""
     if networks.is_conditional:
         images = f"the {real.fingerprint.get('reference', 'real')} images"
@@ -115,12 +115,11 @@ def _index_of(name: str, names: Sequence[str]) -> int:
     near = difflib.get_close_matches(name[:200], names, n=SHOWN, cutoff=0.5)
     if near:
         raise UserError(f"no class is called '{shown}': did you mean {_quoted(near)}? All are in list --classes")
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    raise UserError(f"no class is called '{shown}': there are {_quoted(names[:SHOWN])}{more}, see list --classes")
+    raise UserError(f"no class is called '{shown}': there are {_quoted(names)}, see list --classes")
 
 
 def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+    return listed([f"'{name}'" for name in names], SHOWN)
 
 
 def label_plan(cfg: RunConfig, num_classes: int, real: Real | None = None) -> LabelPlan:
@@ -172,5 +171,6 @@ def class_table(cfg: RunConfig) -> dict[str, Any]:
         counts = Counter(real.labels())
         splits[split] = [{"index": i, "name": name, "images": counts[i]} for i, name in enumerate(real.class_names)]
 
-    taken = source.num_classes
-    return {"splits": splits, "generator": taken, "agrees": all(len(rows) == taken for rows in splits.values())}
+    num_classes = source.num_classes
+    agrees = all(len(rows) == num_classes for rows in splits.values())
+    return {"splits": splits, "generator": num_classes, "agrees": agrees}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, notice
+from studiogan_guidance.errors import UserError, notice_once
 from studiogan_guidance.evaluation.fid import frechet_distance, frechet_distance_of, frechet_infinity
 from studiogan_guidance.evaluation.inception_score import inception_score
 from studiogan_guidance.evaluation.kid import kid
@@ -141,16 +140,11 @@ def _inception_score(comparison: Comparison) -> dict[str, Any]:
     probabilities = comparison.fake.probabilities
     assert probabilities is not None
     if (probabilities == 0).any():
-        _say_that_some_are_zero()
+        notice_once(
+            "some class probabilities are 0 in float32; the Inception Score takes 0 log 0 as 0, where the host's own "
+            "evaluation gives nan"
+        )
     return {"is": inception_score(probabilities, comparison.cfg.splits)}
-
-
-@functools.cache
-def _say_that_some_are_zero() -> None:
-    notice(
-        "some class probabilities are 0 in float32; the Inception Score takes 0 log 0 as 0, where the host's own "
-        "evaluation gives nan"
-    )
 
 
 def _fid_infinity(comparison: Comparison) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def of_file(file: StatsFile, width: int, with_features: bool) -> Reference:
     return Reference(key, file.stats(width, with_features))
 
 
-def made(real: Mapping[str, Any], backbone: Backbone, source: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(real: Mapping[str, Any], backbone: Backbone, source: Mapping[str, Any]) -> dict[str, Any]:
     """How statistics are made, as the protocol of a file says it.
 
     Args:
@@ -155,24 +155,24 @@ def write(cfg: RunConfig, path: Path, with_features: bool = True) -> dict[str, A
 
         # Measure and write.
         size = cfg.batch_size or BATCH_SIZE
-        found = load_or_make(real, backbone, source.protocol, group, size, with_features)
-        if found is None:
+        measured = load_or_make(real, backbone, source.protocol, group, size, with_features)
+        if measured is None:
             return {}
         protocol = {
-            **made(real.fingerprint, backbone, source.protocol),
+            **provenance(real.fingerprint, backbone, source.protocol),
             "num_real": len(real),
             "default_count": min(real.default_count, len(real)),
             "class_names": list(real.class_names),
             "written_by": f"{results.PACKAGE} {__version__}",
         }
-        stats_file.write(path, found.stats, protocol)
+        stats_file.write(path, measured.stats, protocol)
 
-    features = found.stats.features
+    features = measured.stats.features
     return {
         "stats": str(path),
         "num_real": len(real),
         "num_features": 0 if features is None else len(features),
-        "width": len(found.stats.mean),
+        "width": len(measured.stats.mean),
         "protocol": {**protocol["real"], **protocol["backbone"], **protocol["source"]},
     }
 

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from studiogan_guidance import __version__
-from studiogan_guidance.errors import UserError, notice, one_line
+from studiogan_guidance.errors import UserError, notice_once, one_line
 from studiogan_guidance.files import append_lines, file_lock, json_digest, json_lines, regular_file, remove_stale
 
 PACKAGE = "studiogan_guidance"
@@ -80,13 +80,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     lines = json_lines(regular_file(path, "the results"))
     rows = [row for line in lines if line and (row := _row(line))]
     if len(rows) < len(lines):
-        _say_that_lines_are_left_out(path, len(lines) - len(rows))
+        count = len(lines) - len(rows)
+        notice_once(f"{count} lines of {path} were cut off or are no results: they are left out")
     return rows
-
-
-@functools.cache
-def _say_that_lines_are_left_out(path: Path, count: int) -> None:
-    notice(f"{count} lines of {path} were cut off or are no results: they are left out")
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any] | None:

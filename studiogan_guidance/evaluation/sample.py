@@ -118,7 +118,8 @@ def _plan(cfg: RunConfig, source: Source, networks: Networks) -> LabelPlan:
 
 def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan, seeds: Sequence[int]) -> Arrays:
     """The images of one sampler, uint8 [N, H, W, 3], with their labels and seeds."""
-    images, labels = [], []
+    images = []
+    labels = []
     with restat.applied(norm_statistics(cfg, view, sampler)):
         size = cfg.batch_size or CPU_BATCH
         stream = sampler.stream(view, seeds, size, plan, cfg.noise_mode)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError, listed, one_line
 from studiogan_guidance.evaluation import fid
 from studiogan_guidance.features.stats import FeatureStats
 from studiogan_guidance.files import file_digest, regular_file, replacing
+from studiogan_guidance.weights.forms import form
 
 Array = NDArray[Any]
 
@@ -43,14 +45,7 @@ RATIO = 100  # by which a larger one may be compressed
 TOLERANCE = 1e-6  # of a covariance's symmetry, and of its diagonal below 0, as parts of its largest number
 FAULTS = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 ADVICE = "give an .npz with mu and sigma, such as 'studiogan-guidance stats' writes"
-STARTS = {  # of files that are something else
-    b"\x93NUMPY": "is a single array (.npy)",
-    b"\x80": "is a pickle, which would run code of its own to be read",
-    b"version https://git-lfs": "is a pointer of Git LFS, in place of the file that 'git lfs pull' fetches",
-    b"<": "is a web page",
-    b"\x89HDF": "is an HDF5 file",
-    b"PK": "is a damaged archive",
-}
+PICKLE = b"\x80"  # the first byte of one
 
 
 @dataclass(frozen=True)
@@ -103,30 +98,32 @@ class StatsFile:
         """The name of each class, by label; empty where the file does not tell."""
         return tuple(map(str, (self.protocol or {}).get("class_names", ())))
 
-    def check(self, made: Mapping[str, Any]) -> None:
+    def check(self, run: Mapping[str, Any]) -> None:
         """Raise UserError where the run measures otherwise than the file was made.
 
         Args:
-            made: as in the protocol: ``real`` (what must agree of it), ``backbone``, ``source`` and ``version``.
+            run: as in the protocol: ``real`` (what must agree of it), ``backbone``, ``source`` and ``version``.
         """
         if self.protocol is None:
             return
-        for part, mine in made.items():
-            theirs = self.protocol[part]
-            if not isinstance(mine, Mapping):
-                mine, theirs = {part: mine}, {part: theirs}
-            for key in mine if part == "real" else {**theirs, **mine}:
-                if mine.get(key) != theirs.get(key):
-                    raise UserError(
-                        f"{self._named} was made with {key} {theirs.get(key)}, and the run has {mine.get(key)}: change "
-                        "that of the run, or write the file anew with 'studiogan-guidance stats'"
-                    )
+        self._check_part({"version": run["version"]}, {"version": self.protocol["version"]})
+        self._check_part(run["real"], {key: self.protocol["real"].get(key) for key in run["real"]})
+        for part in ("backbone", "source"):
+            self._check_part(run[part], self.protocol[part])
+
+    def _check_part(self, run: Mapping[str, Any], file: Mapping[str, Any]) -> None:
+        for key in {**file, **run}:
+            if run.get(key) != file.get(key):
+                raise UserError(
+                    f"{self._name} was made with {key} {file.get(key)}, and the run has {run.get(key)}: change that of "
+                    "the run, or write the file anew with 'studiogan-guidance stats'"
+                )
 
     def check_has(self, what: str, metrics: list[str]) -> None:
         """Raise UserError where ``metrics`` need features or labels that the file does not hold."""
         if metrics and what not in self.entries:
             raise UserError(
-                f"{self._named} holds no {what}, which {' and '.join(metrics)} need: write a file with them by "
+                f"{self._name} holds no {what}, which {' and '.join(metrics)} need: write a file with them by "
                 f"'studiogan-guidance stats', or leave {','.join(metrics)} out of --metrics"
             )
 
@@ -143,10 +140,10 @@ class StatsFile:
         # Compare what the headers say.
         widths = {entry.shape[-1] for name, entry in self.entries.items() if name in ("mu", "features")}
         if widths != {width}:
-            found = " and ".join(map(str, sorted(widths)))
+            numbers = " and ".join(map(str, sorted(widths)))
             raise UserError(
-                f"{self._named} is about {found} features, and the run's --backbone gives {width}: choose the one that "
-                "the file was made with"
+                f"{self._name} is about {numbers} features, and the run's --backbone gives {width}: choose the one "
+                "that the file was made with"
             )
 
         # Read the arrays.
@@ -158,8 +155,8 @@ class StatsFile:
             mean, cov = fid.moments(features)
         self._check_covariance(cov)
         labels = self._array("labels") if with_features and "labels" in self.entries else np.zeros(0, np.int64)
-        kept = np.asarray(features, np.float32) if features is not None and with_features else None
-        return FeatureStats(self.count or 0, mean, cov, kept, None, np.asarray(labels, np.int64))
+        features = np.asarray(features, np.float32) if features is not None and with_features else None
+        return FeatureStats(self.count or 0, mean, cov, features, None, np.asarray(labels, np.int64))
 
     def _array(self, name: str) -> Array:
         entry = self.entries[name]
@@ -167,20 +164,20 @@ class StatsFile:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{entry.name}.npy") as member:
                 array: Array = np.lib.format.read_array(member, allow_pickle=False)
         except FAULTS as error:
-            raise UserError(f"{self._named} is damaged ({one_line(error)}): copy or write it again") from error
+            raise UserError(f"{self._name} is damaged ({one_line(error)}): copy or write it again") from error
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UserError(f"{self._named} has nan or inf in {entry.name}: write it again from finite features")
+            raise UserError(f"{self._name} has nan or inf in {entry.name}: write it again from finite features")
         return array
 
     def _check_covariance(self, cov: Array) -> None:
         allowed = TOLERANCE * float(np.abs(cov).max())
         if float(np.abs(cov - cov.T).max()) > allowed:
-            raise UserError(f"sigma in {self._named} is not symmetric, so it is no covariance: {ADVICE}")
+            raise UserError(f"sigma in {self._name} is not symmetric, so it is no covariance: {ADVICE}")
         if float(cov.diagonal().min()) < -allowed:
-            raise UserError(f"sigma in {self._named} has a diagonal below 0, so it is no covariance: {ADVICE}")
+            raise UserError(f"sigma in {self._name} has a diagonal below 0, so it is no covariance: {ADVICE}")
 
     @property
-    def _named(self) -> str:
+    def _name(self) -> str:
         return f"--reference-stats {self.path}"
 
 
@@ -195,29 +192,30 @@ def read(path: Path) -> StatsFile:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            names = {key: next((name for name in known if name in members), None) for key, known in KEYS.items()}
-            found = {key: _entry(archive, members[name]) for key, name in names.items() if name}
-            protocol = _protocol(archive, members, found)
+            aliased = {key: next((name for name in aliases if name in members), None) for key, aliases in KEYS.items()}
+            entries = {key: _entry(archive, members[name]) for key, name in aliased.items() if name}
+            protocol = _protocol(archive, members, entries)
     except FAULTS as error:
         if isinstance(error, UserError):
             raise UserError(f"--reference-stats {path} {error}") from error
-        raise UserError(f"--reference-stats {path} {_kind(path)} ({one_line(error, 80)}): {ADVICE}") from error
+        raise UserError(f"--reference-stats {path} is {_kind(path)} ({one_line(error, 80)}): {ADVICE}") from error
 
     # Moments, or features to take them of.
-    known = ", ".join(sorted(members)[:12]) or "nothing"
-    if not {"mu", "sigma"} <= set(found) and ("features" not in found or {"mu", "sigma"} & set(found)):
-        raise UserError(f"--reference-stats {path} holds {known}, and no mu with sigma: {ADVICE}")
-    _check_shapes(path, found)
-    return StatsFile(path, file_digest(path), found, protocol)
+    names = listed(sorted(members)) or "nothing"
+    if not {"mu", "sigma"} <= set(entries) and ("features" not in entries or {"mu", "sigma"} & set(entries)):
+        raise UserError(f"--reference-stats {path} holds {names}, and no mu with sigma: {ADVICE}")
+    _check_shapes(path, entries)
+    return StatsFile(path, file_digest(path), entries, protocol)
 
 
 def _kind(path: Path) -> str:
-    """What a file is that cannot be read."""
+    """What a file is that cannot be read, without the advice for checkpoints."""
+    words = form(path)
+    if words is not None:
+        return re.split(": |, not ", words)[0]
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if not start:
-        return "is empty"
-    return next((what for magic, what in STARTS.items() if start.startswith(magic)), "is no .npz file")
+        is_pickle = file.read(1) == PICKLE
+    return "a pickle, which would run code of its own to be read" if is_pickle else "no .npz file"
 
 
 def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
@@ -244,16 +242,16 @@ def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
     return Entry(name, tuple(map(int, shape)), dtype)
 
 
-def _check_shapes(path: Path, found: Mapping[str, Entry]) -> None:
+def _check_shapes(path: Path, entries: Mapping[str, Entry]) -> None:
     """Raise UserError for arrays of a wrong type, or whose sizes do not fit each other."""
-    for key, entry in found.items():
+    for key, entry in entries.items():
         if entry.dtype.kind not in KINDS.get(key, "f"):
             what = "whole" if key == "labels" else "floating-point"
             raise UserError(f"--reference-stats {path} has {entry.name} as {entry.dtype}, not {what} numbers: {ADVICE}")
 
     # The first of each pair is [D], [D, D] or [N].
-    shapes = {key: entry.shape for key, entry in found.items()}
-    texts = ", ".join(f"{found[key].name} {list(shape)}" for key, shape in shapes.items() if key != "protocol")
+    shapes = {key: entry.shape for key, entry in entries.items()}
+    texts = ", ".join(f"{entries[key].name} {list(shape)}" for key, shape in shapes.items() if key != "protocol")
     width = (shapes["features"] if "mu" not in shapes else shapes["mu"])[-1:]
     fits = [
         width != () and width[0] > 0,
@@ -269,13 +267,15 @@ def _check_shapes(path: Path, found: Mapping[str, Entry]) -> None:
 
 
 def _protocol(
-    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], found: Mapping[str, Entry]
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], entries: Mapping[str, Entry]
 ) -> dict[str, Any] | None:
     """How the arrays were made; None for a file of others, which has no word on it."""
-    if "protocol" not in found:
+    if "protocol" not in entries:
         return None
-    entry = found["protocol"]
+    entry = entries["protocol"]
     unknown = UserError(f"has a protocol that is not ours: {ADVICE}")
+
+    # Read the text, if it is one.
     if entry.dtype.kind != "U" or entry.shape != () or entry.dtype.itemsize > LONGEST:
         raise unknown
     with archive.open(members[entry.name]) as member:
@@ -284,9 +284,9 @@ def _protocol(
         protocol = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise unknown from error
-    if not isinstance(protocol, dict):
-        raise unknown
-    if not all(isinstance(protocol.get(part), kind) for part, kind in PARTS.items()):
+
+    # Look for the parts.
+    if not isinstance(protocol, dict) or not all(isinstance(protocol.get(part), kind) for part, kind in PARTS.items()):
         raise unknown
     return protocol
 

@@ -158,13 +158,15 @@ def classes(result: Mapping[str, Any]) -> str:
 
 def _generator_line(result: Mapping[str, Any]) -> str:
     """Whether the generator takes the classes of the data."""
-    taken = result["generator"]
-    if not taken:
+    num_classes = result["generator"]
+    if not num_classes:
         return "the generator takes no classes (MODEL.g_cond_mtd W/O)"
     if result["agrees"]:
-        return f"the generator takes {taken} classes, as many"
-    found = ", ".join(f"{split} {len(rows)}" for split, rows in result["splits"].items())
-    return f"the generator takes {taken} classes, which the data do not have ({found}): labels do not mean the same"
+        return f"the generator takes {num_classes} classes, as many"
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in result["splits"].items())
+    return (
+        f"the generator takes {num_classes} classes, which the data do not have ({counts}): labels do not mean the same"
+    )
 
 
 def save_csv(path: Path, rows: Sequence[Row]) -> None:

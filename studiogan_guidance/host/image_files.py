@@ -12,6 +12,7 @@ from torch import Tensor
 
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import regular_file
+from studiogan_guidance.weights.forms import form
 
 PLAIN = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}  # modes of Pillow that become RGB without a loss
 ALPHA = {"RGBA", "LA", "PA"}  # and these do where they are opaque
@@ -87,16 +88,11 @@ def _reason(error: Exception, path: str | Path) -> str:
     if not isinstance(error, UnidentifiedImageError):
         return getattr(error, "strerror", None) or one_line(error)
 
-    # What stands there in place of an image.
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip()
-    if not start:
-        return "it is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, run git lfs pull"
-    if start.startswith(b"<"):
-        return "it is a web page or another XML text"
-    return "it is no image, or of a format that Pillow does not know"
+    # What stands there in place of an image, unless only those who want weights are told.
+    words = form(Path(path))
+    if words is None or "weights" in words or "checkpoint" in words:
+        return "it is no image, or of a format that Pillow does not know"
+    return f"it is {words}"
 
 
 def check_size(pixels: Tensor, size: tuple[int, int], path: str | Path, advice: str) -> None:

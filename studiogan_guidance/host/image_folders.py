@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from studiogan_guidance.errors import UserError, notice, one_line
+from studiogan_guidance.errors import UserError, listed, notice_once, one_line
 from studiogan_guidance.host.image_files import open_image
 from studiogan_guidance.host.modules import module
 
@@ -38,9 +37,6 @@ KINDS = (  # what may lie in place of folders: suffixes or names, what it is, an
     ((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar"), "an archive", "unpack it"),
     ((".npz", ".npy", ".pkl", ".pickle", ".pt", ".pth", ".mat"), "a file of arrays", "write its images to files"),
 )
-SHOWN = 6  # names in a sentence
-
-say = functools.cache(notice)  # the same line once
 
 
 class ImageFolder:
@@ -112,8 +108,8 @@ class ImageFolder:
     def _check_classes(self) -> None:
         empty = sorted(set(range(len(self.classes))) - set(self.targets))
         if empty:
-            names = _listed([f"'{self.classes[label]}'" for label in empty])
-            others = f" (found {_listed(self._others)})" if self._others else ""
+            names = listed([f"'{self.classes[label]}'" for label in empty])
+            others = f" (found {listed(self._others)})" if self._others else ""
             raise UserError(
                 f"in {self.root} the class folder {names} holds no image{others}: fill it with "
                 f"{', '.join(EXTENSIONS)}, or remove it"
@@ -132,20 +128,24 @@ class ImageFolder:
     def _say_what_is_unexpected(self, skipped: list[str]) -> None:
         """Notices of what a label may depend on."""
         if skipped:
-            say(f"skipped in {self.root}: {_listed(skipped)}, which by their names are no classes or images")
+            notice_once(f"skipped in {self.root}: {listed(skipped)}, which by their names are no classes or images")
         if self._others:
-            say(f"not read in {self.root}: {_listed(self._others)}; the host's loader takes {', '.join(EXTENSIONS)}")
+            notice_once(
+                f"not read in {self.root}: {listed(self._others)}; the host's loader takes {', '.join(EXTENSIONS)}"
+            )
         if self.samples and self._is_nested():
-            say(f"all images in {self.root} are of one class, '{self.classes[0]}', also those of the folders in it")
+            notice_once(
+                f"all images in {self.root} are of one class, '{self.classes[0]}', also those of the folders in it"
+            )
         if os.path.isfile(os.path.join(self.root, "dataset.json")):
-            say(f"labels in {self.root}/dataset.json are not read: the classes are the folders")
+            notice_once(f"labels in {self.root}/dataset.json are not read: the classes are the folders")
 
         # Names whose order as numbers is another one.
         if all(name.isdecimal() for name in self.classes):
             by_number = sorted(self.classes, key=int)
             label = next((i for i, name in enumerate(self.classes) if name != by_number[i]), None)
             if label is not None:
-                say(
+                notice_once(
                     f"folders in {self.root} are sorted as text, as the host does: class {label} is folder "
                     f"'{self.classes[label]}'"
                 )
@@ -155,8 +155,8 @@ class ImageFolder:
         if os.path.basename(self.root) in ("valid", "test") and os.path.isdir(train):
             other = _class_names(train, [])
             if other != self.classes:
-                differing = _listed(sorted(set(other) ^ set(self.classes)))
-                say(
+                differing = listed(sorted(set(other) ^ set(self.classes)))
+                notice_once(
                     f"{train} and {self.root} differ in the class folders {differing}: the same label may mean "
                     "different classes"
                 )
@@ -261,13 +261,13 @@ def _without_folder(folder: Path) -> str:
 def _instead(root: Path, split: str, names: list[str]) -> str:
     """What the data folder ``root`` holds in place of a split, and what to do."""
     expected = f"images belong in {split}/<class>/*"
-    found = f"found {_listed(names)}" if names else "it is empty"
+    content = _content(names)
     folders = [name for name in names if (root / name).is_dir()]
 
     # The split under another name or in another place.
     others = [name for name in folders if name.lower() in OTHER_NAMES.get(split, (split,))]
     if others:
-        return f"{found}; rename {others[0]} to {split}"
+        return f"{content}; rename {others[0]} to {split}"
     deeper = [name for name in folders if (root / name / split).is_dir()]
     if deeper:
         return f"found {deeper[0]}/{split}; give {root / deeper[0]}"
@@ -282,8 +282,8 @@ def _instead(root: Path, split: str, names: list[str]) -> str:
         return f"it holds {kind[0]}; {kind[1]}: {expected}"
     with_images = [name for name in folders if any(map(_is_image, _visible(root / name)))]
     if with_images and not set(folders) & set(OTHER_NAMES):
-        return f"{found}; if these are the classes, move them to {root / split}"
-    return f"{found}; {expected}"
+        return f"{content}; if these are the classes, move them to {root / split}"
+    return f"{content}; {expected}"
 
 
 def _without_classes(folder: Path) -> str:
@@ -298,8 +298,8 @@ def _without_classes(folder: Path) -> str:
             f"{folder} holds {len(images)} images in no class folder: move them to one of their class, or to a single "
             f"one such as {folder / 'all'} where there are no classes"
         )
-    found = f"found {_listed(names)}" if names else "it is empty"
-    return f"{folder} holds no class folder ({found}): images belong in {folder.name}/<class>/*"
+    content = _content(names)
+    return f"{folder} holds no class folder ({content}): images belong in {folder.name}/<class>/*"
 
 
 def _kind_in(folder: Path, names: list[str]) -> tuple[str, str] | None:
@@ -316,17 +316,17 @@ def _kind(name: str) -> tuple[str, str] | None:
     return None
 
 
+def _content(names: list[str]) -> str:
+    """What a folder with these names in it holds, for a sentence."""
+    return f"found {listed(names)}" if names else "it is empty"
+
+
 def _visible(folder: Path) -> list[str]:
     """The sorted names in a folder that are not skipped; none where it cannot be read."""
     try:
         return sorted(name for name in os.listdir(folder) if not is_skipped(name))
     except OSError:
         return []
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 # ---------------------------------------------------------------------------- CIFAR
@@ -385,8 +385,8 @@ def _without_cifar(kind: Any, folder: Path) -> str:
     if deeper:
         return f"no {kind.base_folder} in {folder}: found {deeper[0]}/{kind.base_folder}; give {folder / deeper[0]}"
     archive = "damaged; " if kind.filename in names else ""
-    found = f"found {_listed(names)}" if names else "it is empty"
+    content = _content(names)
     return (
-        f"{kind.__name__} is read from {kind.base_folder}, which is not in {folder} ({found}): {archive}unpack "
+        f"{kind.__name__} is read from {kind.base_folder}, which is not in {folder} ({content}): {archive}unpack "
         f"{kind.filename} of {kind.url} there"
     )

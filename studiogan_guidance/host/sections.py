@@ -12,6 +12,7 @@ from studiogan_guidance.errors import UserError, nearest, typed
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import COMMIT, Checkout
 from studiogan_guidance.latents import VIEWS
+from studiogan_guidance.options import shown
 
 NONE = "N/A"  # the host's word for a key that has no meaning
 STYLE = ("stylegan2", "stylegan3")
@@ -99,8 +100,8 @@ def _check_names(sections: Mapping[str, Any], defaults: Sections) -> None:
         if name not in defaults:
             raise UserError(f"the host has no section {name}: {nearest(name, defaults)}")
         if not isinstance(content, Mapping):
-            found = "nothing" if content is None else repr(content)[:80]
-            raise UserError(f"section {name} must be a mapping of keys, found {found}: give it keys, or take it out")
+            what = "nothing" if content is None else shown(content)
+            raise UserError(f"section {name} must be a mapping of keys, found {what}: give it keys, or take it out")
         for key in content:
             if key not in defaults[name]:
                 raise UserError(f"the host has no key {name}.{key}: {_home(str(key), name, defaults)}")
@@ -148,13 +149,13 @@ def _exponent(text: str) -> str:
 
 def _check(key: str, value: Any, fits: bool, what: str) -> None:
     if not fits:
-        raise UserError(f"{key} must be {what}, found {repr(value)[:80]}")
+        raise UserError(f"{key} must be {what}, found {shown(value)}")
 
 
 def _check_number(key: str, value: Any, why: str) -> None:
     most = MOST_LAYERS if key in LAYERS else MOST
     if not _is_count(value) or value > most:
-        raise UserError(f"{key} must be a whole number from 1 to {most}, found {repr(value)[:80]}: {why}")
+        raise UserError(f"{key} must be a whole number from 1 to {most}, found {shown(value)}: {why}")
 
 
 def _is_count(value: Any) -> bool:

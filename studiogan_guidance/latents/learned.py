@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import write_bytes
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, TOGETHER, JointOptions, with_code
+from studiogan_guidance.options import shown
 from studiogan_guidance.weights import archives, tables
 
 FORMAT = 1  # raise it when old files can no longer be read
@@ -208,11 +209,11 @@ def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
     """
     # Look at the words and sizes.
     if metadata.get("base") not in [entry.name for entry in JOINTS if entry.name != "learned"]:
-        return f"its base is {_shown(metadata.get('base'))}, no estimator that is known"
+        return f"its base is {shown(metadata.get('base'))}, no estimator that is known"
     for key in SIZES:
         size = metadata.get(key)
         if type(size) is not int or size < 0:
-            return f"its {key} is {_shown(size)}, no whole number from 0 up"
+            return f"its {key} is {shown(size)}, no whole number from 0 up"
 
     # Compare the tensors with them.
     if metadata["depth"] > len(state):
@@ -222,7 +223,7 @@ def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
         if key not in state:
             return f"it lacks the tensor {key}"
         if key not in expected:
-            return f"it has a tensor too many, {_shown(key)}"
+            return f"it has a tensor too many, {shown(key)}"
         if tuple(state[key].shape) != expected[key]:
             return f"its {key} is {list(state[key].shape)}, by its metadata it should be {list(expected[key])}"
         if state[key].dtype != torch.float32:
@@ -251,11 +252,6 @@ def _shapes(metadata: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         shapes[f"residual.{2 * i}.weight"] = (width_out, width_in)
         shapes[f"residual.{2 * i}.bias"] = (width_out,)
     return shapes
-
-
-def _shown(value: object) -> str:
-    """A value of the metadata, as an error shows it."""
-    return one_line(ValueError(repr(value)), 40)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

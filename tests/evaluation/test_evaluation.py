@@ -18,8 +18,7 @@ from studiogan_guidance import builtin, config, samplers
 from studiogan_guidance.builtin.backbone import BuiltinBackbone
 from studiogan_guidance.builtin.images import BuiltinImages
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import metrics as metrics_module
+from studiogan_guidance.errors import UserError, notice_once
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation, evaluate
@@ -163,7 +162,7 @@ def test_probabilities_that_underflow_have_a_score_and_a_note(tmp_path: Path) ->
 
     path = tmp_path / "sure.pt"
     torch.jit.script(Sure()).save(str(path))
-    metrics_module._say_that_some_are_zero.cache_clear()
+    notice_once.cache_clear()
     result = run(
         "eval", "--backbone", f"torchscript:{path}", "--num", 60, "--metrics", "is", "--out", tmp_path, "--json"
     )

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, notice_once
 from studiogan_guidance.host import image_folders
 from studiogan_guidance.host.image_folders import ImageFolder, data_folder, is_skipped
 
 
 @pytest.fixture(autouse=True)
 def _notices_anew() -> None:
-    image_folders.say.cache_clear()
+    notice_once.cache_clear()
 
 
 def build(root: Path, *names: str) -> Path:
