@@ -143,14 +143,14 @@ class RunConfig:
             raise UserError(f"metrics is empty: name some of {', '.join(METRICS)}")
 
     def _check_words(self) -> None:
-        for key, known in CHOICES.items():
+        for key, words in CHOICES.items():
             word = getattr(self, key)
-            if word is not None and word not in known:
-                raise UserError(f"{key} is {shown(word)}: {nearest(word, known)}")
-        for key, known in WORD_LISTS.items():
+            if word is not None and word not in words:
+                raise UserError(f"{key} is {shown(word)}: {nearest(word, words)}")
+        for key, words in WORD_LISTS.items():
             for word in getattr(self, key):
-                if word not in known:
-                    raise UserError(f"{key} has {shown(word)}: {nearest(word, known)}")
+                if word not in words:
+                    raise UserError(f"{key} has {shown(word)}: {nearest(word, words)}")
 
     def _check_numbers(self) -> None:
         for key, (least, most) in NUMBERS.items():
@@ -257,13 +257,13 @@ def read(path: Path) -> dict[str, Any]:
     content = _out_of_run(read_yaml(path), path)
 
     # Sections in capitals are the host's, all other keys are ours.
-    known = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ("host", "options")]
+    names = [field.name for field in dataclasses.fields(RunConfig) if field.name not in ("host", "options")]
     values: dict[str, Any] = {"host": {}}
     for key, value in content.items():
         if str(key).isupper():
             values["host"][key] = value
-        elif key not in known or (key == "data" and isinstance(value, dict)):
-            raise UserError(f"{path} has an unknown key {shown(key)}: {_known(key, known)}")
+        elif key not in names or (key == "data" and isinstance(value, dict)):
+            raise UserError(f"{path} has an unknown key {shown(key)}: {_nearest_key(key, names)}")
         elif value is not None:
             values[key] = tuple(value) if isinstance(value, list) and key in LISTS else _path(key, value)
     if isinstance(values.get("classes"), str):
@@ -288,11 +288,11 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _known(key: str, known: list[str]) -> str:
+def _nearest_key(key: str, names: list[str]) -> str:
     """The tail of the error about an unknown key; the host's sections may have been written in small letters."""
     if key.upper() in SECTIONS:
         return f"as a section of the host it is {key.upper()}, in capitals"
-    return nearest(key, known)
+    return nearest(key, names)
 
 
 def _existing(path: Path) -> Path:

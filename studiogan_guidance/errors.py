@@ -23,12 +23,12 @@ class UserError(ValueError):
         super().__init__(text.rpartition(f"{UserError.__name__}: ")[2].strip())  # torch puts a traceback before it
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error about an unknown name: the nearest known one, and all of them."""
+def nearest(name: str, known: Iterable[str], most: int = 40) -> str:
+    """The tail of an error about an unknown name: the nearest known one, and the first ``most`` of all."""
     names = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"{hint}known: {', '.join(names)}"
+    return f"{hint}known: {listed(names, most)}"
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

@@ -48,6 +48,8 @@ def regular_file(path: Path, what: str) -> Path:
     except (OSError, ValueError) as error:  # a ValueError for a null character in the name
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {what} {path}: {reason}") from error
+
+    # What would not end, or may not be read.
     if stat.S_ISDIR(mode):
         raise UserError(f"cannot read {what} {path}: it is a folder, give a file")
     if not stat.S_ISREG(mode):
@@ -136,6 +138,8 @@ def append_lines(path: Path, lines: Sequence[str], sync: bool = True) -> None:
             text = "".join(f"{line}\n" for line in lines).encode()
             if _is_cut_off(file, size):
                 text = b"\n" + text
+
+            # Write them, or nothing.
             try:
                 _write_all(file, text)
                 if sync:

@@ -120,6 +120,8 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     _check_stack(options, STACK)
     named = {str(key): value for key, value in options.items()}  # in YAML, a key may be a number
     whole = {key: value for key, value in named.items() if "." not in key}
+
+    # Move each option with a dot into its mapping.
     for key, value in named.items():
         head, dot, tail = key.partition(".")
         if not dot:

@@ -92,8 +92,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag not in (PREFIX + "str", PREFIX + "merge"):
-                found = key.value if isinstance(key.value, str) else "a list or a mapping"
-                raise _refuse(f"the key {found} is no text: put it into quotes", key.start_mark)
+                name = key.value if isinstance(key.value, str) else "a list or a mapping"
+                raise _refuse(f"the key {name} is no text: put it into quotes", key.start_mark)
             if key.value in lines:
                 first = lines[key.value]
                 raise _refuse(f"the key '{key.value}' stands in line {first}, too: keep one of them", key.start_mark)
@@ -117,9 +117,11 @@ def read(path: Path) -> dict[str, Any]:
         raise _unreadable(path, f"a value is not of its kind ({one_line(error, 60)})") from error
     except yaml.YAMLError as error:
         raise _unreadable(path, one_line(error, 200)) from error
+
+    # Look at the top level.
     if not isinstance(content, dict):
-        found = KINDS.get(type(content), type(content).__name__)
-        raise UserError(f"the configuration {path} must be a mapping of keys (lines KEY: VALUE), found {found}")
+        kind = KINDS.get(type(content), type(content).__name__)
+        raise UserError(f"the configuration {path} must be a mapping of keys (lines KEY: VALUE), found {kind}")
     return content
 
 

@@ -28,7 +28,8 @@ class BuiltinImages:
         # Keep the classes that were asked for.
         if classes:
             chosen = positions_of(classes, self._labels.tolist(), self.class_names)
-            self._images, self._labels = self._images[chosen], self._labels[chosen]
+            self._images = self._images[chosen]
+            self._labels = self._labels[chosen]
             self.fingerprint["classes"] = sorted(set(classes))
         self.cache_key = self.fingerprint
 

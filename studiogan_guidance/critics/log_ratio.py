@@ -142,10 +142,10 @@ def _held_out(companions: Companions, count: int, view: LatentView, critic: Crit
     the generator's they are all of its classes in turn.
     """
     # Images of other classes than the generator's go without labels, if the critic sees none.
-    found = companions.held_out_classes() if companions.held_out_classes else view.num_classes
+    num_classes = companions.held_out_classes() if companions.held_out_classes else view.num_classes
     if view.networks.is_conditional:
         advice = "say -o calibration=none" if critic.is_conditional else ""
-        check_class_count(found, "the held-out images", view.num_classes, advice)
+        check_class_count(num_classes, "the held-out images", view.num_classes, advice)
 
     # Open them.
     images, labels = companions.held_out(count)
@@ -156,7 +156,7 @@ def _held_out(companions: Companions, count: int, view: LatentView, critic: Crit
         )
     if not view.networks.is_conditional:
         return images, torch.zeros_like(labels)
-    if found != view.num_classes:
+    if num_classes != view.num_classes:
         return images, torch.arange(len(images)) % view.num_classes
     return images, labels
 

@@ -132,7 +132,8 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
 
 
 def _fid(comparison: Comparison) -> dict[str, Any]:
-    real, fake = comparison.real.stats, comparison.fake
+    real = comparison.real.stats
+    fake = comparison.fake
     return {"fid": frechet_distance(real.mean, real.cov, fake.mean, fake.cov, comparison.real.factor)}
 
 
@@ -148,7 +149,8 @@ def _inception_score(comparison: Comparison) -> dict[str, Any]:
 
 
 def _fid_infinity(comparison: Comparison) -> dict[str, Any]:
-    real, fake = comparison.real.stats, comparison.fake.features
+    real = comparison.real.stats
+    fake = comparison.fake.features
     assert fake is not None
     try:
         return {"fid_infinity": frechet_infinity(fake, real.mean, real.cov, comparison.real.factor)}

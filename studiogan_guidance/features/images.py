@@ -60,19 +60,19 @@ def positions_of(classes: Collection[int], labels: Sequence[int], names: Sequenc
     absent = sorted(wanted - set(labels))
     if absent:
         label = absent[0]
-        known = f"'{names[label]}'" if 0 <= label < len(names) else f"of {len(names)}, counted from 0"
-        raise UserError(f"class {label} ({known}) has no real images: leave it out of --classes")
+        which = f"'{names[label]}'" if 0 <= label < len(names) else f"of {len(names)}, counted from 0"
+        raise UserError(f"class {label} ({which}) has no real images: leave it out of --classes")
     return [position for position, label in enumerate(labels) if label in wanted]
 
 
-def check_class_count(found: int, images: str, num_classes: int, advice: str = "") -> None:
+def check_class_count(count: int, images: str, num_classes: int, advice: str = "") -> None:
     """Compare the number of classes of real images with that of a conditional generator.
 
     Labels of real images are indices of their class folders, so they mean the classes of the generator only where the
     folders are those that it was trained on. Where the numbers differ and labels are not used, a notice says so.
 
     Args:
-        found: classes of the images.
+        count: classes of the images.
         images: what the images are, such as "the train images".
         num_classes: classes of the generator.
         advice: what to do without labels, where they are used.
@@ -80,9 +80,9 @@ def check_class_count(found: int, images: str, num_classes: int, advice: str = "
     Raises:
         UserError: the numbers differ, and labels are used.
     """
-    if found == num_classes:
+    if count == num_classes:
         return
-    fact = f"{images} have {found} {'class' if found == 1 else 'classes'}, this generator has {num_classes}"
+    fact = f"{images} have {count} {'class' if count == 1 else 'classes'}, this generator has {num_classes}"
     if advice:
         raise UserError(
             f"{fact}, so labels do not mean the same: give all class folders of its training (see list --classes), or "

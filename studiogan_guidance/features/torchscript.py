@@ -82,16 +82,20 @@ class TorchScript:
 def _check_archive(path: Path) -> None:
     """Raise UserError for a file that is no archive of TorchScript; torch's own words about these do not help."""
     regular_file(path, "--backbone")
+
+    # Refuse what is something else.
     words = forms.form(path)
     if words is not None and not words.startswith(forms.TORCHSCRIPT):
         raise UserError(f"--backbone {path} is not a TorchScript module: it is {words}")
     if words is None:
         with path.open("rb") as file:
-            known = file.read(4) == b"PK\x03\x04"
-        kind = "a file of torch.save" if known else "no archive of one"
+            is_zip = file.read(4) == b"PK\x03\x04"
+        kind = "a file of torch.save" if is_zip else "no archive of one"
         raise UserError(
             f"--backbone {path} is not a TorchScript module: it is {kind}: save one there by torch.jit.save"
         )
+
+    # Refuse what grows without bounds.
     try:
         with zipfile.ZipFile(path) as archive:
             archives.check_sizes(archive)

@@ -83,11 +83,11 @@ def host_configuration(name: str, option: str | None = None) -> str:
     except UserError:
         return name  # whoever reads it says that there is none
 
-    known = {str(file.relative_to(configs)): file for file in sorted(configs.rglob("*.yaml"))}
-    if name not in known:
-        hint = nearest(name, [*packaged(), *known])[:300]
+    files = {str(file.relative_to(configs)): file for file in sorted(configs.rglob("*.yaml"))}
+    if name not in files:
+        hint = nearest(name, [*packaged(), *files], 6)
         raise UserError(f"no configuration {name} here, in the package or in {configs}: {hint}")
-    return str(known[name])
+    return str(files[name])
 
 
 def _git(*args: str, cwd: Path | None = None) -> str:

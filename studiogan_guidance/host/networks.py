@@ -39,8 +39,12 @@ def load(
         raise UserError(
             "this configuration needs a checkpoint: add --ckpt DIR, the folder of model=G*-weights-step*.pth"
         )
+
+    # Read the checkpoint.
     path = find(Path(cfg.ckpt), "G", cfg.which)
     state = read(path)
+
+    # Build its network.
     sections = sections or host_yaml(cfg, checkout)
     model = sections.get("MODEL")
     averages = bool(model.get("apply_g_ema")) if isinstance(model, Mapping) else False
@@ -167,14 +171,15 @@ def host_sections(sections: Mapping[str, Any], host_config: str | None, root: Pa
     configs = root / "src" / "configs"
     path = configs / host_config
     if os.path.isfile(path):
-        found = {key: value for key, value in read_yaml(path).items() if key.isupper()}
-        if not found:
+        content = {key: value for key, value in read_yaml(path).items() if key.isupper()}
+        if not content:
             raise UserError(f"host_config {path} has no section of the host, such as MODEL: give a YAML of the host")
-        return found
-    known = [str(file.relative_to(configs)) for file in configs.rglob("*.yaml")]
+        return content
+
+    # Name those that are there.
+    names = [str(file.relative_to(configs)) for file in configs.rglob("*.yaml")]
     raise UserError(
-        f"no host_config {host_config} beside the file that names it or in {configs}: "
-        f"{nearest(host_config, known)[:200]}"
+        f"no host_config {host_config} beside the file that names it or in {configs}: {nearest(host_config, names, 6)}"
     )
 
 

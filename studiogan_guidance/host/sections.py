@@ -113,7 +113,7 @@ def _home(key: str, name: str, defaults: Sections) -> str:
     if homes:
         return f"it belongs to section {homes[0]}"
     known = defaults[name] or ("sampler", "stages", "restat")  # a YAML has nothing of the host's in RUN
-    return nearest(key, known)[:300]
+    return nearest(key, known, 12)
 
 
 # ---------------------------------------------------------------------------- kinds

@@ -81,14 +81,20 @@ class Truncation(Sampler):
 
     def check(self, view: LatentView) -> None:
         networks = view.networks
+
+        # w.
         if view.rows is None and (self.psi != 1 or self.cutoff is not None):
             raise UserError(
                 f"truncation.psi and cutoff need a generator with w, {networks.backbone} has none: use threshold"
             )
         if self.cutoff is not None and not 0 <= self.cutoff <= (view.rows or 0):
             raise UserError(f"truncation.cutoff is {self.cutoff}, but this generator has w rows 0-{view.rows}")
+
+        # Classes.
         if self.center == "class" and self.psi != 1:
             networks.check_conditional("truncation.center=class", "use center=global")
+
+        # z.
         if self.threshold is not None and networks.z_prior != "gaussian":
             raise UserError(
                 f"truncation.threshold needs a gaussian prior, this {networks.backbone} has {networks.z_prior}"

@@ -49,6 +49,8 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
     configured = next((spec for spec in cfg.stages if spec["name"] == name), name)
     stage: Stage = STAGES.create(configured, options)
     folder = results.writable(Path(cfg.out))
+
+    # Train in it alone.
     with (
         distributed.group() as group,
         _only_training(folder, group),

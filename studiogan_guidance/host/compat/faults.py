@@ -198,15 +198,16 @@ def empty_classes() -> Iterator[None]:
 def image_files() -> Iterator[None]:
     data_util = module("data_util")
     dataset = data_util.Dataset_
-    prepare, read = dataset.__init__, dataset.__getitem__
+    original_init = dataset.__init__
+    original_item = dataset.__getitem__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         size = kwargs.get("resize_size")
         self.expected_size = (size, size) if size else None
-        prepare(self, *args, **kwargs)
+        original_init(self, *args, **kwargs)
 
     def __getitem__(self: Any, index: int) -> Any:
-        pixels, label = read(self, index)
+        pixels, label = original_item(self, index)
         samples = getattr(getattr(self, "data", None), "samples", None)
         if samples:
             self.expected_size = self.expected_size or tuple(pixels.shape[-2:])  # that of the first, where none is set
@@ -240,6 +241,7 @@ def frechet_root() -> Iterator[None]:
     original = fid.frechet_inception_distance
 
     def distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any, eps: float = 1e-6) -> Any:
+        # Refuse what has no distance.
         moments = (mu1, sigma1, mu2, sigma2)
         if not all(np.isfinite(value).all() for value in moments):
             raise UserError(
@@ -248,6 +250,8 @@ def frechet_root() -> Iterator[None]:
             )
         if np.shape(mu1) != np.shape(mu2):
             raise UserError(f"FID: moments of {np.size(mu1)} and of {np.size(mu2)} features: use one feature network")
+
+        # The host's root of a product may be complex; ours is of a symmetric matrix.
         try:
             return original(*moments, eps)
         except (ValueError, np.linalg.LinAlgError):

@@ -58,11 +58,11 @@ def whole_hdf5() -> Iterator[None]:
                 return original(*args, **kwargs)
 
     def make_hdf5(*args: Any, **kwargs: Any) -> Any:
-        made = write(args, kwargs, os.path.isfile)
-        fault = _fault(made[0])
+        answer = write(args, kwargs, os.path.isfile)
+        fault = _fault(answer[0])
         if not fault:
-            return made
-        notice(f"the HDF5 file {made[0]} {fault}: it is made anew")
+            return answer
+        notice(f"the HDF5 file {answer[0]} {fault}: it is made anew")
         return write(args, kwargs, lambda path: False)
 
     with swapped(hdf5, "make_hdf5", make_hdf5):
@@ -102,7 +102,8 @@ def _fault(path: str) -> str:
     h5py = module("h5py")
     try:
         with h5py.File(path, "r") as file:
-            images, labels = file["imgs"], file["labels"]
+            images = file["imgs"]
+            labels = file["labels"]
             most = images.maxshape[0] or len(images)
             if len(images) == len(labels) == most and most:
                 return ""
@@ -171,12 +172,12 @@ def _foreign(path: str, key: str, images: str) -> str:
     try:
         with np.load(path) as file:
             file[key]
-            known = str(file["images"]) if "images" in file else images
+            own = str(file["images"]) if "images" in file else images
     except KeyError:
         return f"lacks {key}"
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         return f"is damaged ({typed(error, 80)})"
-    return "" if known == images else "is of other images"
+    return "" if own == images else "is of other images"
 
 
 # ---------------------------------------------------------------------------- checkpoints
@@ -191,7 +192,8 @@ def _foreign(path: str, key: str, images: str) -> str:
 def whole_checkpoints() -> Iterator[None]:
     misc = module("utils.misc")
     worker = module("worker").WORKER
-    save_file, save_networks = torch.save, worker.save
+    save_file = torch.save
+    save_networks = worker.save
     saved: list[Path] = []
 
     def save(states: Any, path: str) -> None:
