@@ -210,6 +210,8 @@ def read(path: Path) -> StatsFile:
 
 def _kind(path: Path) -> str:
     """What a file is that cannot be read, without the advice for checkpoints."""
+    if zipfile.is_zipfile(path):
+        return "a damaged .npz file"
     words = form(path)
     if words is not None:
         return re.split(": |, not ", words)[0]

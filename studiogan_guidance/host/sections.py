@@ -38,13 +38,16 @@ BARE_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # YAML 1.1 wants a 
 Sections = Mapping[str, Mapping[str, Any]]
 
 
-def check_sections(sections: Mapping[str, Any], checkout: Checkout, training: bool = False) -> None:
-    """Raise UserError for the first section or key that the host could not work with; no network is built.
+def check_sections(sections: Mapping[str, Any], checkout: Checkout, training: bool = False) -> Sections:
+    """The sections with the host's defaults, if the host can work with them; no network is built.
 
     Args:
         sections: the host's own of a YAML, as ``networks.host_yaml`` returns them.
         checkout: the host.
         training: whether the run trains, so that the sections of losses and optimisers matter, too.
+
+    Raises:
+        UserError: the first section or key that the host could not work with.
     """
     defaults = default_sections(checkout)
     _check_names(sections, defaults)
@@ -60,6 +63,7 @@ def check_sections(sections: Mapping[str, Any], checkout: Checkout, training: bo
     for key in _needed(whole):
         _check_number(key, _value(whole, key), f"backbone {whole['MODEL']['backbone']} needs it")
     _check_size(whole, checkout)
+    return whole
 
 
 def default_sections(checkout: Checkout) -> dict[str, dict[str, Any]]:

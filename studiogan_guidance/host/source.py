@@ -22,9 +22,6 @@ from studiogan_guidance.host.sections import check_sections
 from studiogan_guidance.latents.base import Companions, Networks
 
 MODEL_SECTIONS = ("DATA", "MODEL", "STYLEGAN")  # of the host's YAML: what a generator is built from
-DEFAULT_CLASSES = 10  # of the host
-UNCONDITIONAL = "W/O"  # the host's default of MODEL.g_cond_mtd
-DEFAULT_IMAGE_SIZE = 32  # of the host
 
 
 class HostSource:
@@ -50,6 +47,11 @@ class HostSource:
         """The host's own sections of the configuration."""
         return networks.host_yaml(self.cfg, self.checkout)
 
+    @cached_property
+    def _whole(self) -> Mapping[str, Mapping[str, Any]]:
+        """The sections with the host's defaults, checked."""
+        return check_sections(self.sections, self.checkout)
+
     @property
     def protocol(self) -> dict[str, Any]:
         """The commit of the host."""
@@ -63,14 +65,13 @@ class HostSource:
     @property
     def data_name(self) -> str:
         """The host's name of the data set."""
-        return str((self.sections.get("DATA") or {}).get("name", "CIFAR10"))
+        return str(self._whole["DATA"]["name"])
 
     @property
     def num_classes(self) -> int:
         """Classes that the generator takes; 0 if it takes none."""
-        check_sections(self.sections, self.checkout)
-        is_conditional = (self.sections.get("MODEL") or {}).get("g_cond_mtd", UNCONDITIONAL) != UNCONDITIONAL
-        return int((self.sections.get("DATA") or {}).get("num_classes", DEFAULT_CLASSES)) if is_conditional else 0
+        is_conditional = self._whole["MODEL"]["g_cond_mtd"] != "W/O"
+        return int(self._whole["DATA"]["num_classes"]) if is_conditional else 0
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ class HostSource:
     @property
     def image_size(self) -> int:
         """Side of the images."""
-        return int((self.sections.get("DATA") or {}).get("img_size", DEFAULT_IMAGE_SIZE))
+        return int(self._whole["DATA"]["img_size"])
 
     @property
     def validation_split(self) -> str:

@@ -202,7 +202,7 @@ def mistake(error: BaseException) -> str | None:
         return message if mark and TRACE in str(error) else " ".join(str(error).split())
     if isinstance(error, multiprocessing.ProcessRaisedException):
         _, mark, message = last.partition(f"{UserError.__name__}: ")
-        return message if mark else _known(last)
+        return message if mark else _torch_mistake(last)
     if isinstance(error, multiprocessing.ProcessExitedException):
         return (
             f"a process of -DDP was ended from outside ({' '.join(str(error).split())}): it may have run out of memory"
@@ -211,10 +211,10 @@ def mistake(error: BaseException) -> str | None:
         return f"a download failed ({one_line(error)}): start the host once where there is a network"
     if type(error).__module__.startswith("wandb") and type(error).__name__ == "UsageError":
         return f"W&B: {error}; log in, or export WANDB_MODE=disabled (or offline)"
-    return _known(last)
+    return _torch_mistake(last)
 
 
-def _known(text: str) -> str | None:
+def _torch_mistake(text: str) -> str | None:
     """The message for an error of torch that is about the user's images or options; None for any other."""
     if "stack expects each tensor to be equal size" in text:
         return f"images have several sizes ({text.partition('but ')[2]}): set --pre_resizer (such as lanczos)"

@@ -21,7 +21,7 @@ import torch
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.devices import cpu_only
-from studiogan_guidance.errors import UserError, nearest, notice, typed
+from studiogan_guidance.errors import UserError, listed, nearest, notice, typed
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.files import regular_file
 from studiogan_guidance.host import checkpoints
@@ -274,13 +274,13 @@ def _check_classes(cfgs: Any, folder: Path, split: str) -> None:
     classes = cfgs.DATA.num_classes
     if len(names) == classes:
         return
-    found = f"{folder / split} has {len(names)} classes ({', '.join(names[:4])}{', ...' if names[4:] else ''})"
+    fact = f"{folder / split} has {len(names)} classes ({listed(names, 4)}), and DATA.num_classes is {classes}"
     is_conditional = (cfgs.MODEL.g_cond_mtd, cfgs.MODEL.d_cond_mtd) != ("W/O", "W/O")
     trains = is_conditional and any(getattr(cfgs.RUN, flag) for flag in ON_TRAINING)
     if trains or any(getattr(cfgs.RUN, flag) for flag in BY_CLASS):
-        raise UserError(f"{found}, and DATA.num_classes is {classes}: make them equal")
+        raise UserError(f"{fact}: make them equal")
     if is_conditional:
-        notice(f"{found}, and DATA.num_classes is {classes}")
+        notice(fact)
 
 
 def _check_basket(cfgs: Any, root: Path) -> None:
@@ -289,11 +289,11 @@ def _check_basket(cfgs: Any, root: Path) -> None:
     each = batch_size(cfgs)
     basket = each * optimization.acml_steps * optimization.d_updates_per_step
     processes = optimization.world_size if cfgs.RUN.distributed_data_parallel else 1
-    found = count(str(root), basket * processes)
-    if found < basket * processes:
+    images = count(str(root), basket * processes)
+    if images < basket * processes:
         shares = f", in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"{root} has {found} images, and a step takes {basket} (a batch of {each} x d_updates_per_step "
+            f"{root} has {images} images, and a step takes {basket} (a batch of {each} x d_updates_per_step "
             f"{optimization.d_updates_per_step} x acml_steps {optimization.acml_steps}){shares}: add images, or lower "
             "these"
         )
@@ -309,22 +309,23 @@ def _check_counts(cfgs: Any, root: Path, metrics: list[str]) -> None:
         "-fa": ((each - 1) * each + 1) * run.frequency_analysis,  # it wants as many batches as a batch has images
         "-tsne": (PERPLEXITY // each + 1) * each * run.tsne_analysis,
     }
-    most = max(1, *needs.values())
-    found = count(str(root), most)
-    if not found:
+    images = count(str(root), max(1, *needs.values()))
+    if not images:
         raise UserError(f"{root} has no images (files such as .png or .jpg in a folder for each class)")
     for what, least in needs.items():
-        if found < least:
-            raise UserError(f"{root} has {found} images, and {what} needs {least}: add images, or drop it")
+        if images < least:
+            raise UserError(f"{root} has {images} images, and {what} needs {least}: add images, or drop it")
 
     # Some need images of each class.
     least = 2 if run.intra_class_fid else 1
     if run.intra_class_fid or run.k_nearest_neighbor:
         for name in class_names(str(root), []):
-            found = count(str(root / name), least)
-            if found < least:
+            images = count(str(root / name), least)
+            if images < least:
                 what = "-ifid" if run.intra_class_fid else "-knn"
-                raise UserError(f"{root / name} has {found} images, and {what} needs {least} of each class")
+                raise UserError(
+                    f"{root / name} has {images} images, and {what} needs {least} of each class: add images, or drop it"
+                )
 
 
 # ---------------------------------------------------------------------------- W&B
@@ -412,9 +413,11 @@ def _check_folder(folder: Path, flag: str, least: int, metrics: list[str]) -> No
     if not folder.is_dir():
         raise UserError(f"{flag} {folder} is not a folder: give one with a folder of images for each class")
     class_names(str(folder), [])
-    found = count(str(folder), least)
-    if found < least:
-        raise UserError(f"{flag} {folder} has {found} images, and -metrics {' '.join(metrics)} needs {least}")
+    images = count(str(folder), least)
+    if images < least:
+        raise UserError(
+            f"{flag} {folder} has {images} images, and -metrics {' '.join(metrics)} needs {least}: add images"
+        )
 
 
 def _check_arrays(path: Path, flag: str, names: tuple[str, ...]) -> None:
@@ -423,6 +426,6 @@ def _check_arrays(path: Path, flag: str, names: tuple[str, ...]) -> None:
         with np.load(path) as file:
             missing = [name for name in names if name not in file]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{flag} {path} is no .npz file, or is damaged") from error
+        raise UserError(f"{flag} {path} is no .npz file, or is damaged: give one of the host's") from error
     if missing:
         raise UserError(f"{flag} {path} has no {' and '.join(missing)}: give an .npz file of the host's")

@@ -251,10 +251,12 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
         "is about 2048 features, and the run's --backbone gives 64: choose the one that the file was made with",
     ),
     "a wild header": (lambda: archive(mu_npy=header((1 << 50,)), sigma_npy=SIGMA.tobytes()), "is damaged: mu should"),
-    "an endless header": (lambda: archive(mu_npy=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(1 << 26)), "is no .npz"),
+    "an endless header": (
+        lambda: archive(mu_npy=b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(1 << 26)), "is a damaged .npz"
+    ),
     "a negative shape": (lambda: archive(mu_npy=header((-1, -64)), sigma_npy=header((64, 64))), "is damaged: mu"),
     "code in a header": (
-        lambda: archive(mu_npy=b"\x93NUMPY\x01\x00\x40\x00" + b"__import__('os').abort()".ljust(64)), "Cannot parse"
+        lambda: archive(mu_npy=b"\x93NUMPY\x01\x00\x40\x00" + b"__import__('os').abort()".ljust(64)), "is a damaged"
     ),
     "a bomb": (
         lambda: archive(mu_npy=header((64,)) + MU.tobytes(), sigma_npy=header((1 << 12, 1 << 12)) + bytes(1 << 27)),
@@ -278,7 +280,7 @@ def test_what_holds_no_statistics_is_one_line(name: str, tmp_path: Path) -> None
     path.write_bytes(make())
     line = refusal("--metrics", "fid", "--num", 20, "--reference-stats", path, "--out", tmp_path / "o")
     assert line.startswith((f"--reference-stats {path} ", f"sigma in --reference-stats {path} "))
-    assert words in line or (words == "is no .npz" and "is a damaged archive" in line)
+    assert words in line
 
 
 def test_a_file_that_lies_takes_no_memory(tmp_path: Path) -> None:

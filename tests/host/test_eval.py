@@ -181,10 +181,10 @@ def test_generators_without_labels_in_every_verb(
     sized = ["--pre-resizer", "lanczos"] if is_style else []
     drawn = [*unconditional, "--data", data, "--out", tmp_path]
     common = [*drawn, *sized, "--num", 8, "--batch-size", 8, "--backbone", averages]
-    drs = ["--sampler", "drs", "-o", "burn_in=50", "-o", "calibration=head", "-o", "calibration_images=12"]
+    drs = ["--sampler", "drs", "-o", "burn_in=16", "-o", "calibration=head", "-o", "calibration_images=12"]
 
     # Images, with labels 0.
-    ok("sample", *drawn, "--num", 6, "--sampler", "drs", "-o", "burn_in=50", "-o", "calibration=none")
+    ok("sample", *drawn, "--num", 6, "--sampler", "drs", "-o", "burn_in=16", "-o", "calibration=none")
     with np.load(tmp_path / "samples.npz") as file:
         assert file["images"].shape == (6, size, size, 3)
         assert file["labels"].tolist() == [0] * 6

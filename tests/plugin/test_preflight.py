@@ -149,7 +149,7 @@ def test_fewer_images_than_metrics_and_analyses_need(
 @pytest.mark.parametrize(
     ("counts", "splits", "arguments", "words"),
     [
-        ((3,) * 5, ("train",), TRAIN, "train has 5 classes (0, 1, 2, 3, ...), and DATA.num_classes is 4"),
+        ((3,) * 5, ("train",), TRAIN, "train has 5 classes (0, 1, 2, 3 and 1 more), and DATA.num_classes is 4"),
         ((12, 12), ("train",), TRAIN, "train has 2 classes (0, 1), and DATA.num_classes is 4: make them equal"),
         (COUNTS, ("valid",), TRAIN, "; images belong in train/<class>/*"),
         (COUNTS, ("train", "val"), ("-metrics", "is", "-ref", "valid"), "found train, val; rename val to valid"),
