@@ -162,7 +162,7 @@ def _generator_line(result: Mapping[str, Any]) -> str:
     if not num_classes:
         return "the generator takes no classes (MODEL.g_cond_mtd W/O)"
     if result["agrees"]:
-        return f"the generator takes {num_classes} classes, as many"
+        return f"the generator takes {num_classes} classes, as many as the data have"
     counts = ", ".join(f"{split} {len(rows)}" for split, rows in result["splits"].items())
     return (
         f"the generator takes {num_classes} classes, which the data do not have ({counts}): labels do not mean the same"

@@ -303,7 +303,7 @@ def test_classes_of_the_built_in_are_listed_with_their_images() -> None:
     lines = run("list", "--classes").output.splitlines()
     assert lines[0].split() == ["index", "class", "train", "valid", "test"]
     assert lines[4].split() == ["3", "3", "300", "100", "100"]
-    assert lines[-1] == "the generator takes 10 classes, as many"
+    assert lines[-1] == "the generator takes 10 classes, as many as the data have"
 
 
 def test_splits_of_other_classes_are_listed_below_each_other() -> None:
