@@ -17,7 +17,7 @@ from studiogan_guidance.features.preparation import weights_sha256
 from studiogan_guidance.features.stats import checked, to_uint8
 from studiogan_guidance.files import regular_file
 from studiogan_guidance.weights import archives, forms
-from studiogan_guidance.weights.pickles import Damaged
+from studiogan_guidance.weights.makers import Damaged
 
 
 class TorchScript:

@@ -19,7 +19,7 @@ from studiogan_guidance.errors import UserError, notice, typed
 from studiogan_guidance.files import regular_file
 from studiogan_guidance.weights import archives, forms, tables
 from studiogan_guidance.weights.archives import is_finite
-from studiogan_guidance.weights.pickles import Dictionary, Odd
+from studiogan_guidance.weights.makers import Dictionary, Odd
 
 WHAT = "the checkpoint"
 NAME = re.compile(r"model=(?P<model>G_ema|G|D)-(?P<when>best|current)-weights-step=(?P<step>\d+)")

@@ -17,7 +17,8 @@ from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import BLOCK, regular_file
 from studiogan_guidance.weights import forms
-from studiogan_guidance.weights.pickles import Damaged, Record, Refused, Storage, array_of, load, storage_of
+from studiogan_guidance.weights.makers import Damaged, Record, Refused, Storage, array_of, storage_of
+from studiogan_guidance.weights.pickles import load
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first number of the older format
 PROTOCOL = 1001  # the second
@@ -240,8 +241,13 @@ def _resolved(tree: Any, only: str | None, open_storage: Open) -> Any:
 
     if only is not None and isinstance(tree, dict) and only in tree:
         tree[only] = resolve(tree[only], 0)
-        return tree
-    return resolve(tree, 0)
+    else:
+        tree = resolve(tree, 0)
+
+    # Both functions refer to themselves, so they would keep the numbers until the next collection of garbage.
+    storages.clear()
+    seen.clear()
+    return tree
 
 
 def is_finite(value: Tensor) -> bool:

@@ -23,7 +23,7 @@ import torch
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.weights import archives
-from studiogan_guidance.weights.pickles import Odd, Record, Thing
+from studiogan_guidance.weights.makers import Odd, Record, Thing
 
 FORMATS: dict[str, dict[str, Any]] = {
     "zip": {},
