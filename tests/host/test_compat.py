@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,20 +13,14 @@ import numpy as np
 import pytest
 import torch
 from host_models import networks, sections
+from shims import breaks_without, shim
 
-from studiogan_guidance import devices
 from studiogan_guidance.doctor import INCEPTION
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import compat
-from studiogan_guidance.host.compat import RUN_SHIMS, SHIMS, CpuRank, Shim, plugins
+from studiogan_guidance.host.compat import RUN_SHIMS, SHIMS
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
-
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what breaks without a GPU")
-
-
-def shim(name: str) -> Shim:
-    return next(shim for shim in RUN_SHIMS if shim.name == name)
 
 
 @pytest.fixture
@@ -37,24 +29,13 @@ def host(checkout: Checkout) -> Iterator[None]:
         yield
 
 
-def breaks_without(name: str, call: Callable[[], Any], error: type[BaseException], match: str) -> Any:
-    """The call fails as the table says; with the shim it gives what is returned; afterwards it fails again."""
-    found = shim(name)
-    assert found.needed()
-    with pytest.raises(error, match=match):
-        call()
-    with found.apply():
-        result = call()
-    with pytest.raises(error, match=match):
-        call()
-    return result
-
-
 def test_every_shim_is_described_and_tested() -> None:
     folder = Path(__file__).parent
     files = (
         Path(__file__),
         folder / "test_imports.py",
+        folder / "test_compat_cpu.py",
+        folder / "test_compat_plugins.py",
         folder / "test_kept.py",
         folder.parent / "plugin" / "test_run.py",
     )
@@ -360,239 +341,6 @@ def test_named_networks(host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         call()
     with shim("named_networks").apply(), pytest.raises(UserError, match="cannot load the weights of InceptionV3_tf"):
         call()
-
-
-SOURCE = """
-#include <torch/extension.h>
-torch::Tensor twice(torch::Tensor x) { return 2 * x; }
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("twice", &twice); }
-"""
-compiler = pytest.mark.skipif(
-    not (shutil.which("g++") and shutil.which("ninja")), reason="g++ and ninja, which build C++ extensions, are missing"
-)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the extension is built, once."""
-    folder = tmp_path_factory.mktemp("extension")
-    (folder / "twice.cpp").write_text(SOURCE)
-    return folder
-
-
-@pytest.fixture
-def extension(built: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    """Lets the host build and load a plug-in of a few lines, for a GPU of the name "none"."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(built / "plugins"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
-
-    def call() -> Any:
-        custom_ops = module("utils.custom_ops")
-        custom_ops._cached_plugins.pop("twice_plugin", None)
-        return custom_ops.get_plugin("twice_plugin", ["twice.cpp"], source_dir=str(built))
-
-    return call
-
-
-@compiler
-@pytest.mark.studiogan
-def test_plugin_modules(host: None, extension: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")  # to be put back after the test: the host empties it
-    plugin = breaks_without("plugin_modules", extension, ModuleNotFoundError, "twice_plugin")
-    assert plugin.twice(torch.ones(2)).tolist() == [2.0, 2.0]
-    assert "twice_plugin" not in sys.modules
-
-
-@compiler
-@pytest.mark.studiogan
-def test_plugins_are_compiled_while_the_host_is_within_reach(
-    host: None, extension: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As for StyleGAN on a GPU: afterwards they are on, without shims, and the environment is as it was."""
-    operation = module("utils.style_ops.bias_act")
-    monkeypatch.setattr(plugins, "PLUGINS", {"stylegan2": ("bias_act",)})
-    monkeypatch.setattr(plugins, "_check_compiler", lambda: None)
-    monkeypatch.setattr(operation, "_plugin", None)
-    monkeypatch.setattr(operation, "custom_ops", SimpleNamespace(get_plugin=lambda **_: extension()))
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    init = operation._init
-    compat.compile_plugins("stylegan2")
-    assert operation._init is init
-    assert operation._plugin.twice(torch.ones(1)).item() == 2
-    assert "TORCH_CUDA_ARCH_LIST" not in os.environ
-    compat.compile_plugins("big_resnet")  # which has none
-
-
-def test_compiling_and_a_lock_of_an_older_torch_are_announced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An older torch waits for a lock file, though the process that made it may have been killed."""
-
-    def said() -> list[str]:
-        plugins._announce("twice_plugin", tmp_path)
-        return capsys.readouterr().err.splitlines()
-
-    compiling = "compiling the host's plug-in twice_plugin for this GPU, once; it may take minutes"
-    monkeypatch.setattr("torch.utils.cpp_extension.FileBaton", object, raising=False)
-    assert said() == [compiling]
-    (tmp_path / "lock").touch()
-    assert said() == [compiling, f"another process is compiling it; if none is, delete {tmp_path / 'lock'}"]
-    monkeypatch.setenv("RANK", "1")
-    assert said() == []
-    monkeypatch.delenv("RANK")
-    (tmp_path / "twice_plugin.so").touch()
-    assert said() == []
-
-
-WITHOUT_NVCC = OSError("CUDA_HOME environment variable is not set")
-OTHER_CUDA = RuntimeError("The detected CUDA version (12.1)\nmismatches the version that was used to compile PyTorch")
-BROKEN_BUILD = RuntimeError("Error building extension\n[1/3] nvcc a.cu\na.h:1: fatal error: no cusparse.h\nninja: stop")
-
-
-@pytest.mark.studiogan
-@pytest.mark.parametrize(
-    ("home", "error", "cause"),
-    [
-        (None, WITHOUT_NVCC, "no nvcc was found; install the CUDA toolkit"),
-        (
-            "/cuda",
-            OTHER_CUDA,
-            "The detected CUDA version (12.1) mismatches the version that was used to compile PyTorch;",
-        ),
-        ("/cuda", BROKEN_BUILD, "a.h:1: fatal error: no cusparse.h; install the CUDA toolkit"),
-    ],
-)
-def test_plugins_that_cannot_be_compiled_are_off(
-    host: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    home: str | None,
-    error: Exception,
-    cause: str,
-) -> None:
-    """In one line, and once for all of them; in a host run until its end, otherwise for good."""
-    calls: list[str] = []
-
-    def fails(name: str, **_: Any) -> None:
-        calls.append(name)
-        raise error
-
-    extensions = module("torch.utils.cpp_extension")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # as the host would leave it
-    monkeypatch.setattr(extensions, "CUDA_HOME", home)
-    monkeypatch.setattr(extensions, "load", fails)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "none")
-    monkeypatch.setattr(module("utils.custom_ops"), "verbosity", "none")
-    operations = [module(f"utils.style_ops.{name}") for name in compat.PLUGINS["stylegan3"]]
-    before = [one._init for one in operations]
-    for one in operations:
-        monkeypatch.setattr(one, "_init", one._init)  # put back at the end
-        monkeypatch.setattr(one, "_plugin", None)
-
-    # The host's own run: tried once each.
-    if home:
-        with pytest.raises(type(error)):
-            operations[0]._init()
-        calls.clear()
-    with shim("plugins_off").apply():
-        assert not any(one._init() for one in (*operations, *operations))
-    assert [one._init for one in operations] == before
-    assert calls == (["bias_act_plugin", "upfirdn2d_plugin", "filtered_lrelu_plugin"] if home else [])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"StyleGAN plug-ins are off, so the host's slower reference code runs: {cause}")
-
-    # Loading a checkpoint.
-    compat.compile_plugins("stylegan2")
-    assert [one._init() for one in operations[:2]] == [False, False]
-    assert operations[2]._init is before[2]
-    assert len([line for line in capsys.readouterr().err.splitlines() if "are off" in line]) == 1
-
-
-@no_gpu
-def test_cpu_rank() -> None:
-    rank = breaks_without("cpu_rank", lambda: torch.cuda.current_device(), Exception, "NVIDIA|CUDA")
-    assert rank == 0
-    assert torch.zeros(1, device=rank).device.type == "cpu"
-
-
-def test_a_cpu_rank_is_a_device_and_a_number() -> None:
-    one: Any = CpuRank(1)
-    assert torch.device(one) == torch.device("cpu")
-    assert (one == 1, one != 1, one == 0, one == "cpu", one > 0, one >= 1, one < 2, one <= 1) == (
-        True,
-        False,
-        False,
-    ) + (True,) * 5
-    assert (3 + one, one + 3, int(one), [5, 6][one], list(range(4))[one:]) == (4, 4, 1, 6, [1, 2, 3])
-    copied = pickle.loads(pickle.dumps(one))
-    assert isinstance(copied, CpuRank)
-    assert copied == 1
-    assert torch.nn.Linear(1, 1).to(one).weight.device.type == "cpu"
-
-
-def test_gpu_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a GPU, which is imitated: nothing finds it while the environment says cpu, everything does afterwards."""
-    monkeypatch.setenv(devices.DEVICE, "auto")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
-    shims = [shim(name) for name in ("cpu_rank", "gpu_unseen", "cuda_means_cpu", "ddp_device_ids")]
-    assert not any(one.needed() for one in shims)
-
-    def seen() -> tuple[Any, ...]:
-        loader = torch.utils.data.DataLoader([1.0], pin_memory=True)
-        pins = iter(loader)._pin_memory  # type: ignore[attr-defined]
-        return torch.cuda.is_available(), torch.cuda.current_device(), torch.accelerator.current_accelerator(), pins
-
-    assert seen() == (True, 0, torch.device("cuda"), True)
-    with devices.chosen("cpu"):
-        assert all(one.needed() for one in shims)
-        with compat.active(shims[:3]):
-            assert seen() == (False, CpuRank(0), None, False)
-            assert next(iter(torch.utils.data.DataLoader([1.0], pin_memory=True))).device.type == "cpu"
-            assert not torch.amp.GradScaler("cuda").is_enabled()
-            torch.manual_seed(0)
-            with torch.autocast("cuda"):
-                assert torch.ones(2, 2).cuda().mm(torch.ones(2, 2)).dtype == torch.float32
-            assert all(one.needed() for one in shims)  # for a process that the host starts
-    assert not any(one.needed() for one in shims)
-    assert seen() == (True, 0, torch.device("cuda"), True)
-
-
-@no_gpu
-@pytest.mark.studiogan
-def test_cuda_means_cpu(host: None) -> None:
-    images = torch.utils.data.TensorDataset(torch.rand(6, 3), torch.arange(6))
-    model = SimpleNamespace(eval=lambda: None, get_outputs=lambda x, quantize: (x, x))
-
-    def call() -> Any:
-        loader = torch.utils.data.DataLoader(images, 2)
-        return module("metrics.fid").calculate_moments(loader, model, "N/A", 2, True, 1, False, True)
-
-    mean, cov = breaks_without("cuda_means_cpu", call, Exception, "NVIDIA|CUDA")
-    x = images.tensors[0].double().numpy()
-    np.testing.assert_allclose(mean, x.mean(0), atol=1e-7)
-    np.testing.assert_allclose(cov, np.cov(x, rowvar=False), atol=1e-7)
-    with shim("cuda_means_cpu").apply():
-        assert torch.ones(1).cuda().to("cuda:0").device.type == "cpu"
-        assert torch.nn.Linear(1, 1).to("cuda").weight.device.type == "cpu"
-        assert torch.linspace(0, 1, 3, device="cuda").tolist() == [0.0, 0.5, 1.0]
-
-
-@no_gpu
-@pytest.mark.studiogan
-def test_ddp_device_ids(host: None, tmp_path: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-
-        def call() -> Any:
-            return module("models.model").DDP(torch.nn.Linear(2, 2), device_ids=[CpuRank(0)], broadcast_buffers=False)
-
-        assert breaks_without("ddp_device_ids", call, ValueError, "device_ids").module.in_features == 2
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.studiogan
