@@ -94,6 +94,8 @@ class _Loader(yaml.SafeLoader):
             if key.tag not in (PREFIX + "str", PREFIX + "merge"):
                 name = key.value if isinstance(key.value, str) else "a list or a mapping"
                 raise _refuse(f"the key {name} is no text: put it into quotes", key.start_mark)
+
+            # Each once.
             if key.value in lines:
                 first = lines[key.value]
                 raise _refuse(f"the key '{key.value}' stands in line {first}, too: keep one of them", key.start_mark)

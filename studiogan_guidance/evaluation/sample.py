@@ -118,6 +118,7 @@ def _plan(cfg: RunConfig, source: Source, networks: Networks) -> LabelPlan:
 
 def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan, seeds: Sequence[int]) -> Arrays:
     """The images of one sampler, uint8 [N, H, W, 3], with their labels and seeds."""
+    # Sample.
     images = []
     labels = []
     with restat.applied(norm_statistics(cfg, view, sampler)):
@@ -126,6 +127,7 @@ def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan
         for batch in progress(stream, cfg.sampler, total=math.ceil(len(seeds) / size)):
             images.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
+
     return {
         "images": np.concatenate(images),
         "labels": np.concatenate(labels),

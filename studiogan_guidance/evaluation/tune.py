@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from studiogan_guidance import samplers
-from studiogan_guidance.config import RunConfig
+from studiogan_guidance.config import INPUTS, RunConfig
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation import distributed, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
@@ -49,7 +49,6 @@ SHARES = (0.0, 2.0)  # range of a share of the profile
 FINEST = 0.005  # the smallest step of a search, as a part of the range
 # Keys that tuned.yaml lacks.
 UNPORTABLE = ("sampler", "options", "host", "out", "seed", "num", "reference", "reference_stats", "metrics")
-PATHS = ("ckpt", "data", "held_out", "studiogan")  # host_config is absolute, or a name inside the host
 Options = dict[str, Any]
 Score = tuple[float, float]  # how far recall falls short, then the objective; smaller is better
 
@@ -391,8 +390,8 @@ def _portable(cfg: RunConfig, best: Options) -> dict[str, Any]:
     defaults, values = (results.plain_data(config.to_dict()) for config in (RunConfig(), cfg))
     changed = {key: value for key, value in values.items() if key not in UNPORTABLE and value != defaults[key]}
 
-    # Paths that do not depend on the current folder.
-    for key in PATHS:
+    # Paths that do not depend on the current folder; host_config is absolute, or a name inside the host.
+    for key in INPUTS:
         if key in changed and Path(changed[key]).exists():
             changed[key] = str(Path(changed[key]).resolve())
     kind, _, path = str(changed.get("backbone", "")).partition(":")

@@ -114,6 +114,8 @@ class ImageFolder:
                 f"in {self.root} the class folder {names} holds no image{others}: fill it with "
                 f"{', '.join(EXTENSIONS)}, or remove it"
             )
+
+        # A single folder with the name of the split has the classes in it.
         if self.classes == [os.path.basename(self.root)] and self._is_nested():
             raise UserError(
                 f"the class folders are one level too deep, in {os.path.join(self.root, self.classes[0])}: move them "
@@ -249,7 +251,8 @@ def data_folder(root: Path) -> Path:
 
 def _without_folder(folder: Path) -> str:
     """The sentence about a split (train, valid, test) that is not there."""
-    root, split = folder.parent, folder.name
+    root = folder.parent
+    split = folder.name
     data_folder(root)
     names = _visible(root)
     if split in names:
@@ -290,6 +293,8 @@ def _without_classes(folder: Path) -> str:
     """The sentence about a folder without class folders."""
     names = _visible(folder)
     images = [name for name in names if _is_image(name)]
+
+    # Data of another kind, images without classes, or neither.
     kind = _kind_in(folder, names)
     if kind:
         return f"{folder} holds {kind[0]} and no class folders; {kind[1]}: images belong in {folder.name}/<class>/*"

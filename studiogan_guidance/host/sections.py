@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from studiogan_guidance.config import RUN_KEYS
 from studiogan_guidance.errors import UserError, nearest, typed
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import COMMIT, Checkout
@@ -116,8 +117,8 @@ def _home(key: str, name: str, defaults: Sections) -> str:
     homes = [other for other, keys in defaults.items() if key in keys]
     if homes:
         return f"it belongs to section {homes[0]}"
-    known = defaults[name] or ("sampler", "stages", "restat")  # a YAML has nothing of the host's in RUN
-    return nearest(key, known, 12)
+    keys = defaults[name] or RUN_KEYS  # a YAML has nothing of the host's in RUN
+    return nearest(key, keys, 12)
 
 
 # ---------------------------------------------------------------------------- kinds
@@ -176,13 +177,13 @@ def _is_number(value: Any) -> bool:
 def _check_words(whole: Sections) -> None:
     """Raise UserError for a word that the host does not know, or not with this backbone."""
     backbone = whole["MODEL"]["backbone"]
-    known = [entry.name for entry in VIEWS if entry.name != "builtin"]
-    if backbone in OLD_BACKBONES and backbone not in known:
+    backbones = [entry.name for entry in VIEWS if entry.name != "builtin"]
+    if backbone in OLD_BACKBONES and backbone not in backbones:
         raise UserError(
             f"MODEL.backbone '{backbone}' is of a YAML from before February 2022: its name is {OLD_BACKBONES[backbone]}"
         )
-    if backbone not in known:
-        raise UserError(f"no view of backbone '{backbone}': {nearest(backbone, known)}")
+    if backbone not in backbones:
+        raise UserError(f"no view of backbone '{backbone}': {nearest(backbone, backbones)}")
 
     # The host ignores a way of conditioning that its backbone does not have.
     style = backbone in STYLE
@@ -243,8 +244,8 @@ def _check_size(whole: Sections, checkout: Checkout) -> None:
     size = whole["DATA"]["img_size"]
     blocks = image_sizes(backbone, checkout)
     if size not in blocks:
-        known = ", ".join(map(str, blocks))
-        raise UserError(f"DATA.img_size is {size}: the host builds {backbone} for images of {known} pixels")
+        sizes = ", ".join(map(str, blocks))
+        raise UserError(f"DATA.img_size is {size}: the host builds {backbone} for images of {sizes} pixels")
 
     chunks = blocks[size] + 1
     z_dim = whole["MODEL"]["z_dim"]

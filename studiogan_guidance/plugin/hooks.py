@@ -197,6 +197,8 @@ def _child(rank: int, src: str, home: str, name: str, arguments: bytes) -> None:
 def mistake(error: BaseException) -> str | None:
     """The message of a user's mistake, in this process or in one that it started; None if it is anything else."""
     last = str(error).strip().rpartition("\n")[2]
+
+    # Ours, and those of processes.
     if isinstance(error, UserError):
         _, mark, message = last.partition(f"{UserError.__name__}: ")  # it may come from a process that loads images
         return message if mark and TRACE in str(error) else " ".join(str(error).split())
@@ -207,6 +209,8 @@ def mistake(error: BaseException) -> str | None:
         return (
             f"a process of -DDP was ended from outside ({' '.join(str(error).split())}): it may have run out of memory"
         )
+
+    # Those of libraries.
     if isinstance(error, URLError):
         return f"a download failed ({one_line(error)}): start the host once where there is a network"
     if type(error).__module__.startswith("wandb") and type(error).__name__ == "UsageError":
@@ -304,6 +308,8 @@ def start(checkout: Checkout, script: str, arguments: tuple[str, ...]) -> None:
         try:
             with _ended_in_order():
                 execute(checkout.path / "src" / f"{script}.py", arguments)
+
+        # What ended it, in a line if that is the user's mistake.
         except SystemExit as error:
             if error.code != 1:
                 raise

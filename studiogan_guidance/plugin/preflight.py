@@ -289,6 +289,7 @@ def _check_basket(cfgs: Any, root: Path) -> None:
     each = batch_size(cfgs)
     basket = each * optimization.acml_steps * optimization.d_updates_per_step
     processes = optimization.world_size if cfgs.RUN.distributed_data_parallel else 1
+
     images = count(str(root), basket * processes)
     if images < basket * processes:
         shares = f", in each of {processes} processes" if processes > 1 else ""

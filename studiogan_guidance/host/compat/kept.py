@@ -108,6 +108,8 @@ def _fault(path: str) -> str:
             if len(images) == len(labels) == most and most:
                 return ""
             return f"holds {min(len(images), len(labels))} of {most} images"
+
+    # It cannot be read.
     except KeyError:
         return "lacks images or labels"
     except (OSError, RuntimeError) as error:
