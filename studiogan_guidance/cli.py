@@ -45,10 +45,11 @@ def _emit(result: Mapping[str, Any], as_json: bool, text: Callable[[Any], str] |
         from studiogan_guidance.evaluation.results import plain_data
 
         click.echo(json.dumps(plain_data(result)))
-    elif text:
-        click.echo(text(result))
-    else:
-        click.echo("\n".join(f"{key}: {value}" for key, value in result.items()))
+        return
+
+    # Names of files may hold bytes that are no text, which terminals refuse.
+    lines = text(result) if text else "\n".join(f"{key}: {value}" for key, value in result.items())
+    click.echo(lines.encode(errors="backslashreplace").decode())
 
 
 def _emit_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

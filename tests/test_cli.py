@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +115,14 @@ def test_list_and_doctor() -> None:
     assert len(listed["views"]) == 8
     assert "gandance" in run("list").output
     assert all(check["status"] in ("ok", "warn") for check in ok("doctor")["checks"])
+
+
+def test_a_folder_whose_name_is_no_text_is_printed(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    result = run("sample", "--sampler", "plain", "--num", 1, "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert f"samples: {tmp_path}/\\udcff/samples.npz" in result.stdout
+    assert Path(folder, "samples.npz").is_file()
 
 
 def test_samplers_are_listed_by_family_with_what_they_need_and_where_they_are_plain() -> None:

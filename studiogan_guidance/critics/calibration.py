@@ -48,7 +48,7 @@ def logistic_map(evidence: Array, real: Flags) -> tuple[Array, float]:
 
     # The same head, whatever the number of threads that the features come from.
     weights = model.coef_[0]
-    if len(weights) > 1:
+    if len(weights) > 1 and weights.any():
         step = GRID * 2 ** np.ceil(np.log2(np.abs(weights).max()))
         weights = np.round(weights / step) * step
 

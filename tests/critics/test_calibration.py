@@ -88,3 +88,9 @@ def test_a_head_does_not_depend_on_the_order_of_sums() -> None:
     again, shifted = logistic_map(rounded, real)
     assert np.abs(weights - again).max() < 1e-6 * np.abs(weights).max()
     assert abs(offset - shifted) < 1e-5
+
+
+def test_evidence_that_tells_nothing_has_a_map_of_no_odds() -> None:
+    weights, offset = logistic_map(np.full((40, 3), 0.5), np.arange(40) % 2 == 0)
+    assert weights.tolist() == [0, 0, 0]
+    assert offset == pytest.approx(0, abs=1e-6)
