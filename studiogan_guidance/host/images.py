@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import sys
@@ -49,7 +50,7 @@ def _is_cifar(name: str) -> bool:
 
 
 class RealImages:
-    """The host's data set of one split, by default of all classes.
+    """The host's data set of one split.
 
     Attributes:
         fingerprint: everything about the images that changes a metric, for a protocol; see ``fingerprint``.
@@ -60,9 +61,7 @@ class RealImages:
         UserError: no folder, a split that the host does not know for this data, or images that it cannot find.
     """
 
-    def __init__(
-        self, cfg: RunConfig, checkout: Checkout, name: str, image_size: int, classes: Collection[int] = ()
-    ) -> None:
+    def __init__(self, cfg: RunConfig, checkout: Checkout, name: str, image_size: int) -> None:
         if not cfg.data:
             raise UserError(
                 "metrics need real images: add --data DIR, a folder with train/<class>/* or valid/<class>/*"
@@ -79,15 +78,22 @@ class RealImages:
         # Open the images.
         self._dataset = self._open(checkout, name, cfg.pre_resizer)
         self.class_names: tuple[str, ...] = tuple(map(str, self._dataset.classes))
-        self.cache_key = cache_key(self.root, name, image_size, cfg.pre_resizer, self.split)
-
-        # Keep the classes that were asked for.
         self._labels = [int(label) for label in self._dataset.targets]
         self._chosen: Sequence[int] = range(len(self._labels))
-        if classes:
-            self._chosen = positions_of(classes, self._labels, self.class_names)
-            self.cache_key["classes"] = sorted(set(classes))
+        self.cache_key = cache_key(self.root, name, image_size, cfg.pre_resizer, self.split)
         self.fingerprint = _without_times(self.cache_key)
+
+    def of(self, classes: Collection[int]) -> RealImages:
+        """The images of some classes; no file is looked at again.
+
+        Raises:
+            UserError: a class without images.
+        """
+        some = copy.copy(self)
+        some._chosen = positions_of(classes, self._labels, self.class_names)
+        some.cache_key = {**self.cache_key, "classes": sorted(set(classes))}
+        some.fingerprint = _without_times(some.cache_key)
+        return some
 
     def _open(self, checkout: Checkout, name: str, pre_resizer: str) -> Any:
         """The images of the split, with the transforms of the host and the checks of ours."""

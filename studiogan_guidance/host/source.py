@@ -36,6 +36,7 @@ class HostSource:
     def __init__(self, cfg: RunConfig) -> None:
         self.cfg = cfg
         self._networks: dict[torch.device, Networks] = {}
+        self._real: dict[tuple[str, int], RealImages] = {}
 
     @cached_property
     def checkout(self) -> Checkout:
@@ -110,8 +111,11 @@ class HostSource:
         return networks.load_discriminator(self.cfg, self.checkout, device, self.sections)
 
     def real(self, split: str, image_size: int, classes: Collection[int] = ()) -> RealImages:
-        """The images of one split in ``cfg.data``, by default of all classes."""
-        return self._images(self.cfg.data, split, image_size, classes)
+        """The images of one split in ``cfg.data``, by default of all classes; their files are listed once."""
+        if (split, image_size) not in self._real:
+            self._real[split, image_size] = self._images(self.cfg.data, split, image_size)
+        whole = self._real[split, image_size]
+        return whole.of(classes) if classes else whole
 
     def _held_out(self, image_size: int) -> RealImages:
         folder = self.cfg.held_out or self.cfg.data
@@ -122,9 +126,9 @@ class HostSource:
             )
         return self._images(folder, self.held_out_split, image_size)
 
-    def _images(self, folder: str | None, split: str, image_size: int, classes: Collection[int] = ()) -> RealImages:
+    def _images(self, folder: str | None, split: str, image_size: int) -> RealImages:
         cfg = dataclasses.replace(self.cfg, data=folder, reference=split)
-        return RealImages(cfg, self.checkout, self.data_name, image_size, classes)
+        return RealImages(cfg, self.checkout, self.data_name, image_size)
 
 
 def companions(

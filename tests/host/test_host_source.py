@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,16 @@ def test_real_images_may_be_those_of_some_classes_with_their_labels(opened: Host
     assert real.class_names == whole.class_names == ("0", "1", "2", "3")
     with pytest.raises(UserError, match=r"class 4 \(of 4, counted from 0\) has no real images"):
         opened.real("train", 32, (4,))
+
+
+def test_the_files_of_a_split_are_listed_once(opened: HostSource, data: Path, tmp_path: Path) -> None:
+    copied = HostSource(dataclasses.replace(opened.cfg, data=str(shutil.copytree(data, tmp_path / "copy"))))
+    whole = copied.real("train", 32)
+    shutil.rmtree(tmp_path / "copy")
+    assert copied.real("train", 32, (2,)).labels() == [2] * 4
+    assert len(whole) == len(copied.real("train", 32)) == 16
+    with pytest.raises(UserError, match="copy is not a folder"):
+        copied.real("valid", 32)
 
 
 def test_held_out_images_are_opened_when_they_are_first_asked_for() -> None:

@@ -250,7 +250,7 @@ def test_cifar_has_names_and_labels(checkout: Checkout, cifar: Path) -> None:
     assert len(of_cifar(checkout, cifar, "test")) == 3
     with pytest.raises(UserError, match="CIFAR10 has no valid split in the host: use --reference train or test"):
         of_cifar(checkout, cifar, "valid")
-    some = RealImages(RunConfig(data=str(cifar)), checkout, "CIFAR10", 32, (1,))
+    some = RealImages(RunConfig(data=str(cifar)), checkout, "CIFAR10", 32).of((1,))
     assert some.labels() == [1, 1, 1]
 
 
