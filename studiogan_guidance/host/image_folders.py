@@ -75,7 +75,6 @@ class ImageFolder:
         self._others: list[str] = []
         for label, name in enumerate(self.classes):
             self._list(os.path.join(self.root, name), label, skipped)
-        self.imgs = self.samples
         self.targets = [label for _, label in self.samples]
 
         # Judge what was found.

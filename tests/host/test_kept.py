@@ -169,7 +169,7 @@ def test_statistics_are_of_the_images_at_hand(
     np.testing.assert_array_equal(prepared(), first)
     (line,) = notes()
     assert line.startswith(f"Note: {path} is damaged (")
-    images.data.samples = images.data.imgs = images.data.samples[:3]
+    images.data.samples = images.data.samples[:3]
     other = prepared()
     assert not np.array_equal(other, first)
     assert notes() == [f"Note: {path} is of other images: it is made anew"]
