@@ -24,7 +24,7 @@ from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, current_device, open_backbone, open_source
 from studiogan_guidance.evaluation.stats_file import StatsFile
-from studiogan_guidance.features.images import Real
+from studiogan_guidance.features.images import Real, split_digest
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
@@ -79,6 +79,7 @@ class Evaluation:
         cfg: the run, its classes as whole numbers.
         chosen: the samplers that were wanted, with their registered names.
         real: the real images, of the run's classes only, or the file of statistics in place of them.
+        labels: the classes of the run, or how labels are drawn.
         num_real: how many these are; None where the file does not tell.
         num: how many images are generated.
         batch_size: images of a batch, the same in all processes.
@@ -117,6 +118,7 @@ class Evaluation:
         real = self.file or images
         assert real is not None
         self.real = real
+        self.labels = self._label_source(images)
         self.num_real = real.count if isinstance(real, StatsFile) else len(real)
         self.num = self._number()
         sizes = group.gather(batch_size(cfg, self.view, self.backbone))
@@ -151,6 +153,15 @@ class Evaluation:
 
         names = images.class_names if images is not None else self.file.class_names if self.file else ()
         return labels.resolved_classes(cfg, self.networks.num_classes, names)
+
+    def _label_source(self, images: Real | None) -> list[int | str] | str:
+        """What a row says about labels; it names the images that they are as frequent as, where no other word does."""
+        cfg = self.cfg
+        if cfg.classes:
+            return list(cfg.classes)
+        if cfg.labels != "data" or images is None or images.fingerprint == self.real.fingerprint:
+            return cfg.labels
+        return f"data of the {split_digest(images)}"
 
     def _check_file(self, file: StatsFile) -> None:
         """Raise UserError where a file of statistics was made otherwise than the run measures, or lacks something."""
@@ -258,7 +269,7 @@ class Evaluation:
         return {
             **protocol,
             "seed": seed,
-            "labels": list(cfg.classes) or cfg.labels,
+            "labels": self.labels,
             "noise_mode": cfg.noise_mode,
             "statistics": f"restat {cfg.restat}x{restat.BATCH_SIZE}" if cfg.restat else "checkpoint",
             "k": cfg.k,

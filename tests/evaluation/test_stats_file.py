@@ -23,6 +23,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.evaluation.fid import moments
 from studiogan_guidance.evaluation.stats_file import read
+from studiogan_guidance.features.images import split_digest
 from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.host.locate import Checkout
 
@@ -350,6 +351,20 @@ def test_a_file_of_some_classes_is_for_runs_of_these(tmp_path: Path) -> None:
 def test_labels_as_in_the_data_are_those_of_the_images(ours: Path, tmp_path: Path) -> None:
     common = ["--labels", "data", "--metrics", "fid", "--out", tmp_path]
     assert plain(*common, "--reference-stats", ours)["metrics"] == plain(*common)["metrics"]
+
+
+def test_a_row_names_the_images_that_labels_are_as_frequent_as(ours: Path, digits: Any, tmp_path: Path) -> None:
+    """A file of statistics says nothing of them, unless it was made of the same images."""
+    mean, cov = moments(digits)
+    np.savez(tmp_path / "others.npz", mu=mean, sigma=cov)
+    common = ["--labels", "data", "--metrics", "fid", "--out", tmp_path]
+    assert plain(*common, "--reference-stats", ours)["protocol"]["labels"] == "data"
+    rows = [
+        plain(*common, "--reference-stats", tmp_path / "others.npz", "--reference", split) for split in ("test", "train")
+    ]
+    for row, split in zip(rows, ("test", "train")):
+        assert row["protocol"]["labels"] == f"data of the {split_digest(BuiltinImages(split))}"
+    assert results.identity(rows[0]) != results.identity(rows[1])
 
 
 @pytest.mark.studiogan
