@@ -360,7 +360,8 @@ def test_a_row_names_the_images_that_labels_are_as_frequent_as(ours: Path, digit
     common = ["--labels", "data", "--metrics", "fid", "--out", tmp_path]
     assert plain(*common, "--reference-stats", ours)["protocol"]["labels"] == "data"
     rows = [
-        plain(*common, "--reference-stats", tmp_path / "others.npz", "--reference", split) for split in ("test", "train")
+        plain(*common, "--reference-stats", tmp_path / "others.npz", "--reference", split)
+        for split in ("test", "train")
     ]
     for row, split in zip(rows, ("test", "train")):
         assert row["protocol"]["labels"] == f"data of the {split_digest(BuiltinImages(split))}"
