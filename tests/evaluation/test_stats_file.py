@@ -7,7 +7,7 @@ import json
 import pickle
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ from studiogan_guidance.features.stats import accumulate
 from studiogan_guidance.host.locate import Checkout
 
 EVERY = "fid,is,prdc,kid,fid_infinity,per_class"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Statistics that other tests have cached are of other batches, and so differ in their last digits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
