@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # processes are forked, and threads would not be there
-os.environ["STUDIOGAN_GUIDANCE_DEVICE"] = "cpu"
+if __name__ == "__main__":  # tests that import this keep their environment
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes are forked, and threads would not be there
+    os.environ["STUDIOGAN_GUIDANCE_DEVICE"] = "cpu"
 
 import numpy as np
 import torch

@@ -164,11 +164,9 @@ def averages(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"torchscript:{path}"
 
 
-@pytest.fixture(scope="module", params=["deep_conv+unconditional", "stylegan2+unconditional"])
-def unconditional(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkout: Checkout
-) -> list[str]:
-    yaml, folder = save(request.param, checkout, tmp_path_factory.mktemp("unconditional"))
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory: pytest.TempPathFactory, checkout: Checkout) -> list[str]:
+    yaml, folder = save("deep_conv+unconditional", checkout, tmp_path_factory.mktemp("unconditional"))
     return ["-c", str(yaml), "--ckpt", str(folder)]
 
 
@@ -176,17 +174,14 @@ def test_generators_without_labels_in_every_verb(
     unconditional: list[str], averages: str, data: Path, tmp_path: Path
 ) -> None:
     """On data of four classes, which is nothing to them."""
-    is_style = "stylegan" in unconditional[1]
-    size = 16 if is_style else 32
-    sized = ["--pre-resizer", "lanczos"] if is_style else []
     drawn = [*unconditional, "--data", data, "--out", tmp_path]
-    common = [*drawn, *sized, "--num", 8, "--batch-size", 8, "--backbone", averages]
+    common = [*drawn, "--num", 8, "--batch-size", 8, "--backbone", averages]
     drs = ["--sampler", "drs", "-o", "burn_in=16", "-o", "calibration=head", "-o", "calibration_images=12"]
 
     # Images, with labels 0.
     ok("sample", *drawn, "--num", 6, "--sampler", "plain")
     with np.load(tmp_path / "samples.npz") as file:
-        assert file["images"].shape == (6, size, size, 3)
+        assert file["images"].shape == (6, 32, 32, 3)
         assert file["labels"].tolist() == [0] * 6
 
     # Metrics that need no label.
@@ -195,13 +190,11 @@ def test_generators_without_labels_in_every_verb(
     assert all(np.isfinite(value) for row in rows for value in row["metrics"].values())
     assert len(rows[0]["metrics"]) == 7
 
-    # Comparisons, and searches (which are the same for both, and slow for w on a CPU).
-    chains = {"ddls": "steps=1"} if is_style else {"metropolis": "proposals=2", "ddls": "steps=1"}
+    # Comparisons and searches.
+    chains = {"metropolis": "proposals=2", "ddls": "steps=1"}
     wanted = [word for name, option in chains.items() for word in ("--with", f"{name}:{option},calibration=none")]
     compared = ok("compare", *common, *wanted, "--metrics", "fid")["rows"]
     assert [row["sampler"] for row in compared] == ["plain", *chains]
-    if is_style:
-        return
     points = ok("sweep", *common, "--sampler", "truncation", "--grid", "threshold=0.5,1", "--metrics", "fid")["rows"]
     assert [row["sampler"] for row in points] == ["plain", "truncation", "truncation"]
     search = ["--over", "threshold=0.5:2", "--budget", 9, "--repeats", 2, "--metrics", "fid"]
@@ -228,8 +221,6 @@ def test_generators_without_labels_in_every_verb(
 def test_what_needs_labels_is_refused_by_name(
     arguments: list[str], message: str, unconditional: list[str], averages: str, data: Path, tmp_path: Path
 ) -> None:
-    if "stylegan" in unconditional[1]:
-        pytest.skip("the same sentences")
     measured = [] if arguments[0] == "sample" else ["--backbone", averages]
     result = run(*arguments, *unconditional, *measured, "--data", data, "--out", tmp_path)
     assert result.exit_code == 2, result.output

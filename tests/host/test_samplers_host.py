@@ -136,7 +136,7 @@ def test_every_sampler_on_every_view(backbone: str, device: str, name: str, chec
 
 
 WITHOUT_W = {"cluster_truncation": "needs a generator with w", "autoguidance": "has none beside z"}
-FAMILIES = ("deep_conv", "resnet", "big_resnet", "stylegan2", "resnet+info")  # uniform z: resnet
+FAMILIES = ("deep_conv", "resnet", "stylegan2", "resnet+info")  # uniform z: resnet
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)

@@ -446,7 +446,8 @@ def process_state() -> dict[str, Any]:
     accelerator = ("is_available", "device_count", "current_accelerator")
     root_logger = logging.getLogger()
     of_runs = [logging.getLogger(name) for name in root_logger.manager.loggerDict if "-train-" in name]
-    threads = [one.name for one in threading.enumerate() if not one.name.startswith("wandb")]
+    passing = ("wandb", "QueueFeederThread")  # W&B's, and those of loading processes, which end a little later
+    threads = [one.name for one in threading.enumerate() if not one.name.startswith(passing)]
     return {
         "environment": dict(os.environ),
         "arguments": list(sys.argv),
