@@ -167,3 +167,13 @@ def test_any_texts_of_options_make_an_instance_or_a_sentence(entry: Entry[Any], 
         assert isinstance(made, entry.target)
     assert "\n" not in line
     assert len(line) < 1500
+
+
+def test_numbers_of_other_packages_have_no_end_of_ours() -> None:
+    @dataclass(frozen=True)
+    class Foreign:
+        seed: int = 0
+
+    registry: Registry[type[Foreign]] = Registry("sampler")
+    registry.register("foreign", "", "")(Foreign)
+    assert registry.create("foreign", {"seed": 2**40}) == Foreign(2**40)

@@ -34,6 +34,7 @@ def load(kind: type[M], name: str, device: str | torch.device = "cpu") -> tuple[
 def networks(device: str | torch.device = "cpu") -> Networks:
     """The built-in generator (moving average of its weights): MNIST digits, 32x32, 10 classes."""
     generator, _ = load(network.Generator, "generator", device)
+
     return Networks(
         generator=generator,
         backbone="builtin",

@@ -394,7 +394,7 @@ def _check_counts(cfg: RunConfig, num: int, num_real: int | None, batch_size: in
     if min(num, num if num_real is None else num_real) < fewest:
         raise UserError(
             f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {fewest} images, found {num} generated and "
-            f"{num_real} real: raise --num, or give more data"
+            f"{'unknown' if num_real is None else num_real} real: raise --num, or give more data"
         )
 
     # For the processes: each needs a batch of its own.

@@ -154,6 +154,7 @@ def row(
     environment = {PACKAGE: __version__, "maths": MATHS, "torch": torch.__version__, "device": device}
     if batch_size is not None:
         environment["batch_size"] = batch_size
+
     return {
         "sampler": sampler,
         "options": options,

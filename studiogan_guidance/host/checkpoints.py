@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -116,21 +117,26 @@ def _folders_below(folder: Path) -> list[Path]:
     level = [folder]
     entries = 0
     for _ in range(DEPTH):
+        # The folders of the next level.
         following: list[Path] = []
-        for parent in level:
-            try:
-                names = sorted(os.scandir(parent), key=lambda entry: entry.name)
-            except OSError:
-                continue
-            for entry in names:
-                entries += 1
-                if entries > ENTRIES:
-                    return found
-                if entry.is_dir(follow_symlinks=False):
-                    following.append(Path(entry.path))
+        for entry in itertools.chain.from_iterable(map(_entries, level)):
+            entries += 1
+            if entries > ENTRIES:
+                return found
+            if entry.is_dir(follow_symlinks=False):
+                following.append(Path(entry.path))
+
         found += [path for path in following if any(path.glob("model=G*-weights-step*.pth"))]
         level = following
     return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where it may not be read."""
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def beside(generator: Path) -> Path:
@@ -144,16 +150,19 @@ def beside(generator: Path) -> Path:
             f"no discriminator is known beside {generator}: it is looked for as model=D-best-weights-step=N.pth beside "
             "model=G-best-weights-step=N.pth, so give the files these names"
         )
+
+    # One of the same step, and of the same kind if there is one.
     number = step(generator)
     discriminators = sorted(generator.parent.glob("model=D-*-weights-step*.pth"))
     matching = [path for path in discriminators if step(path) == number]
-    when = facts(generator)["when"]
     for path in matching:
-        if facts(path).get("when") == when:
+        if facts(path).get("when") == facts(generator)["when"]:
             return path
     if matching:
         notice(f"the discriminator {matching[0].name} is taken, which is of the step of {generator.name}")
         return matching[0]
+
+    # Say what is there.
     if not discriminators:
         raise UserError(f"no checkpoint model=D-*-weights-step={number}.pth beside {generator}: the sampler needs one")
     there = ", ".join(path.name for path in discriminators[:4])

@@ -40,7 +40,6 @@ from studiogan_guidance.plugin import keys, preflight, seam
 from studiogan_guidance.plugin.process import kept
 from studiogan_guidance.plugin.worker import guided
 
-TRACE = "Original Traceback"  # torch's words above the traceback of another process
 EXPECTED = {"y_sampler", "truncation_factor", "batch_size", "is_train", "generator", "RUN", "MODEL", "LOSS", "device"}
 GRACE = 5  # seconds that processes of -DDP have to end in
 multiprocessing: Any = torch.multiprocessing
@@ -200,8 +199,7 @@ def mistake(error: BaseException) -> str | None:
 
     # Ours, and those of processes.
     if isinstance(error, UserError):
-        _, mark, message = last.partition(f"{UserError.__name__}: ")  # it may come from a process that loads images
-        return message if mark and TRACE in str(error) else " ".join(str(error).split())
+        return " ".join(str(error).split())
     if isinstance(error, multiprocessing.ProcessRaisedException):
         _, mark, message = last.partition(f"{UserError.__name__}: ")
         return message if mark else _torch_mistake(last)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from studiogan_guidance import samplers
-from studiogan_guidance.config import RUN_KEYS, RunConfig, packaged, read
+from studiogan_guidance.config import RUN_KEYS, RunConfig, read
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.host.imports import root
-from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.locate import Checkout, host_configuration
 from studiogan_guidance.host.networks import describe, host_sections, yaml_file
 from studiogan_guidance.host.sections import STYLE, check_sections
 from studiogan_guidance.host.source import model_digest
@@ -93,7 +93,7 @@ def overwrite_cfgs(original: Any) -> Any:
 
     def overwrite(self: Any, cfg_file: str) -> None:
         # Split the file into our keys and the host's sections.
-        values = read(_existing(cfg_file))
+        values = read(Path(host_configuration(cfg_file, str(root()))))
         foreign = sorted(key for key in set(values) - {"host", "host_config", *RUN_KEYS} if values[key] != ())
         if foreign:
             raise UserError(
@@ -118,15 +118,6 @@ def overwrite_cfgs(original: Any) -> Any:
         self.model_sha256 = model_digest(sections)
 
     return overwrite
-
-
-def _existing(cfg_file: str) -> Path:
-    """The file of that name: here, in the package, or among the host's own configurations."""
-    path = Path(cfg_file)
-    of_the_host = root() / "src" / "configs" / path
-    if path.exists() or str(path) in packaged() or not of_the_host.is_file():
-        return path
-    return of_the_host
 
 
 def check_compatability(original: Any) -> Any:

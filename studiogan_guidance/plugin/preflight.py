@@ -1,20 +1,17 @@
-"""What a run of the host would find out late: counts, folders, checkpoints, W&B's key; looked at before it starts.
+"""What a run of the host would find out late: counts, folders and checkpoints; looked at before it starts.
 
 Nothing is kept, no image is decoded, and folders are listed only as far as the answer needs.
 """
 
 from __future__ import annotations
 
-import configparser
 import functools
-import netrc
 import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -29,6 +26,7 @@ from studiogan_guidance.host.compat.kept import rank
 from studiogan_guidance.host.image_folders import class_names, count
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.sections import STYLE
+from studiogan_guidance.plugin.process import offline_without_key
 
 METRICS = ("fid", "is", "prdc", "none")
 NEIGHBOURS = 5  # of the host's precision and recall
@@ -75,10 +73,7 @@ def parse_args(original: Any) -> Any:
 def check_options(cfgs: Any) -> None:
     """Raise UserError for options that the host takes and then fails with."""
     run = cfgs.RUN
-    for key, least in (("num_workers", 0), ("num_eval", 1), ("print_freq", 1), ("save_freq", 1)):
-        value = getattr(run, key, least)
-        if value < least:
-            raise UserError(f"--{key} is {value}: give a whole number from {least} up")
+    _check_least(run, num_workers=0, num_eval=1, print_freq=1, save_freq=1)
     if run.save_fake_images and run.save_fake_images_num < 1:
         raise UserError(f"-sf_num is {run.save_fake_images_num}: give a whole number from 1 up")
     _check_seed(run)
@@ -117,9 +112,17 @@ def check_average(cfgs: Any) -> None:
         )
 
 
-def _check_seed(run: Any) -> None:
-    if run.seed != -1 and not 0 <= run.seed < SEEDS:
-        raise UserError(f"--seed is {run.seed}: give a whole number from 0 to {SEEDS - 1}, or -1 (drawn)")
+def _check_least(options: Any, **least: int) -> None:
+    """Raise UserError for an option below its least value; one that is not there has it."""
+    for key, number in least.items():
+        value = getattr(options, key, number)
+        if value < number:
+            raise UserError(f"--{key} is {value}: give a whole number from {number} up")
+
+
+def _check_seed(options: Any) -> None:
+    if options.seed != -1 and not 0 <= options.seed < SEEDS:
+        raise UserError(f"--seed is {options.seed}: give a whole number from 0 to {SEEDS - 1}, or -1 (drawn)")
 
 
 def _check_canvas(cfgs: Any) -> None:
@@ -329,56 +332,6 @@ def _check_counts(cfgs: Any, root: Path, metrics: list[str]) -> None:
                 )
 
 
-# ---------------------------------------------------------------------------- W&B
-
-
-def offline_without_key() -> None:
-    """Let W&B run offline, and say so, where it has neither a key nor a mode; no network is asked."""
-    if _says_mode() or _has_key():
-        return
-    os.environ["WANDB_MODE"] = "offline"
-    notice(
-        "W&B has no key, so WANDB_MODE is offline: what it logs stays below -save ('wandb login' before the run, or "
-        "'wandb sync' after it, uploads it; WANDB_MODE=disabled logs nothing)"
-    )
-
-
-def _says_mode() -> bool:
-    settings = _settings()
-    return bool(os.environ.get("WANDB_MODE") or settings.get("mode") or settings.get("disabled"))
-
-
-def _has_key() -> bool:
-    """Whether W&B would find a key where it looks for one: in the environment, a netrc file, or its settings."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _settings().get("api_key"):
-        return True
-
-    # A netrc file has it under the name of the server.
-    chosen = os.environ.get("NETRC")
-    files = [chosen] if chosen else ["~/.netrc", "~/_netrc"]
-    url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or ""
-    for file in files:
-        try:
-            servers = netrc.netrc(os.path.expanduser(file)).hosts
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if any(server == urlsplit(url).netloc or "wandb" in server or "coreweave" in server for server in servers):
-            return True
-    return False
-
-
-def _settings() -> dict[str, str]:
-    """What the settings files of W&B say: those of the user, then those of the current folder."""
-    home = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
-    here = os.path.join(os.environ.get("WANDB_DIR") or ".", "wandb")
-    parser = configparser.ConfigParser(default_section="none", interpolation=None)
-    try:
-        parser.read([os.path.join(folder, "settings") for folder in (home, here)], encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        return {}
-    return dict(parser["default"]) if "default" in parser else {}
-
-
 # ---------------------------------------------------------------------------- evaluate.py
 
 
@@ -388,11 +341,8 @@ def _check_evaluate(options: Any) -> None:
     for word in metrics:
         if word not in METRICS:
             raise UserError(f"-metrics has '{word}': {nearest(word, METRICS)}")
-    for key, least in (("batch_size", 1), ("num_workers", 0)):
-        if getattr(options, key) < least:
-            raise UserError(f"--{key} is {getattr(options, key)}: give a whole number from {least} up")
-    if options.seed != -1 and not 0 <= options.seed < SEEDS:
-        raise UserError(f"--seed is {options.seed}: give a whole number from 0 to {SEEDS - 1}, or -1 (drawn)")
+    _check_least(options, batch_size=1, num_workers=0)
+    _check_seed(options)
 
     # Files take the place of real images.
     for key, arrays in (("dset1_moments", ("mu", "sigma")), ("dset1_feats", ("real_feats",))):

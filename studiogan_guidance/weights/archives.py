@@ -226,18 +226,19 @@ def _resolved(tree: Any, only: str | None, open_storage: Open) -> Any:
             return seen[id(value)][1]
         if depth > DEPTH:
             raise Damaged(f"it is nested more than {DEPTH} levels deep")
-        if isinstance(value, tuple):
-            found: Any = tuple(resolve(item, depth + 1) for item in value)
-            seen[id(value)] = (value, found)
-            return found
-        seen[id(value)] = (value, value)
-        array = array_of(value)
-        if array is not None:
-            seen[id(value)] = (value, array)
-            return array
+
+        # What becomes another object.
+        other = tuple(resolve(item, depth + 1) for item in value) if isinstance(value, tuple) else array_of(value)
+        if other is not None:
+            seen[id(value)] = (value, other)
+            return other
+
+        # What is changed where it stands; it may hold itself.
+        container: Any = value
+        seen[id(value)] = (container, container)
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            value[key] = resolve(item, depth + 1)
-        return value
+            container[key] = resolve(item, depth + 1)
+        return container
 
     if only is not None and isinstance(tree, dict) and only in tree:
         tree[only] = resolve(tree[only], 0)

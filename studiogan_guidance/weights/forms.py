@@ -89,6 +89,8 @@ def _text(head: bytes) -> str | None:
         return f"a web page, such as a server's error: {AGAIN}"
     if start.startswith(b"<"):
         return f"an XML text, such as a server's error: {AGAIN}"
+
+    # Any other text, by its first words.
     try:
         text = head.decode("utf-8", errors="strict" if len(head) < HEAD else "ignore")
     except UnicodeDecodeError:

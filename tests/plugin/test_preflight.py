@@ -18,7 +18,7 @@ from PIL import Image
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import image_folders
-from studiogan_guidance.plugin import hooks, preflight
+from studiogan_guidance.plugin import hooks, preflight, process
 
 TRAIN = ("-t", "-metrics", "none", "--print_freq", 1, "--save_freq", 4, "--num_workers", 0, "--seed", 3)
 LOOK = ("-metrics", "none", "-sf")
@@ -361,7 +361,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mode() -> str:
-    preflight.offline_without_key()
+    process.offline_without_key()
     return os.environ.get("WANDB_MODE", "")
 
 
