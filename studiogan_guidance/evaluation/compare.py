@@ -144,7 +144,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         ``protocol``, with the first seeds of all ranges if there are several, and ``rows``: sampler, options, those of
         them in which it ``differs`` from its defaults, a label, metrics (mean, standard deviation, values over the
         seeds), cost and notes (means), set-up (the largest), seconds, and ``time``, that of sampling as a multiple of
-        plain sampling's, if both were timed on devices of the same name at the same batch size.
+        plain sampling's, if both were timed on devices of the same name at the same batch size. ``paired`` is the
+        difference of each metric to plain sampling over equal seeds, see ``results.paired``; empty in the record of
+        plain sampling, and where that is not among the rows.
 
     Raises:
         UserError: rows of different protocols, generators, maths or seeds; the first difference is named.
@@ -162,6 +164,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     seeds = _sorted_seeds(groups[0])
     records = [_record([group[seed] for seed in seeds]) for group in groups]
     _add_times(records)
+    _add_differences(records)
     _add_labels(records)
     return {"protocol": {**rows[0]["protocol"], "seed": seeds if len(seeds) > 1 else seeds[0]}, "rows": records}
 
@@ -256,6 +259,19 @@ def _add_times(records: Sequence[Record]) -> None:
         record["time"] = seconds / plain if is_comparable else None
 
 
+def _add_differences(records: Sequence[Record]) -> None:
+    """Add ``paired``, the difference of each metric to plain sampling: see ``results.paired``."""
+    first = records[0]
+    plain = first["metrics"] if first["sampler"] == "plain" else {}
+    for record in records:
+        others = {} if record is first else record["metrics"]
+        record["paired"] = {
+            key: results.paired(metric["values"], plain[key]["values"])
+            for key, metric in others.items()
+            if key in plain
+        }
+
+
 def _add_labels(records: Sequence[Record]) -> None:
     """Add ``label``: the sampler's name, with the options that differ if there are several of that name."""
     counts = Counter(record["sampler"] for record in records)
@@ -299,9 +315,12 @@ def _written(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv_row(record: Record, protocol: Mapping[str, Any]) -> Record:
-    """A record as a row: the mean of each metric, and its deviation under a name of its own."""
+    """A record as a row: the mean of each metric; its deviation and its difference to plain under names of their own."""
     metrics = {key: value["mean"] for key, value in record["metrics"].items()}
     for key, value in record["metrics"].items():
         if value["std"] is not None:
             metrics[f"{key}_std"] = value["std"]
+    for key, difference in record["paired"].items():
+        metrics[f"{key}_paired"] = difference["mean"]
+        metrics[f"{key}_paired_se"] = difference["se"]
     return {**record, "metrics": metrics, "cost": {**record["cost"], "time": record["time"]}, "protocol": protocol}

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -169,6 +170,31 @@ def row(
         "environment": environment,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def paired(values: Sequence[float | None], plain_values: Sequence[float | None]) -> dict[str, float | None]:
+    """The difference of a metric to plain sampling, over equal ranges of seeds.
+
+    What both have in common, seeds and labels, cancels in the differences, so their error is smaller than the deviation
+    of either.
+
+    Args:
+        values: the metric over each range of seeds; None where it is not a number.
+        plain_values: that of plain sampling over the same ranges, in the same order.
+
+    Returns:
+        ``mean`` of the differences, and ``se``, the standard error of this mean, s / sqrt(n) with s their standard
+        deviation; None where a value is missing, and ``se`` where there is one range only.
+    """
+    differences = [
+        value - plain for value, plain in zip(values, plain_values, strict=True) if None not in (value, plain)
+    ]
+    if not differences or len(differences) < len(values):
+        return {"mean": None, "se": None}
+
+    n = len(differences)
+    error = statistics.stdev(differences) / math.sqrt(n) if n > 1 else None
+    return {"mean": statistics.mean(differences), "se": error}
 
 
 def claim(folder: Path, key: str) -> FileLock | None:

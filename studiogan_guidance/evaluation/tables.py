@@ -32,6 +32,7 @@ HEADINGS = {
     "class_density": "class density",
     "class_coverage": "class coverage",
 }
+DIFFERENCES = ("fid", "accuracy")  # metrics whose difference to plain sampling has a column of its own
 PASSES = {
     "mapping": "mapping",
     "synthesis": "G",
@@ -44,7 +45,7 @@ PASSES = {
 def table(rows: Sequence[Row]) -> str:
     """Rows of an evaluation as text: one line a sampler, and the protocol below."""
     metrics = _metrics(rows)
-    grid = _empty_table([*(HEADINGS.get(key, key) for key in metrics), "s"])
+    grid = _empty_table([*map(_heading, metrics), "s"])
     for row in rows:
         values = [format_metric(key, row["metrics"].get(key)) for key in metrics]
         grid.add_row(row["sampler"], format_options(row["options"]), *values, f"{row['seconds']:.1f}")
@@ -55,18 +56,39 @@ def compared(result: Mapping[str, Any]) -> str:
     """The result of ``compare`` as text: one line a sampler, and the protocol below.
 
     The columns after the metrics are the passes per image (mapping network, generator, discriminator, backward), the
-    share of the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling.
+    share of the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling. Over
+    several ranges of seeds, differences to plain sampling stand before them.
     """
     rows = result["rows"]
     metrics = _metrics(rows)
+    differences = _differences(rows, metrics)
     passes = _present(PASSES, rows, "cost")
-    grid = _empty_table([*(HEADINGS.get(key, key) for key in metrics), *(PASSES[key] for key in passes), "time"])
+
+    # One line a sampler.
+    headings = [*map(_heading, metrics), *(f"d{_heading(key)}" for key in differences)]
+    grid = _empty_table([*headings, *(PASSES[key] for key in passes), "time"])
     for row in rows:
         values = [format_spread(key, row["metrics"].get(key, {})) for key in metrics]
+        values += [format_difference(key, row["paired"].get(key, {})) for key in differences]
         costs = [f"{row['cost'][key]:.4g}" if key in row["cost"] else "-" for key in passes]
         time = "-" if row["time"] is None else f"{row['time']:.2f}"
         grid.add_row(row["sampler"], format_options(row["differs"]), *values, *costs, time)
-    return _text(grid, result["protocol"])
+
+    # What the differences are.
+    names = ", ".join(f"d{_heading(key)}" for key in differences)
+    note = f"{names}: difference to plain on equal seeds, mean ± standard error over ranges of seeds"
+    return _text(grid, result["protocol"], [note] if differences else [])
+
+
+def _differences(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """The metrics whose differences to plain sampling have a column: the first one, distances, and accuracy."""
+    known = {key for row in rows for key, value in row["paired"].items() if value["se"] is not None}
+    shown = {*metrics[:1], *DIFFERENCES}
+    return [key for key in metrics if key in known and (key in shown or key.startswith("fid@"))]
+
+
+def _heading(metric: str) -> str:
+    return HEADINGS.get(metric, metric)
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
@@ -92,8 +114,8 @@ def _empty_table(numbers: Sequence[str]) -> Table:
     return grid
 
 
-def _text(grid: Table, protocol: Mapping[str, Any]) -> str:
-    """A table as plain text, with the protocol as the last line."""
+def _text(grid: Table, protocol: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """A table as plain text, with notes below, and the protocol as the last line."""
     from rich.console import Console
 
     with open(os.devnull, "w") as nowhere:
@@ -101,7 +123,7 @@ def _text(grid: Table, protocol: Mapping[str, Any]) -> str:
         console.print(grid)
     lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
     facts = "  ".join(f"{key}={value}" for key, value in protocol.items())
-    return "\n".join([*lines, "", f"protocol: {facts}"])
+    return "\n".join([*lines, "", *notes, f"protocol: {facts}"])
 
 
 def tuned(result: Mapping[str, Any]) -> str:
@@ -110,7 +132,7 @@ def tuned(result: Mapping[str, Any]) -> str:
 
     # Each candidate of the search.
     for step in result["searched"]:
-        metrics = [f"{HEADINGS.get(key, key)} {format_metric(key, value)}" for key, value in step["metrics"].items()]
+        metrics = [f"{_heading(key)} {format_metric(key, value)}" for key, value in step["metrics"].items()]
         lines.append(f"{format_options(step['options'])}: {', '.join(metrics)}")
 
     # Plain sampling, the best candidate and the choice on fresh seeds.
@@ -120,7 +142,7 @@ def tuned(result: Mapping[str, Any]) -> str:
     for name in ("plain", "found", "chosen"):
         summary = result[name]
         values = {key: value for key, value in summary.items() if key != "options"}
-        metrics = [f"{HEADINGS.get(key, key)} {format_spread(key, value)}" for key, value in values.items()]
+        metrics = [f"{_heading(key)} {format_spread(key, value)}" for key, value in values.items()]
         lines.append(f"{name:<7} {format_options(summary['options'])}: {', '.join(metrics)}")
 
     # The difference, and how to use the choice.
@@ -215,6 +237,15 @@ def format_spread(metric: str, value: Mapping[str, Any]) -> str:
     """The mean of a metric for the screen, with its standard deviation if there is one."""
     tail = "" if value.get("std") is None else f" ± {format_metric(metric, value['std'])}"
     return format_metric(metric, value.get("mean")) + tail
+
+
+def format_difference(metric: str, value: Mapping[str, Any]) -> str:
+    """A difference for the screen with its sign, and its standard error."""
+    if value.get("mean") is None:
+        return "-"
+    sign = "" if value["mean"] < 0 else "+"
+    tail = "" if value["se"] is None else f" ± {format_metric(metric, value['se'])}"
+    return sign + format_metric(metric, value["mean"]) + tail
 
 
 def format_options(options: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import results
+from studiogan_guidance.evaluation import results, tables
 from studiogan_guidance.evaluation.compare import non_default_options, summary
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Entry
@@ -89,7 +89,21 @@ def test_several_seed_ranges_give_mean_and_deviation(tmp_path: Path) -> None:
         seconds = [found[seed]["cost"]["sampling_seconds"] for seed in (7, 57, 107)]
         assert row["cost"]["sampling_seconds"] == pytest.approx(statistics.mean(seconds))
     fid = result["rows"][1]["metrics"]["fid"]
-    assert f"{fid['mean']:.3f} ± {fid['std']:.3f}" in (tmp_path / "compare.txt").read_text()
+    text = (tmp_path / "compare.txt").read_text()
+    assert f"{fid['mean']:.3f} ± {fid['std']:.3f}" in text
+
+    # The difference to plain, over equal seeds, whose noise cancels in part.
+    plain, guided = result["rows"]
+    differences = np.subtract(fid["values"], plain["metrics"]["fid"]["values"])
+    paired = guided["paired"]["fid"]
+    assert paired == pytest.approx({"mean": differences.mean(), "se": differences.std(ddof=1) / 3**0.5})
+    assert paired["se"] < np.hypot(fid["std"], plain["metrics"]["fid"]["std"]) / 3**0.5
+    assert plain["paired"] == {}
+    assert f"{paired['mean']:+.3f} ± {paired['se']:.3f}" in text
+    assert "dFID, daccuracy: difference to plain" in text.splitlines()[-2]
+    with (tmp_path / "compare.csv").open() as file:
+        line = list(csv.DictReader(file))[1]
+    assert (float(line["fid_paired"]), float(line["fid_paired_se"])) == (paired["mean"], paired["se"])
     assert not (tmp_path / "compare.png").exists()  # neither precision nor density
     one = ok("compare", *common, "--with", "gandance:scale=2", "--out", tmp_path)["rows"]  # instead of the list
     assert [(row["sampler"], row["options"].get("scale")) for row in one] == [("plain", None), ("gandance", 2)]
@@ -193,6 +207,17 @@ def test_all_samplers_need_the_same_seeds_and_the_last_of_equal_rows_counts() ->
     assert result["rows"][0]["metrics"]["fid"]["values"] == [0, 40, 20]
     learned = [a_row("gandance", generator={"joint_sha256": word}) for word in "xy"]  # the same options, other files
     assert len(summary([a_row(), *learned])["rows"]) == 3
+
+
+def test_differences_need_plain_and_several_ranges() -> None:
+    rows = [a_row(seed=seed, fid=seed) for seed in (0, 10)]
+    guided = [a_row("gandance", seed, fid=seed / 2 + 4) for seed in (0, 10)]
+    (_, several) = summary([*rows, *guided])["rows"]
+    assert several["paired"]["fid"] == {"mean": 1.5, "se": 2.5}  # of 4 and -1
+    once = summary([rows[0], guided[0]])
+    assert once["rows"][1]["paired"]["fid"] == {"mean": 4, "se": None}
+    assert "dFID" not in tables.compared(once)
+    assert summary(guided)["rows"][0]["paired"] == {}
 
 
 def test_without_plain_there_is_no_ratio_of_times_and_names_are_told_apart() -> None:

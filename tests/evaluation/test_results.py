@@ -54,6 +54,15 @@ def test_rows_of_other_files_are_other_rows() -> None:
     assert identity(source="elsewhere") == identity()
 
 
+def test_a_paired_difference_has_no_noise_that_both_share() -> None:
+    noise = [3.0, -5.0, 40.0]
+    assert results.paired([n + 2 for n in noise], noise) == {"mean": 2, "se": 0}
+    assert results.paired([1.0, 3.0, 8.0], [0.0, 1.0, 2.0]) == pytest.approx({"mean": 3, "se": (7 / 3) ** 0.5})
+    assert results.paired([1.0, None], [0.0, 1.0]) == {"mean": None, "se": None}
+    with pytest.raises(ValueError, match="shorter"):
+        results.paired([1.0, 2.0], [0.0])
+
+
 def test_rows_of_other_maths_are_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     facts: dict[str, Any] = {"sampler": "plain", "options": {}, "protocol": {"num": 10}, "generator": {"sha256": "a"}}
     row = results.row(**facts, metrics={}, cost={}, seconds=1.0, config={}, device="cpu")
