@@ -315,7 +315,7 @@ def _written(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv_row(record: Record, protocol: Mapping[str, Any]) -> Record:
-    """A record as a row: the mean of each metric; its deviation and its difference to plain under names of their own."""
+    """A record as a row: the mean of each metric, its deviation and its difference to plain sampling."""
     metrics = {key: value["mean"] for key, value in record["metrics"].items()}
     for key, value in record["metrics"].items():
         if value["std"] is not None:
