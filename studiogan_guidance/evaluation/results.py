@@ -186,9 +186,8 @@ def paired(values: Sequence[float | None], plain_values: Sequence[float | None])
         ``mean`` of the differences, and ``se``, the standard error of this mean, s / sqrt(n) with s their standard
         deviation; None where a value is missing, and ``se`` where there is one range only.
     """
-    differences = [
-        value - plain for value, plain in zip(values, plain_values, strict=True) if None not in (value, plain)
-    ]
+    pairs = zip(values, plain_values, strict=True)
+    differences = [value - plain for value, plain in pairs if value is not None and plain is not None]
     if not differences or len(differences) < len(values):
         return {"mean": None, "se": None}
 
