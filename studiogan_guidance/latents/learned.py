@@ -7,25 +7,22 @@ does, and publishes neither network nor objective. Network and objectives here a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.files import write_bytes
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, TOGETHER, JointOptions, with_code
+from studiogan_guidance.latents.stored import Kind, wrong_size, wrong_tensor
 from studiogan_guidance.options import shown
-from studiogan_guidance.weights import archives, tables
 
-FORMAT = 1  # raise it when old files can no longer be read
 FILE = "joint.safetensors"
 KEY = "studiogan_guidance.joint"  # of the file's metadata
+KIND = Kind("learned joint", FILE, KEY, "joint", "joint_ckpt")
 SIZES = ("z_width", "code_width", "num_classes", "rows", "hidden", "depth")  # whole numbers in the metadata
 
 
@@ -156,21 +153,15 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def save(path: Path, joint: LearnedJoint, view: LatentView, facts: Mapping[str, object]) -> None:
-    """Write a joint, with the generator that it belongs to and ``facts`` about its training, plain data, as metadata.
-
-    The metadata are one JSON text, because several keys would be written in any order: the same joint makes the same
-    file, byte for byte.
-    """
+    """Write a joint, with its generator and ``facts`` about its training, plain data, as metadata."""
     metadata = {
-        "format": FORMAT,
         "backbone": view.networks.backbone,
         "base": joint.base,
         "generator_sha256": fingerprint(view.generator),
         **joint.shape,
         "training": facts,
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in joint.state_dict().items()}
-    write_bytes(path, serialized(state, {KEY: json.dumps(metadata)}))
+    KIND.write(path, joint, metadata)
 
 
 def load(path: Path, view: LatentView) -> LearnedJoint:
@@ -180,13 +171,8 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
         UserError: a missing or damaged file, or one that was learned on another generator; the first thing that
             differs is named.
     """
-    metadata, state = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has format {str(metadata.get('format'))[:20]}, this version reads {FORMAT}: train it again"
-        )
-    if reason := _damage(metadata, state):
-        raise UserError(f"the learned joint {path} is damaged: {reason}: copy it again, or train it again")
+    metadata, state = KIND.read(path)
+    KIND.refuse_damage(path, _damage(metadata, state))
 
     # Refuse the joint of another generator.
     joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"])
@@ -210,27 +196,13 @@ def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
     # Look at the words and sizes.
     if metadata.get("base") not in [entry.name for entry in JOINTS if entry.name != "learned"]:
         return f"its base is {shown(metadata.get('base'))}, no estimator that is known"
-    for key in SIZES:
-        size = metadata.get(key)
-        if type(size) is not int or size < 0:
-            return f"its {key} is {shown(size)}, no whole number from 0 up"
+    if reason := wrong_size(metadata, SIZES):
+        return reason
 
     # Compare the tensors with them.
     if metadata["depth"] > len(state):
         return f"its depth is {metadata['depth']:,}, and it has {len(state)} tensors"
-    expected = _shapes(metadata)
-    for key in {**expected, **state}:
-        if key not in state:
-            return f"it lacks the tensor {key}"
-        if key not in expected:
-            return f"it has a tensor too many, {shown(key)}"
-        if tuple(state[key].shape) != expected[key]:
-            return f"its {key} is {list(state[key].shape)}, by its metadata it should be {list(expected[key])}"
-        if state[key].dtype != torch.float32:
-            return f"its {key} is {str(state[key].dtype).removeprefix('torch.')}, not float32"
-        if not archives.is_finite(state[key]):
-            return f"its {key} has numbers that are not finite"
-    return None
+    return wrong_tensor(state, _shapes(metadata))
 
 
 def _shapes(metadata: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -254,25 +226,9 @@ def _shapes(metadata: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of a joint's file."""
-    if not path.exists() and not path.is_symlink():
-        raise UserError(
-            f"no learned joint {path}: make it with 'studiogan-guidance train --stage joint', or give joint_ckpt"
-        )
-    texts, state = tables.read(path, "the learned joint")
-    try:
-        metadata = json.loads(texts.get(KEY, "{}"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the learned joint {path}: its metadata are no JSON: copy it again") from error
-    if not isinstance(metadata, dict) or "generator_sha256" not in metadata:
-        raise UserError(f"{path} is no learned joint: give the {FILE} that 'train --stage joint' wrote")
-    return metadata, state
-
-
 def training_facts(path: Path) -> dict[str, object]:
     """The ``facts`` about its training that a joint was saved with."""
-    metadata, _ = _read(path)
+    metadata, _ = KIND.read(path)
     facts = metadata.get("training")
     return facts if isinstance(facts, dict) else {}
 
@@ -281,9 +237,7 @@ def of_view(view: LatentView, ckpt: str | None) -> LearnedJoint:
     """The joint in the file ``ckpt``, by default ``joint.safetensors`` beside the checkpoint; loaded once a view."""
 
     def find() -> LearnedJoint:
-        source = Path(view.networks.source)
-        folder = source.parent if source.is_file() else source
-        return load(Path(ckpt) if ckpt else folder / FILE, view)
+        return load(KIND.path(view, ckpt), view)
 
     return view.bare.once(("learned joint", ckpt), find)
 

@@ -150,7 +150,7 @@ def test_options_of_the_learned_joint_go_with_no_other(options: dict[str, object
 def rewritten(path: Path, view: LatentView, change: dict[str, Any] | None = None, **tensors: Any) -> Path:
     """The file of a joint with other metadata, and other tensors (None: without it)."""
     learned.save(path, trained(view), view, {})
-    metadata, state = learned._read(path)
+    metadata, state = learned.KIND.read(path)
     state.update(tensors)
     kept = {key: value for key, value in state.items() if value is not None}
     save_file(kept, path, {learned.KEY: json.dumps({**metadata, **(change or {})})})
