@@ -21,6 +21,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
         {"scale": 2, "joint": "global_mean"},
         {"scale": 2, "joint": "class_shift", "keep_norm": True},
         {"scale": 2, "joint": "mean_embedding", "layers": [1, 3]},
+        {"scale": 2, "joint": "gaussian"},
+        {"scale": 0.5, "joint": "gaussian_shift"},
         {"scale": 2, "profile": [0, 0.5, 1]},
         {"scale": 2, "psi": 0.5, "layers": [0, 1]},
         {"scale": 2, "psi": 0.5},

@@ -104,6 +104,8 @@ def test_list_and_doctor() -> None:
         "global_mean",
         "class_shift",
         "mean_embedding",
+        "gaussian",
+        "gaussian_shift",
         "learned",
     ]
     assert all(

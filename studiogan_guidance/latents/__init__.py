@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import studiogan_guidance.latents.gaussian  # noqa: F401  which registers its joints
 from studiogan_guidance import submodules
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks

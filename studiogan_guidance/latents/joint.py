@@ -28,13 +28,16 @@ class JointOptions:
         subset: number of classes of ``class_subset``.
         ckpt: file of the learned joint; None: the one beside the checkpoint.
         network: a learned joint in memory, in place of the file.
+        scale: of the guidance, for estimators that depend on it.
     """
 
     subset: int = 8
     ckpt: str | None = None
     network: nn.Module | None = None
+    scale: float = 1.2
 
 
+OF_CODES = ("global_mean", "gaussian", "gaussian_shift")  # functions of code and class, of class means, too
 WITHOUT_Z = ("class_mean", "global_mean", "class_shift", "mean_embedding")  # one joint, where codes ignore z
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"
 OURS = f"this package, after {GANDANCE}"

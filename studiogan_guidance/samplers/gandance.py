@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents import learned
+from studiogan_guidance.latents import gaussian, learned
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import JOINTS, WITHOUT_Z, JointOptions, of_class, with_code
+from studiogan_guidance.latents.joint import JOINTS, OF_CODES, WITHOUT_Z, JointOptions, of_class, with_code
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_at_least, check_finite
 from studiogan_guidance.samplers.truncation import Truncation
@@ -52,7 +52,8 @@ class GANdance(Sampler):
     Args:
         scale: finite number; 1 is plain sampling (neutral), more guides, less goes towards the joint; 1.05 to 2 is
             usual.
-        joint: name of the estimator: class_mean, class_subset, global_mean, class_shift, mean_embedding or learned.
+        joint: name of the estimator: class_mean, class_subset, global_mean, class_shift, mean_embedding, gaussian,
+            gaussian_shift or learned.
         joint_ckpt: file of the learned joint (see ``training``); None: joint.safetensors beside the checkpoint.
         strengths: also multiply scale - 1 by the strengths of the class and of the row in that file; off by default.
         subset: number of classes that ``class_subset`` averages, from 1 up (capped at the number of classes).
@@ -123,6 +124,8 @@ class GANdance(Sampler):
         self.truncation().check(view)
         if self.joint == "learned" and self.scale != 1:
             self._learned(view)
+        if self.joint in ("gaussian", "gaussian_shift") and self.scale != 1:
+            gaussian.check(view)
 
         # Layers and profile need rows of w.
         rows = view.rows or 0
@@ -188,7 +191,7 @@ class GANdance(Sampler):
 
     @property
     def _joint_options(self) -> JointOptions:
-        return JointOptions(self.subset, self.joint_ckpt, self._network)
+        return JointOptions(self.subset, self.joint_ckpt, self._network, self.scale)
 
     @property
     def _strengths_may_change(self) -> bool:
@@ -273,7 +276,10 @@ class GANdance(Sampler):
         class_mean = of_class(means, labels)
         if self.scale == 1:
             return class_mean
-        joint = view.global_mean() if self.joint == "global_mean" else means.mean(0)
+        joint = means.mean(0)
+        if self.joint in OF_CODES:
+            inputs = _of_labels(labels, torch.zeros(len(labels), 0, device=view.device))
+            joint = JOINTS[self.joint].target(view, inputs, class_mean, self._joint_options)
         return self._away(view, labels, class_mean, joint)
 
     def _learned(self, view: LatentView) -> LearnedJoint:
