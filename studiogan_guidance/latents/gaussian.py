@@ -88,7 +88,8 @@ def directions(means: Tensor, within: Tensor) -> Directions:
     root, failure = torch.linalg.cholesky_ex(within)
     if failure:
         raise UserError(
-            "Gaussian guidance needs codes that vary within a class, but those of this generator do not: use class_shift"
+            "Gaussian guidance needs codes that vary within a class, but those of this generator do not: use "
+            "class_shift"
         )
     offsets = torch.linalg.solve_triangular(root, (means - means.mean(0)).T, upper=False)
 

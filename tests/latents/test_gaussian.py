@@ -65,7 +65,9 @@ def test_where_classes_overlap_it_is_class_shift() -> None:
     means, within = toy(4, 6)
     within = 1e9 * within
     code = means[0] + 3e4 * torch.randn(5, 6, dtype=torch.float64)
-    torch.testing.assert_close(guided(means, within, code, 0, 3), code + 2 * (means[0] - means.mean(0)), rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(
+        guided(means, within, code, 0, 3), code + 2 * (means[0] - means.mean(0)), rtol=1e-6, atol=1e-3
+    )
 
 
 def test_far_classes_stay_where_they_are_and_are_narrowed() -> None:
@@ -180,6 +182,8 @@ def test_what_cannot_be_guided_so_is_refused() -> None:
     view = view_for(toy_networks(ToyGAN(spread=0, interaction=0), "flat"))
     with pytest.raises(UserError, match="Gaussian guidance needs codes that vary within a class"):
         gaussian.of_view(view)
-    with pytest.raises(UserError, match="gandance.scale is -9, but Gaussian guidance of this generator needs more than -"):
+    with pytest.raises(
+        UserError, match="gandance.scale is -9, but Gaussian guidance of this generator needs more than -"
+    ):
         inputs = view_for(toy_networks(ToyGAN())).draw(range(2), 0, LabelPlan())
         samplers.create("gandance", {"joint": "gaussian", "scale": -9}).images(view_for(toy_networks(ToyGAN())), inputs)
