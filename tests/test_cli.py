@@ -107,6 +107,8 @@ def test_list_and_doctor() -> None:
         "gaussian",
         "gaussian_shift",
         "learned",
+        "frechet",
+        "amortised",
     ]
     assert all(
         row["name"] and row["description"] and row["paper"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import studiogan_guidance.latents.gaussian  # noqa: F401  which registers its joints
 from studiogan_guidance import submodules
 from studiogan_guidance.errors import UserError, nearest
+from studiogan_guidance.latents import moves  # noqa: F401  it registers its joints
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.biggan import EmbeddingView
 from studiogan_guidance.latents.cbn import LabelView

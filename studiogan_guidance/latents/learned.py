@@ -23,6 +23,7 @@ from studiogan_guidance.options import shown
 FILE = "joint.safetensors"
 KEY = "studiogan_guidance.joint"  # of the file's metadata
 KIND = Kind("learned joint", FILE, KEY, "joint", "joint_ckpt")
+TRAINED = ("learned", "frechet", "amortised")  # estimators out of files, from which no other starts
 SIZES = ("z_width", "code_width", "num_classes", "rows", "hidden", "depth")  # whole numbers in the metadata
 
 
@@ -81,7 +82,7 @@ class LearnedJoint(nn.Module):
         }
 
         # A joint equal to its base, with strengths of 1.
-        self.residual = _mlp(z_width, width, hidden, depth) if depth else Constant(width)
+        self.residual = mlp(z_width, width, hidden, depth) if depth else Constant(width)
         self.register_buffer("unit", torch.ones(()))
         self.class_strength = nn.Parameter(torch.ones(num_classes))
         self.row_strength = nn.Parameter(torch.ones(rows))
@@ -115,7 +116,7 @@ class LearnedJoint(nn.Module):
         return strength[:, None, None] + (self.row_strength - 1)[:, None]
 
 
-def _mlp(width_in: int, width_out: int, hidden: int, depth: int) -> nn.Sequential:
+def mlp(width_in: int, width_out: int, hidden: int, depth: int) -> nn.Sequential:
     """``depth`` hidden layers, and a last layer that is zero at the start."""
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -174,18 +175,27 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
     metadata, state = KIND.read(path)
     KIND.refuse_damage(path, _damage(metadata, state))
 
-    # Refuse the joint of another generator.
     joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"])
-    generator = {"backbone": view.networks.backbone, **joint.shape, "generator_sha256": fingerprint(view.generator)}
-    for key, value in generator.items():
-        if metadata.get(key) != value:
-            raise UserError(
-                f"the joint {path} was learned on another generator: its {key} is {str(metadata.get(key))[:12]}, here "
-                f"it is {str(value)[:12]}: give the joint of this checkpoint, or train one"
-            )
+    check_generator(view, path, "joint", metadata, joint.shape)
 
     joint.load_state_dict(state)
     return joint.to(view.device).eval().requires_grad_(False)
+
+
+def check_generator(
+    view: LatentView, path: Path, what: str, metadata: Mapping[str, object], shape: Mapping[str, int]
+) -> None:
+    """Raise UserError where what a file holds was learned on another generator; the first difference is named.
+
+    ``shape`` has the sizes that it must have for this one.
+    """
+    here = {"backbone": view.networks.backbone, **shape, "generator_sha256": fingerprint(view.generator)}
+    for key, value in here.items():
+        if metadata.get(key) != value:
+            raise UserError(
+                f"the {what} {path} was learned on another generator: its {key} is {str(metadata.get(key))[:12]}, here "
+                f"it is {str(value)[:12]}: give the {what} of this checkpoint, or train one"
+            )
 
 
 def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
@@ -194,7 +204,7 @@ def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
     Nothing is allocated by what the metadata say, before the tensors say the same.
     """
     # Look at the words and sizes.
-    if metadata.get("base") not in [entry.name for entry in JOINTS if entry.name != "learned"]:
+    if metadata.get("base") not in [entry.name for entry in JOINTS if entry.name not in TRAINED]:
         return f"its base is {shown(metadata.get('base'))}, no estimator that is known"
     if reason := wrong_size(metadata, SIZES):
         return reason

@@ -137,7 +137,7 @@ class JointStage(Stage):
         # The estimator to start from.
         if self.base is not None:
             JOINTS[self.base]
-        if self.base in ("learned", "class_subset"):
+        if self.base in (*learned.TRAINED, "class_subset"):
             raise UserError(f"joint.base is {self.base}: start from another estimator, such as class_mean")
 
         # Numbers.
