@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from studiogan_guidance import samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.features.stats import FeatureStats
 from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import LatentView
 from studiogan_guidance.options import Spec
@@ -244,23 +245,31 @@ def one_pass(
     wanted = [{**base, "scale": 1.0}, {**base, "scale": scale}]
     if spread:
         wanted.append({**base, "scale": 1.0, spread: scale})
-    moments: list[ClassMoments] = []
+    passes = []
     for one in wanted:
         sampler = evaluation.checked(samplers.create(Spec("gandance", one)))
-        generated = evaluation.generate("gandance", sampler, seed)
-        if generated is not None and generated.stats.features is not None:
-            stats = generated.stats
-            moments.append(class_moments(stats.features, stats.labels, evaluation.networks.num_classes, HALVES))
+        passes.append(evaluation.generate("gandance", sampler, seed))
 
-    # The first process has them all.
-    found = None
-    if reference is not None and reference.stats.features is not None:
-        stats = reference.stats
-        real = class_moments(stats.features, stats.labels, evaluation.networks.num_classes)
-        found = closed_form(moments[0], moments[1:], real, [scale] * (len(moments) - 1))
-    result = evaluation.group.agree(found)
-    assert result is not None
-    return result
+    # The first process has them all, and what it is refused is refused in all.
+    found: OnePass | UserError | None = None
+    if reference is not None:
+        count = evaluation.networks.num_classes
+        moments = [_moments_of(generated.stats, count, HALVES) for generated in passes if generated]
+        real = _moments_of(reference.stats, count, 1)
+        try:
+            found = closed_form(moments[0], moments[1:], real, [scale] * (len(moments) - 1))
+        except UserError as error:
+            found = error
+    found = evaluation.group.agree(found)
+    if isinstance(found, UserError):
+        raise found
+    assert found is not None
+    return found
+
+
+def _moments_of(stats: FeatureStats, num_classes: int, parts: int) -> ClassMoments:
+    assert stats.features is not None
+    return class_moments(stats.features, stats.labels, num_classes, parts)
 
 
 def with_class_scales(view: LatentView, found: OnePass, joint: str, path: Path) -> dict[str, Any]:
