@@ -84,7 +84,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
         {"steps": 3, "rate": 0.02, "relative": True, "layer": 0},
     ],
     "hubness": [
-        {"pool": 200, "threshold": 6},
+        {"pool": 200, "threshold": 6, "space": "z"},
         {"pool": 200, "threshold": 5, "space": "w", "metric": "cosine"},
     ],
     "polarity": [

@@ -183,10 +183,13 @@ class Discriminator(nn.Module):
             x = (y + skip(F.avg_pool2d(x, 2))) * math.sqrt(0.5)
         return activate(self.dense(activate(self.last(x)).flatten(1)))
 
+    def class_term(self, features: Tensor, labels: Tensor) -> Tensor:
+        """What the label adds to the logit, [B]: the projection."""
+        return (features * self.embed[labels]).sum(1) / math.sqrt(features.shape[1])
+
     def score(self, features: Tensor, labels: Tensor) -> Tensor:
         """Logits [B] from features."""
-        projection = (features * self.embed[labels]).sum(1) / math.sqrt(features.shape[1])
-        logits: Tensor = self.out(features).squeeze(1) + projection
+        logits: Tensor = self.out(features).squeeze(1) + self.class_term(features, labels)
         return logits
 
     def class_logits(self, features: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ class Adapter(Protocol):
     def of_labels(self, images: Tensor, labels: Tensor) -> Scores:
         """Features [B, F] and the logit of each image for its label, [B]."""
 
+    def class_term(self, features: Tensor, labels: Tensor) -> Tensor | float:
+        """What the label adds to the logit, [B]; 0 where the logit is not a sum with a term of the class."""
+
 
 class Critic:
     """``critic(images) -> (features [B, F], logits [B, K])`` of a discriminator, which is not changed by it.
@@ -81,6 +84,11 @@ class Critic:
         """
         return self._adapter.of_labels(images, labels)
 
+    def judge_without_class(self, images: Tensor, labels: Tensor) -> Scores:
+        """As ``judge``, without what the label adds to the logit of a projection discriminator."""
+        features, logits = self.judge(images, labels)
+        return features, logits - self._adapter.class_term(features, labels)
+
     def marginal(self, images: Tensor) -> Scores:
         """Features [B, F] and log mean_c exp(logit_c) [B]: the logit without a label, under uniform classes.
 
@@ -109,6 +117,10 @@ class MethodsAdapter:
     def of_labels(self, images: Tensor, labels: Tensor) -> Scores:
         features = self.discriminator.features(images)
         return features, self.discriminator.score(features, labels)
+
+    def class_term(self, features: Tensor, labels: Tensor) -> Tensor | float:
+        term = getattr(self.discriminator, "class_term", None)
+        return 0.0 if term is None else term(features, labels)
 
 
 def unconditional_logits(discriminator: Any, features: Tensor, logit: Tensor) -> Tensor:
@@ -178,6 +190,12 @@ class HostAdapter:
             out = self.discriminator(images, labels, eval=True, adc_fake=False)
         logits: Tensor = out["adv_output"]  # [B], [B, 1], or [] for a batch of one
         return out["h"], logits.reshape(len(images))
+
+    def class_term(self, features: Tensor, labels: Tensor) -> Tensor | float:
+        if self.kind != "PD":
+            return 0.0
+        term: Tensor = (features * self.discriminator.embedding(labels)).sum(1)
+        return term
 
 
 def of_view(view: LatentView) -> Critic:

@@ -37,6 +37,7 @@ class LogRatio:
         knots: logits and log odds of an isotonic map instead, [M] each.
         facts: ``calibration.quality`` of the map, if there is one: ``calibration_z``, ``calibration_z_raw``, ``auc``.
         real: log ratios of the held-out real images and their labels, [N] each, if it was calibrated.
+        with_class: whether the logit of a projection discriminator has the term of the class.
     """
 
     view: LatentView
@@ -46,6 +47,7 @@ class LogRatio:
     knots: tuple[Tensor, Tensor] | None = None
     facts: dict[str, float] = field(default_factory=dict)
     real: tuple[Tensor, Tensor] | None = None
+    with_class: bool = True
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.of_evidence(self.evidence(images, labels))
@@ -53,7 +55,8 @@ class LogRatio:
     def evidence(self, images: Tensor, labels: Tensor) -> Tensor:
         """The logit as it is, or the logit and the features, [B, K]."""
         self.view.ledger.cost["discriminator"] += len(images)
-        features, logits = self.critic.judge(images, labels)
+        judge = self.critic.judge if self.with_class else self.critic.judge_without_class
+        features, logits = judge(images, labels)
         return logits[:, None] if len(self.weights) == 1 else torch.cat([logits[:, None], features], 1)
 
     def of_evidence(self, evidence: Tensor) -> Tensor:

@@ -115,15 +115,19 @@ class LatentChain(GradientSampler):
         return spaces.of_inputs(view, inputs)
 
     def stacked(self, view: LatentView, inputs: Inputs) -> Sampled:
-        ratio = self.ratio(view, inputs.noise_mode)
-        target = Target(view, self.latent(view, inputs), ratio, inputs)
+        target = self.target(view, inputs)
         u, notes = self.walk(target)
 
         # Look at where the chains ended.
         images = target.latent.images(u)
-        score = notes.pop("score") if "score" in notes else ratio(images, inputs.labels)
+        score = notes.pop("score") if "score" in notes else target.ratio(images, inputs.labels)
         norm = torch.linalg.vector_norm(u, dim=1) / u.shape[1] ** 0.5
-        return Sampled(images, with_facts(ratio, score=score, score_start=target.scores[0], norm=norm, **notes))
+        facts = with_facts(target.ratio, score=score, score_start=target.scores[0], norm=norm, **notes)
+        return Sampled(images, facts)
+
+    def target(self, view: LatentView, inputs: Inputs) -> Target:
+        """The law of the latents of a batch."""
+        return Target(view, self.latent(view, inputs), self.ratio(view, inputs.noise_mode), inputs)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance import rng
 from studiogan_guidance.critics.log_ratio import LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_positive
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_positive
 from studiogan_guidance.samplers.ratio import GradientSampler, with_facts
+
+LOSSES = ("log_sigmoid", "logit")
+MODES = ("deterministic", "probabilistic")
 
 
 @contextmanager
@@ -53,20 +57,26 @@ def _rms(x: Tensor) -> Tensor:
 class Collaborative(GradientSampler):
     """Climb the log ratio d by moving one feature map a of the generator, and keep the image with the highest d.
 
-    v <- momentum v + grad_a d; a <- a + rate v, from the plain a (v = 0). The layers after a see the refined map; the
-    generator is not changed. The image is never worse than the plain one by d. This maximises d and samples no law, so
-    the number of steps is the only restraint.
+    v <- momentum v + grad_a log sigmoid(d); a <- a + rate v, from the plain a (v = 0). The gradient is sigmoid(-d)
+    grad_a d, which dies out as d grows: it stops where the discriminator is convinced. The layers after a see the
+    refined map; the generator is not changed. The image is never worse than the plain one by d. This maximises d and
+    samples no law, so the number of steps is the only other restraint.
 
     Paper: Liu, Kothari, Alahi, "Collaborative sampling in generative adversarial networks", AAAI 2020,
-    arXiv:1902.00813, section 3, without discriminator shaping, which trains the discriminator further; layer, steps
-    and rate are among those of its scripts; momentum is our choice.
+    arXiv:1902.00813, section 3, without discriminator shaping, which trains the discriminator further. Loss, modes and
+    momentum are those of its code; layer, steps and rate are among those of its scripts. Its d is the logit as it is,
+    as here with calibration=none.
 
     Args:
         layer: number of the block whose output is refined, coarse to fine, from 0 up.
         steps: from 0 (neutral) up; each is a pass through generator and discriminator and back to the layer.
         rate: eta, positive.
         momentum: from 0 up, below 1.
-        relative: rescale each gradient to the root mean square of a, so that rate is a share of a, whatever the
+        loss: log_sigmoid climbs log sigmoid(d), logit climbs d itself, without end.
+        mode: deterministic keeps the step with the highest d; probabilistic stops each image after a random number of
+            steps, uniform from 0 to ``steps``, by its own generator (the code refines so while it shapes the
+            discriminator), and may be worse than the plain image.
+        relative: rescale each grad_a d to the root mean square of a, so that rate is a share of a, whatever the
             network and its logits are like (start with 0.001, as momentum adds steps up); off by default.
         base, calibration, calibration_images: see ``RatioSampler``.
 
@@ -90,11 +100,14 @@ class Collaborative(GradientSampler):
     steps: int = 50
     rate: float = 0.1
     momentum: float = 0.9
+    loss: str = "log_sigmoid"
+    mode: str = "deterministic"
     relative: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, layer=0, steps=0, momentum=0)
+        check_choice(self, loss=LOSSES, mode=MODES)
         check_positive("collaborative.rate", self.rate, "0.1 is usual")
         if not self.momentum < 1:
             raise UserError(f"collaborative.momentum must be below 1, found {self.momentum}: 0.9 is usual")
@@ -121,18 +134,25 @@ class Collaborative(GradientSampler):
         best = images.detach().clone()
         best_step = torch.zeros(len(d))
         velocity = torch.zeros_like(a)
+        stop = self._stops(inputs).to(d.device)
         for step in range(1, self.steps + 1):
             # Climb with momentum.
             velocity = self.momentum * velocity + self._slope(a, d)
             view.ledger.cost["backward"] += len(d)
             a, images, d = self._forward(view, ratio, inputs, code, a.detach() + self.rate * velocity)
 
-            # Remember the best image of each row.
-            better = d.detach() > score
+            # Remember the image of each row that is the best so far, or the one at its stop.
+            better = stop == step if self.mode == "probabilistic" else d.detach() > score
             best[better] = images.detach()[better]
             best_step[better.cpu()] = float(step)
             score = torch.where(better, d.detach(), score)
         return Sampled(best, with_facts(ratio, score=score, score_start=start, best_step=best_step))
+
+    def _stops(self, inputs: Inputs) -> Tensor:
+        """The number of steps after which each image stops by chance, int64 [B] in [0, steps]; 0 for all otherwise."""
+        if self.mode == "probabilistic":
+            return rng.randint(inputs.generators, self.steps + 1)
+        return torch.zeros(len(inputs.z), dtype=torch.int64)
 
     def _forward(
         self, view: LatentView, ratio: LogRatio, inputs: Inputs, code: Tensor, refined: Tensor | None
@@ -155,7 +175,7 @@ class Collaborative(GradientSampler):
         return maps[0], images, d
 
     def _slope(self, a: Tensor, d: Tensor) -> Tensor:
-        """The gradient of d by a.
+        """The gradient by a of what is climbed: d, or log sigmoid(d).
 
         Raises:
             UserError: d does not depend on a.
@@ -167,4 +187,10 @@ class Collaborative(GradientSampler):
             raise UserError(
                 f"no image follows from the output of layer {self.layer}: choose a lower collaborative.layer"
             )
-        return scale_free(slope, a.detach()) if self.relative else slope
+
+        # The share of a step comes after its scale, so that it dies out in relative steps, too.
+        if self.relative:
+            slope = scale_free(slope, a.detach())
+        if self.loss == "log_sigmoid":
+            slope = slope * torch.sigmoid(-d.detach()).view(-1, *[1] * (a.dim() - 1))
+        return slope

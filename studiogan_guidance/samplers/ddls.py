@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.latents.base import LabelPlan
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_positive
 from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, value_and_gradient
 
+PILOTS = 32  # chains that a step is adapted on
+PILOT_MOVES = 120  # of each of them; the second half counts
 Energy = Callable[[Tensor], Tensor]  # [B, D] -> [B]
 
 
@@ -49,6 +54,59 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
     return state, moved
 
 
+def adapted_step(target: Target, step: float, acceptance: float) -> float:
+    """The step at which about the share ``acceptance`` of the moves of ``mala`` is accepted, from ``step`` on.
+
+    log(step) grows by the accepted share of all chains less ``acceptance`` after each move, and the answer is its mean
+    over the second half (Robbins and Monro 1951; for chains: Andrieu and Thoms 2008, section 5).
+    """
+    z = target.latent.start
+    state = (z, *value_and_gradient(target.energy, z))
+    log_step = math.log(step)
+    late = []
+    for move in range(PILOT_MOVES):
+        state, moved = mala(state, target.energy, math.exp(log_step), target.noise(), target.chance())
+        log_step += float(moved.float().mean()) - acceptance
+        if move >= PILOT_MOVES // 2:
+            late.append(log_step)
+    return math.exp(sum(late) / len(late))
+
+
+@dataclass(frozen=True)
+class LangevinChain(SpaceChain):
+    """A ``SpaceChain`` with Langevin steps.
+
+    Args:
+        step: epsilon, positive: gradients are multiplied by epsilon / 2, noise by sqrt(epsilon).
+        target_acceptance: share of Metropolis-corrected steps that is to be accepted, between 0 and 1: the step is
+            adapted to it, from ``step`` on, on 32 pilot chains, and is then the same for all images; None keeps ``step``.
+    """
+
+    step: float = 0.01
+    target_acceptance: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = SAMPLERS.name_of(self)
+        check_positive(f"{name}.step", self.step, f"{type(self).step:g} is usual")
+        if self.target_acceptance is not None and not 0 < self.target_acceptance < 1:
+            raise UserError(
+                f"{name}.target_acceptance must be between 0 and 1, found {self.target_acceptance}: 0.67 is usual"
+            )
+
+    def step_of(self, target: Target) -> float:
+        """The size of the steps of a batch: the same for all batches."""
+        if self.target_acceptance is None:
+            return self.step
+        noise_mode = target.inputs.noise_mode
+        return target.view.once(f"step of {self} {noise_mode}", lambda: self._adapted(target, noise_mode))
+
+    def _adapted(self, target: Target, noise_mode: str) -> float:
+        assert self.target_acceptance is not None
+        pilots = target.view.draw(range(rng.PILOTS, rng.PILOTS + PILOTS), 0, LabelPlan(), noise_mode)
+        return adapted_step(self.target(target.view, pilots), self.step, self.target_acceptance)
+
+
 @SAMPLERS.register(
     "ddls",
     "runs a Langevin chain in the latent, towards what the discriminator prefers",
@@ -58,7 +116,7 @@ def mala(state: State, energy: Energy, step: float, noise: Tensor, chance: Tenso
     neutral={"steps": 0},
 )
 @dataclass(frozen=True)
-class DDLS(SpaceChain):
+class DDLS(LangevinChain):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio, so images follow the data better than p_g.
 
     E(z) = -log p0(z) - d(G(z)); z <- z - step/2 grad E(z) + temperature sqrt(step) n, started at the plain z. A uniform
@@ -72,14 +130,17 @@ class DDLS(SpaceChain):
         step: epsilon, positive: gradients are multiplied by epsilon / 2, noise by sqrt(epsilon).
         temperature: multiplies the noise, from 0 up; 1 is the sampler of the paper, less is cooler.
         mala: correct each step by Metropolis' rule, which makes the target exact at any step.
+        target_acceptance: with ``mala``, see ``LangevinChain``; 0.67 as in Samsonov et al. 2022, arXiv:2111.02702, whose
+            code changes the step while it samples; None keeps ``step``.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
         base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
-    prior; ``acceptance`` with ``mala``.
+    prior; ``acceptance`` and ``step`` with ``mala``.
 
     Raises:
-        UserError: values out of range, mala at another temperature than 1, space w without w, no discriminator.
+        UserError: values out of range, mala at another temperature than 1, target_acceptance without mala, space w
+            without w, no discriminator.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
@@ -91,14 +152,14 @@ class DDLS(SpaceChain):
     """
 
     steps: int = 1000
-    step: float = 0.01
     temperature: float = 1.0
     mala: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, temperature=0)
-        check_positive("ddls.step", self.step, "0.01 is usual")
+        if self.target_acceptance is not None and not self.mala:
+            raise UserError("ddls.target_acceptance adapts Metropolis-corrected steps only: add mala=true")
         if self.mala and self.temperature != 1:
             raise UserError(f"ddls.mala is exact at temperature 1 only, found {self.temperature}: drop one of the two")
 
@@ -114,11 +175,12 @@ class DDLS(SpaceChain):
 
     def _adjusted_walk(self, target: Target) -> Walk:
         z = target.latent.start
+        step = self.step_of(target)
         state = (z, *value_and_gradient(target.energy, z))
         accepted = torch.zeros(len(z))
         for _ in range(self.steps):
-            state, moved = mala(state, target.energy, self.step, target.noise(), target.chance())
+            state, moved = mala(state, target.energy, step, target.noise(), target.chance())
             accepted += moved.cpu()
 
         target.count(proposed=len(z) * self.steps, accepted=float(accepted.sum()))
-        return state[0], {"acceptance": accepted / self.steps}
+        return state[0], {"acceptance": accepted / self.steps, "step": torch.full((len(z),), step)}

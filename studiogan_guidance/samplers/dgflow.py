@@ -55,9 +55,12 @@ class DGflow(SpaceChain):
     Paper: Ansari, Ang, Soh, "Refining deep generative models via discriminator gradient flow", ICLR 2021,
     arXiv:2012.00780, algorithm 1; with its defaults.
 
+    The paper's eta is for the logit as it is, as here with calibration=none. A logistic map multiplies the logit, and
+    so the gradient, by its slope: the drift is that of eta times the slope in the paper's units, while the noise stays.
+
     Args:
         steps: from 0 (neutral) up.
-        eta: size of a step, from 0 up.
+        eta: size of a step, from 0 up; 0.1 is published for logits that are not calibrated.
         gamma: strength of the entropy term, from 0 (no noise) up.
         divergence: kl (s_f = 1), logd (less where the ratio is high: it stops in time) or js (less where it is low).
         space: z, or w for generators that have it, whitened within classes.

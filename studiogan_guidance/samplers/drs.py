@@ -12,12 +12,13 @@ from torch import Tensor
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
-from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_finite
+from studiogan_guidance.samplers.base import SAMPLERS, Sampled, check_at_least, check_choice, check_finite
 from studiogan_guidance.samplers.ratio import RatioSampler, with_facts
 
 EPSILON = 1e-6  # keeps F finite at the bound
 TRIES = 10_000  # proposals for one image before giving up
 LEAST = 50  # fakes behind the bound of a class
+BOUNDS = ("class", "global")
 
 
 def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0, epsilon: float = EPSILON) -> Tensor:
@@ -32,7 +33,7 @@ def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0
 
 @SAMPLERS.register(
     "drs",
-    "proposes until the discriminator accepts, with a bound for each class",
+    "proposes until the discriminator accepts, with a bound for each class or one for all",
     "Azadi et al. 2019, arXiv:1810.06758",
     family="discriminator",
     needs=("discriminator",),
@@ -42,18 +43,23 @@ def acceptance(ratio: Tensor, bound: float | Tensor, gamma: float | Tensor = 0.0
 class DRS(RatioSampler):
     """Draw images of the wanted class until the discriminator accepts one; each seed gives exactly one image.
 
-    The bound of a class is the largest log ratio among ``burn_in`` fakes, and gamma the percentile of F among them.
-    Both stay fixed from then on (the paper raises the bound during sampling, which would make images depend on each
-    other); a fake beyond the bound is accepted with the probability of one at the bound. The first proposal is the
-    plain image.
+    The bound is the largest log ratio among ``burn_in`` fakes, and gamma the percentile of F among them: those of the
+    class, or of all classes. Both stay fixed from then on (the paper raises the bound during sampling, which would make
+    images depend on each other); a fake beyond the bound is accepted with the probability of one at the bound. The
+    first proposal is the plain image.
 
-    Paper: Azadi et al., "Discriminator rejection sampling", ICLR 2019, arXiv:1810.06758, algorithm 1.
+    Paper: Azadi et al., "Discriminator rejection sampling", ICLR 2019, arXiv:1810.06758, algorithm 1, whose bound is
+    global.
 
     Args:
         percentile: of F, 0 to 100; its value becomes gamma. A higher one accepts fewer, better images; 80 to 95 is
             usual; None accepts everything (neutral, if gamma is None, too).
         gamma: the value itself, which replaces the percentile; 0 is ordinary rejection.
-        burn_in: number of fakes behind the bounds; the classes share it equally, but have at least 50 each.
+        bound: class, one bound and one gamma for each class (our version: classes that the discriminator likes less
+            need no more proposals), or global, one for all (the paper's; of many classes, each has few fakes for a
+            bound of its own).
+        burn_in: number of fakes behind the bounds; the classes share it equally, with bounds of their own at least 50
+            each.
         base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score``, its log ratio; ``tries``, its number of proposals.
@@ -72,11 +78,13 @@ class DRS(RatioSampler):
 
     percentile: float | None = 80.0
     gamma: float | None = None
+    bound: str = "class"
     burn_in: int = 10_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, percentile=0, burn_in=1)
+        check_choice(self, bound=BOUNDS)
         if self.percentile is not None and self.percentile > 100:
             raise UserError(f"drs.percentile must be at most 100, found {self.percentile}: 80 is usual")
         if self.gamma is not None:
@@ -87,12 +95,14 @@ class DRS(RatioSampler):
         return self.gamma is None and self.percentile is None
 
     def limits(self, view: LatentView, label: int, noise_mode: str) -> tuple[float, float]:
-        """(bound, gamma) of a class."""
-        return view.once(f"limits {label} {noise_mode} of {self}", lambda: self._estimate(view, label, noise_mode))
+        """(bound, gamma) for an image of a class."""
+        of = label if self.bound == "class" else None
+        return view.once(f"limits {of} {noise_mode} of {self}", lambda: self._estimate(view, of, noise_mode))
 
-    def _estimate(self, view: LatentView, label: int, noise_mode: str) -> tuple[float, float]:
+    def _estimate(self, view: LatentView, label: int | None, noise_mode: str) -> tuple[float, float]:
+        """(bound, gamma) of a class, or of all."""
         # The bound is the largest log ratio of the burn-in.
-        size = max(LEAST, math.ceil(self.burn_in / view.num_classes))
+        size = self.burn_in if label is None else max(LEAST, math.ceil(self.burn_in / view.num_classes))
         ratios = torch.from_numpy(self.pool_ratios(view, label, size, noise_mode))
         bound = float(ratios.max())
         if self.gamma is not None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_positive
-from studiogan_guidance.samplers.chain import SpaceChain, Target, Walk, value_and_gradient
-from studiogan_guidance.samplers.ddls import mala
+from studiogan_guidance.samplers.base import SAMPLERS, check_at_least
+from studiogan_guidance.samplers.chain import Target, Walk, value_and_gradient
+from studiogan_guidance.samplers.ddls import LangevinChain, mala
 from studiogan_guidance.samplers.isir import isir_choice
 
 
@@ -22,7 +22,7 @@ from studiogan_guidance.samplers.isir import isir_choice
     neutral={"steps": 0},
 )
 @dataclass(frozen=True)
-class Ex2MCMC(SpaceChain):
+class Ex2MCMC(LangevinChain):
     """Sample the latent from p0(z) exp(d(G(z))), d the log density ratio: by jumps between modes, and walks in them.
 
     Each step is one move of ``isir`` among the current latent and fresh ones, then ``mala_steps`` moves of ``ddls``
@@ -30,19 +30,24 @@ class Ex2MCMC(SpaceChain):
     (unlike in ``isir``: the Langevin moves need one and the same function of z).
 
     Paper: Samsonov et al., "Local-global MCMC kernels: the best of both worlds", NeurIPS 2022, arXiv:2111.02702,
-    algorithm 2; particles and mala_steps are those of its GAN experiments, which adapt the step (to an acceptance of
-    0.67, see the note ``acceptance``); steps and step are our choice.
+    algorithm 2; particles, mala_steps and step are those of its GAN experiments (there the drift is step, here it is
+    step / 2). They go on to change the step while they sample, by 5 % at a time, to an acceptance of 0.67; see
+    ``target_acceptance``. The number of steps is our choice.
 
     Args:
         steps: number of jumps, from 0 (neutral) up, each with its Langevin moves.
         particles: number of latents that a jump chooses among, from 2 up, the current one included.
         mala_steps: Langevin moves after each jump, from 1 up.
-        step: epsilon of the Langevin moves, positive.
+        step: epsilon of the Langevin moves, positive: gradients are multiplied by epsilon / 2, noise by sqrt(epsilon).
+        target_acceptance: share of Langevin moves that is to be accepted, between 0 and 1, such as 0.67: ``step`` is
+            adapted to it on 32 pilot chains, and is then the same for all images, so none depends on another; None
+            keeps ``step``.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
         base, calibration, calibration_images: see ``RatioSampler``.
 
     Notes of each image: ``score`` and ``score_start``, the log ratio at both ends; ``norm``, |z| / sqrt(D), 1 in the
-    prior; ``acceptance``, the share of Langevin moves that were accepted; ``jumps``, the share of jumps that moved.
+    prior; ``acceptance``, the share of Langevin moves that were accepted; ``step``, their size; ``jumps``, the share of
+    jumps that moved.
 
     Raises:
         UserError: values out of range, space w without w, no discriminator.
@@ -59,15 +64,15 @@ class Ex2MCMC(SpaceChain):
     steps: int = 60
     particles: int = 10
     mala_steps: int = 3
-    step: float = 0.1
+    step: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, particles=2, mala_steps=1)
-        check_positive("ex2mcmc.step", self.step, "0.1 is usual")
 
     def walk(self, target: Target) -> Walk:
         z = target.latent.start
+        step = self.step_of(target)
         score = target.log_ratio(z)
         accepted = torch.zeros(len(z))
         jumps = torch.zeros(len(z))
@@ -79,7 +84,7 @@ class Ex2MCMC(SpaceChain):
             # Walk from there.
             state = (z, *value_and_gradient(target.energy, z))
             for _ in range(self.mala_steps):
-                state, moved = mala(state, target.energy, self.step, target.noise(), target.chance())
+                state, moved = mala(state, target.energy, step, target.noise(), target.chance())
                 accepted += moved.cpu()
             z, energy, _ = state
             score = target.latent.energy(z) - energy
@@ -87,7 +92,8 @@ class Ex2MCMC(SpaceChain):
         moves = self.steps * self.mala_steps
         proposed = len(z) * (self.steps * (self.particles - 1) + moves)
         target.count(proposed, accepted=float(jumps.sum() + accepted.sum()))
-        return z, {"score": score, "acceptance": accepted / moves, "jumps": jumps / self.steps}
+        notes = {"score": score, "acceptance": accepted / moves, "jumps": jumps / self.steps}
+        return z, notes | {"step": torch.full((len(z),), step)}
 
     def jump(self, target: Target, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """The latents that are chosen, [B, D], and whether they are fresh, bool [B]; ``score`` [B] is d(G(z))."""

@@ -57,6 +57,10 @@ class Polarity(BasedSampler):
     manifold of images, up to the singular values beyond k. The volumes are computed once for each class that occurs,
     and cached on disk.
 
+    A generator that normalises z (StyleGAN2, StyleGAN3, the built-in) does not read |z|, but its Jacobian has a factor
+    1 / |z|, which would be noise in the weights of p: k log|z| in log sigma_1 ... sigma_k. So volumes are those by the
+    normalised z, z sqrt(D) / |z|, an improvement over the official code.
+
     Paper: Humayun et al., "Polarity sampling: quality and diversity control of pre-trained generative networks via
     singular values", CVPR 2022, arXiv:2203.01993. It resamples a pool without replacement; here each image draws
     from the pool by itself, so that none depends on another, and a pool with few effective members gives duplicates.
@@ -66,6 +70,7 @@ class Polarity(BasedSampler):
         k: number of singular values, from 1 up to the rank that is possible; the paper uses 10 to 30.
         pool: number of z in all, shared by the classes; each costs one pass of G and ``projections`` backward passes.
         projections: number of directions of the image, at most that of its pixels.
+        official: keep the factor of |z| in the weights of generators that normalise z, as the official code does.
         base: see ``BasedSampler``; Jacobians are those of the base.
 
     Notes of each image: ``effective``, the effective share of the pool of its class, 1 / (N sum_i p_i^2): 1 for equal
@@ -87,6 +92,7 @@ class Polarity(BasedSampler):
     k: int = 15
     pool: int = 200_000
     projections: int = 128
+    official: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,12 +147,24 @@ class Polarity(BasedSampler):
             "k": self.k,
             "projections": self.projections,
         }
+        if self._is_norm_free(view):
+            key["by"] = "normalised z"
 
         def compute(draws: range) -> Tensor:
-            inputs = pool.inputs(view, [label] * len(draws), size, draws, noise_mode)
-            return log_volume(self.jacobian(view, inputs), self.k)
+            return self.volume(view, pool.inputs(view, [label] * len(draws), size, draws, noise_mode))
 
         return torch.from_numpy(pool.values(view, "log volumes", key, size, compute))
+
+    def volume(self, view: LatentView, inputs: Inputs) -> Tensor:
+        """S of each image, float64 [B]; where z is normalised, by the normalised z, so that S(2 z) = S(z)."""
+        volumes = log_volume(self.jacobian(view, inputs), self.k)
+        if self._is_norm_free(view):
+            volumes = volumes + self.k * inputs.z.double().square().mean(1).sqrt().log()
+        return volumes
+
+    def _is_norm_free(self, view: LatentView) -> bool:
+        """Whether the factor of |z| is taken out."""
+        return view.normalises_z and not self.official
 
     def jacobian(self, view: LatentView, inputs: Inputs) -> Tensor:
         """d(P G(z)) / dz of each image, [B, directions, z_dim], by one backward pass a direction."""

@@ -63,12 +63,15 @@ class RatioSampler(BasedSampler):
         key = f"ratio {self.calibration} {self.calibration_images} {noise_mode}"
         return view.once(key, lambda: calibrated(view, self.calibration, self.calibration_images, noise_mode))
 
-    def pool_ratios(self, view: LatentView, label: int, size: int, noise_mode: str) -> Array:
-        """Log ratios [size] of the images of the pool of a class, see ``pool.inputs``; cached on disk."""
+    def pool_ratios(self, view: LatentView, label: int | None, size: int, noise_mode: str) -> Array:
+        """Log ratios [size] of the images of the pool of a class, see ``pool.inputs``; cached on disk.
+
+        Without a label, draw i is of class i modulo the number of classes.
+        """
         ratio = self.ratio(view, noise_mode)
         key = {
             "version": POOL_VERSION,
-            "class": label,
+            "class": "all" if label is None else label,
             "of": size,
             "noise": noise_mode,
             "base": options(self)["base"],
@@ -78,7 +81,8 @@ class RatioSampler(BasedSampler):
         }
 
         def compute(draws: range) -> Tensor:
-            inputs = pool.inputs(view, [label] * len(draws), size, draws, noise_mode)
+            labels = [draw % view.num_classes if label is None else label for draw in draws]
+            inputs = pool.inputs(view, labels, size, draws, noise_mode)
             return ratio(view.images(inputs), inputs.labels).double()
 
         return pool.values(view, "scores of fakes", key, size, compute)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, notice_once
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import of_class
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_choice, check_finite
@@ -47,7 +47,8 @@ class Truncation(Sampler):
 
     Args:
         psi: finite number, for generators with w; 1 is plain, 0 is the mean itself, more than 1 spreads.
-        threshold: positive number, or None (plain).
+        threshold: positive number, or None (plain). Generators that normalise z (StyleGAN2, StyleGAN3, the built-in) do
+            not read its norm, so there it trades next to nothing: use psi.
         center: "global" or "class": which mean w moves towards.
         cutoff: number of leading w rows to truncate; None truncates all.
 
@@ -98,6 +99,11 @@ class Truncation(Sampler):
         if self.threshold is not None and networks.z_prior != "gaussian":
             raise UserError(
                 f"truncation.threshold needs a gaussian prior, this {networks.backbone} has {networks.z_prior}"
+            )
+        if self.threshold is not None and view.normalises_z:
+            notice_once(
+                f"a threshold truncates z, whose norm {networks.backbone} does not read, so quality and variety hardly "
+                "change: use psi"
             )
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:

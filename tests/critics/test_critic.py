@@ -23,6 +23,11 @@ def test_the_built_in_discriminator_has_a_logit_for_every_class() -> None:
         torch.testing.assert_close(Critic(discriminator).judge(images, torch.full((4,), label))[1], expected)
     assert features.shape == (4, 96)
 
+    # Without the class it is the logit of the features alone.
+    labels = torch.arange(4)
+    _, alone = Critic(discriminator).judge_without_class(images, labels)
+    torch.testing.assert_close(alone, discriminator.out(features)[:, 0], atol=1e-4, rtol=1e-4)
+
     # The marginal logit is the mean over classes.
     _, score = Critic(discriminator).marginal(images)
     torch.testing.assert_close(score, logits.exp().mean(1).log())

@@ -40,7 +40,7 @@ def test_on_the_toy_it_is_gradient_ascent_with_momentum(
 ) -> None:
     """The toy's blocks do nothing, so its feature maps are its images."""
     plain = run(toy_view, steps=0).images.flatten(1)
-    found = run(toy_view, steps=9, rate=1.5, momentum=momentum, layer=layer)
+    found = run(toy_view, steps=9, rate=1.5, momentum=momentum, layer=layer, loss="logit")
     expected = trajectory(toy, plain, 9, 1.5, momentum)[-1].float()
     torch.testing.assert_close(found.images.flatten(1), expected, atol=1e-4, rtol=1e-4)
     assert found.notes["best_step"].tolist() == [9] * 6
@@ -55,12 +55,62 @@ def test_the_best_step_is_kept_where_momentum_overshoots(toy: ToyGAN, toy_view: 
     path = torch.stack(trajectory(toy, plain, 12, 6.0, 0.9))
     critic = ToyCritic(toy)
     scores = torch.stack([critic(x.float(), torch.ones(()))["adv_output"] for x in path])
-    found = run(toy_view, steps=12, rate=6, momentum=0.9)
+    found = run(toy_view, steps=12, rate=6, momentum=0.9, loss="logit")
     best = scores.argmax(0)
     assert 0 < best.max() < 12
     assert found.notes["best_step"].tolist() == best.tolist()
     expected = path[best, torch.arange(6)].float()
     torch.testing.assert_close(found.images.flatten(1), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_slope_of_the_default_loss_is_the_share_sigmoid_of_minus_d_of_that_of_d(
+    toy: ToyGAN, toy_view: LatentView, relative: bool
+) -> None:
+    """One step without momentum from the plain image: a + rate sigmoid(-d) grad d, also where grad d is rescaled."""
+    plain = run(toy_view, steps=0).images
+    critic = ToyCritic(toy)
+    d = critic(plain, torch.ones(()))["adv_output"]
+    slope = (critic.slope - critic.curve * (plain.flatten(1) - toy.mean)).view_as(plain)
+    slope = scale_free(slope, plain) if relative else slope
+    best = run(toy_view, steps=1, rate=0.01, momentum=0, relative=relative)
+    assert best.notes["best_step"].tolist() == [1] * 6
+    share = torch.sigmoid(-d)[:, None, None, None]
+    torch.testing.assert_close(best.images, plain + 0.01 * share * slope, atol=1e-5, rtol=0)
+    assert (share.max() - share.min()) > 0.1  # else it would not show
+
+
+def test_the_default_loss_is_the_official_cross_entropy_with_real_as_the_label(toy: ToyGAN, toy_view: LatentView) -> None:
+    """A slow twin of the whole climb, by autograd through the cross-entropy, with the official momentum."""
+    critic = ToyCritic(toy)
+    x = run(toy_view, steps=0).images.flatten(1)
+    momentum = torch.zeros_like(x)
+    for _ in range(5):
+        x = x.detach().requires_grad_()
+        logits = critic(x, torch.ones(()))["adv_output"]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.ones(6), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        momentum = 0.9 * momentum + 0.3 * gradient
+        x = x - momentum
+    found = run(toy_view, steps=5, rate=0.3)
+    assert found.notes["best_step"].tolist() == [5] * 6
+    torch.testing.assert_close(found.images.flatten(1), x.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_probabilistic_image_stops_at_a_step_of_its_own(toy: ToyGAN, toy_view: LatentView) -> None:
+    """Steps are uniform from 0 to ``steps``, the image is that of its step, and no image depends on its batch."""
+    options = {"steps": 3, "rate": 1.5, "momentum": 0.6, "loss": "logit", "mode": "probabilistic"}
+    found = run(toy_view, 400, **options)
+    stops = found.notes["best_step"].long()
+    shares = torch.bincount(stops) / 400
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.08, rtol=0)
+
+    path = torch.stack(trajectory(toy, run(toy_view, 400, steps=0).images.flatten(1), 3, 1.5, 0.6)).float()
+    torch.testing.assert_close(found.images.flatten(1), path[stops, torch.arange(400)], atol=1e-4, rtol=1e-4)
+    again = run(toy_view, 7, **options)
+    assert again.notes["best_step"].tolist() == stops[:7].tolist()
+    scores = ToyCritic(toy)(found.images, found.labels)["adv_output"]
+    torch.testing.assert_close(found.notes["score"], scores, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"rate": 1000.0}, {"rate": 1e30}, {"rate": 30.0, "relative": True}])
@@ -135,7 +185,7 @@ def test_of_maps_beside_rgb_only_the_map_moves_and_the_suffix_alone_carries_grad
         x = (x + 0.05 * velocity).detach()
     expected = img + net.blocks[1].rgb(net.blocks[1].x(x.relu()))
 
-    found = run(view, layer=0, steps=4, rate=0.05, momentum=0.5)
+    found = run(view, layer=0, steps=4, rate=0.05, momentum=0.5, loss="logit")
     rising = found.notes["best_step"] == 4
     assert rising.sum() >= 3
     torch.testing.assert_close(found.images[rising], expected.detach()[rising])
@@ -185,6 +235,8 @@ def test_layers_that_are_not_there_are_refused(toy_view: LatentView) -> None:
         ({"momentum": 1}, "collaborative.momentum must be below 1"),
         ({"momentum": -0.1}, "collaborative.momentum must be a number from 0 up"),
         ({"calibration": "isotonic"}, "calibration=isotonic has no gradient"),
+        ({"loss": "hinge"}, "collaborative.loss is 'hinge'"),
+        ({"mode": "random"}, "collaborative.mode is 'random'"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:

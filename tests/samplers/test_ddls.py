@@ -13,7 +13,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import Samples
 from studiogan_guidance.samplers.chain import value_and_gradient
-from studiogan_guidance.samplers.ddls import mala, ula
+from studiogan_guidance.samplers.ddls import PILOT_MOVES, PILOTS, mala, ula
 
 SHIFT = 1.5
 
@@ -127,6 +127,25 @@ def test_on_a_guided_base_the_discriminator_judges_guided_images(toy: ToyGAN, to
     torch.testing.assert_close(x, posterior(guided, ToyCritic(toy), 2)[0].expand(4, -1), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("step", "goal"), [(0.01, 0.67), (5.0, 0.67), (0.2, 0.9)])
+def test_a_step_that_is_adapted_meets_the_acceptance_that_was_asked_for(step: float, goal: float) -> None:
+    """A Gaussian target in 20 dimensions, d linear; the note tells the frozen step, the same for every batch."""
+    view = identity_view(lambda x, c: x.sum(1) / 4, z_dim=20)
+    options = {"steps": 20, "step": step, "mala": True, "target_acceptance": goal}
+    found = run(view, 300, **options)
+    assert found.notes["acceptance"].mean() == pytest.approx(goal, abs=0.04)
+    assert found.notes["step"].unique().numel() == 1
+    assert view.ledger.setup["backward"] == PILOTS * (PILOT_MOVES + 1)
+
+    # Other images, first in their process, have the same step, and images are those of that step.
+    fresh = identity_view(lambda x, c: x.sum(1) / 4, z_dim=20)
+    alone = run(fresh, 3, **options)
+    assert torch.equal(alone.notes["step"], found.notes["step"][:3])
+    torch.testing.assert_close(alone.images, found.images[:3])
+    fixed = run(fresh, 3, steps=20, step=float(alone.notes["step"][0]), mala=True)
+    torch.testing.assert_close(fixed.images, alone.images, atol=1e-4, rtol=1e-4)
+
+
 def test_infogan_numbers_and_layer_noise_stay() -> None:
     view = identity_view(lambda x, c: 3 * x.sum(1), z_dim=2, info_discrete=1, info_discrete_dim=3, info_continuous=1)
     moved, plain = run(view, 5, steps=5, step=0.3).images, run(view, 5, steps=0).images
@@ -143,6 +162,8 @@ def test_infogan_numbers_and_layer_noise_stay() -> None:
         ({"temperature": -0.1}, "ddls.temperature must be a number from 0 up"),
         ({"mala": True, "temperature": 0.5}, "ddls.mala is exact at temperature 1 only"),
         ({"calibration": "isotonic"}, "calibration=isotonic has no gradient"),
+        ({"target_acceptance": 0.67}, "ddls.target_acceptance adapts Metropolis-corrected steps only: add mala=true"),
+        ({"target_acceptance": 1, "mala": True}, "ddls.target_acceptance must be between 0 and 1, found 1"),
         ({"space": "x"}, "ddls.space is 'x'"),
         ({"space": "w"}, "space w needs a generator with w, identity has none"),
     ],

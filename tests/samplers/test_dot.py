@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from conftest import ToyCritic, ToyGAN, identity_view
-from torch import Tensor
+from conftest import IdentityView, ToyCritic, ToyGAN, identity_view
+from torch import Tensor, nn
 
 from studiogan_guidance import samplers
 from studiogan_guidance.errors import UserError
@@ -84,6 +86,29 @@ def test_the_constant_is_the_lipschitz_constant_of_a_line_and_below_it_elsewhere
     assert 4.8 < plane <= 5 + 1e-4
     bent = identity_view(lambda x, c: torch.sin(2 * x[:, 0]))
     assert 1.5 < k_eff(DOT(calibration="none", pairs=300), bent) <= 2
+
+
+def test_the_constant_leaves_out_the_class_term_of_a_projection_discriminator() -> None:
+    """l(h) = 2 x and h e_c = 5 c x: the descent follows (2 + 5 c) x, and k_eff is 2 for both classes."""
+
+    class Projection(nn.Module):
+        d_cond_mtd = "PD"
+        num_classes = 2
+        table = torch.tensor([[0.0], [5.0]])
+
+        def embedding(self, labels: Tensor) -> Tensor:
+            return self.table[labels]
+
+        def forward(self, x: Tensor, labels: Tensor, eval: bool = False, adc_fake: bool = False) -> dict[str, Tensor]:
+            return {"h": x, "adv_output": 2 * x[:, 0] + (x * self.embedding(labels)).sum(1)}
+
+    view = identity_view(lambda x, c: x[:, 0])
+    companions = dataclasses.replace(view.networks.companions, discriminator=Projection)
+    view = IdentityView(dataclasses.replace(view.networks, companions=companions))
+    sampler = DOT(calibration="none", pairs=20)
+    assert [k_eff(sampler, view, label) for label in (0, 1)] == [pytest.approx(2, rel=1e-3)] * 2
+    logit = sampler.ratio(view)(torch.ones(1, 1), torch.ones(1, dtype=torch.int64))
+    assert logit.tolist() == [7]
 
 
 def test_the_constant_is_made_once_for_the_classes_that_occur_and_booked_as_setup() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import identity_view
 
-from studiogan_guidance import samplers
+from studiogan_guidance import rng, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers.drs import acceptance
@@ -51,6 +51,38 @@ def test_bounds_belong_to_classes_so_labels_stay_as_drawn() -> None:
         assert x[labels == label].var() == pytest.approx(0.5, abs=0.06)
 
 
+def test_one_bound_for_all_classes_is_the_largest_ratio_of_all_fakes() -> None:
+    """Classes that differ by 1: the bound and the percentile are those of the fakes of both, half of them each."""
+    view = identity_view(lambda x, c: -x[:, 0].square() / 2 + c)
+    sampler = samplers.create("drs", {"calibration": "none", "burn_in": 501, "bound": "global", "percentile": 80})
+    with view.frozen(), torch.no_grad():
+        limits = [sampler.limits(view, label, "const") for label in (0, 1)]
+        seeds = [rng.POOLS + draw % 2 * 501 + draw for draw in range(501)]
+        z = torch.cat([view.draw([seed], 0, LabelPlan()).z for seed in seeds]).double().flatten()
+    ratios = -z.square() / 2 + torch.arange(501) % 2
+    assert limits[0] == limits[1] == (pytest.approx(float(ratios.max())), pytest.approx(gamma_of(ratios), abs=1e-4))
+    assert view.ledger.setup["synthesis"] == 501
+
+    # Of classes with bounds of their own, the better one has the higher bound.
+    own = samplers.create("drs", {"calibration": "none", "burn_in": 501})
+    assert own.limits(view, 1, "const")[0] - own.limits(view, 0, "const")[0] == pytest.approx(1, abs=0.01)
+
+
+def gamma_of(ratios: torch.Tensor) -> float:
+    return float(acceptance(ratios, float(ratios.max())).quantile(0.8))
+
+
+def test_under_one_bound_a_class_that_is_liked_less_needs_more_proposals_and_labels_stay() -> None:
+    view = identity_view(lambda x, c: -x[:, 0].square() / 2 + c)
+    sampler = samplers.create("drs", {"calibration": "none", "burn_in": 2000, "bound": "global", "gamma": 0})
+    batch = next(sampler.stream(view, range(3000), 3000, LabelPlan((0, 1))))
+    assert batch.labels.tolist() == [0, 1] * 1500
+    for label in (0, 1):  # 1 / E exp(d - max d), as the law within a class does not change
+        rows = batch.labels == label
+        assert batch.notes["tries"][rows].mean() == pytest.approx(math.sqrt(2) * math.exp(1 - label), rel=0.07)
+        assert batch.images[rows].var() == pytest.approx(0.5, abs=0.06)
+
+
 def test_a_higher_percentile_accepts_fewer_and_better_images() -> None:
     view = identity_view(lambda x, c: -x[:, 0].square() / 2)
     found = [line(view, 1000, calibration="none", percentile=p, burn_in=2000) for p in (10, 80, 95)]
@@ -72,6 +104,7 @@ def test_what_is_never_accepted_is_an_error_of_one_line(monkeypatch: pytest.Monk
     [
         ({"percentile": 101}, "drs.percentile must be at most 100"),
         ({"percentile": -1}, "drs.percentile must be a number from 0 up"),
+        ({"bound": "all"}, "drs.bound is 'all'"),
         ({"gamma": "nan"}, "drs.gamma must be a finite number"),
         ({"calibration": "logstic"}, "drs.calibration is 'logstic': did you mean 'logistic'"),
         ({"base": "ddls"}, "cannot be the base of another sampler"),

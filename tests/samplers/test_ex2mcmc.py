@@ -54,6 +54,16 @@ def test_mode_masses_come_out_where_langevin_steps_alone_stay_stuck() -> None:
     assert (stuck < 0).float().mean() == pytest.approx(0.5, abs=0.09)  # each stays on the side where it began
 
 
+def test_the_langevin_step_is_that_of_the_reference_or_meets_an_acceptance() -> None:
+    view = identity_view(lambda x, c: x.sum(1) / 4, z_dim=20)
+    plain = run(view, 50, steps=1)
+    torch.testing.assert_close(plain.notes["step"], torch.full((50,), 0.02))  # theirs is 0.01, with a drift of step
+    found = run(view, 300, steps=8, particles=2, target_acceptance=0.67)
+    assert found.notes["acceptance"].mean() == pytest.approx(0.67, abs=0.04)
+    assert found.notes["step"].unique().numel() == 1
+    assert found.notes["step"][0] > 0.2
+
+
 def test_images_of_the_toy_become_the_gaussian_posterior_in_both_spaces() -> None:
     """Without interaction w within a class is Gaussian, so z and w have the same target; see ``test_ddls``."""
     toy = ToyGAN(interaction=0)
@@ -70,7 +80,7 @@ def test_images_of_the_toy_become_the_gaussian_posterior_in_both_spaces() -> Non
 
 def test_a_uniform_prior_keeps_to_its_cube() -> None:
     """d(x) = 2 x on [-1, 1]: the mean is coth(2) - 1 / 2."""
-    x = run(identity_view(lambda x, c: 2 * x[:, 0], z_prior="uniform"), 2000, steps=8, particles=4).images
+    x = run(identity_view(lambda x, c: 2 * x[:, 0], z_prior="uniform"), 2000, steps=8, step=0.1, particles=4).images
     assert x.abs().max() <= 1
     assert x.mean() == pytest.approx(0.5373, abs=0.04)
 
@@ -82,6 +92,7 @@ def test_a_uniform_prior_keeps_to_its_cube() -> None:
         ({"particles": 1}, "ex2mcmc.particles must be a number from 2 up"),
         ({"mala_steps": 0}, "ex2mcmc.mala_steps must be a number from 1 up"),
         ({"step": 0}, "ex2mcmc.step must be positive"),
+        ({"target_acceptance": 0}, "ex2mcmc.target_acceptance must be between 0 and 1, found 0"),
         ({"step": "nan"}, "ex2mcmc.step must be a finite number"),
         ({"space": "w"}, "space w needs a generator with w, identity has none"),
         ({"calibration": "isotonic"}, "calibration=isotonic has no gradient"),

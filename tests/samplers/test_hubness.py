@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import ToyGAN, identity_view
+from sklearn.neighbors import NearestNeighbors
 
-from studiogan_guidance import rng, samplers
+from studiogan_guidance import builtin, rng, samplers
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents import LabelPlan, LatentView
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers import hubness
 from studiogan_guidance.samplers.hubness import hub_counts
 
@@ -30,18 +31,22 @@ def pool_of(number: int, count: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("metric", hubness.METRICS)
-def test_counts_are_those_of_a_slow_search(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    points, slow = gaussian(70, 6), [0] * 70
-    for i in range(70):
-        far = [float((points[i] - points[j]).norm()) for j in range(70)]
-        if metric == "cosine":
-            far = [-float(points[i] @ points[j] / points[i].norm() / points[j].norm()) for j in range(70)]
-        for j in sorted((j for j in range(70) if j != i), key=far.__getitem__)[:3]:
-            slow[j] += 1
-    assert hub_counts(points, 3, metric).tolist() == slow
+def test_counts_are_those_of_scikit_learns_graph(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authors pass the points themselves to the graph, so each of them is in its own list."""
+    points = gaussian(70, 6)
+    search = NearestNeighbors(n_neighbors=3, metric=metric).fit(points.numpy())
+    graph = search.kneighbors_graph(points.numpy())
+    assert (graph.diagonal() == 1).all()
+    expected = graph.toarray().sum(0).astype(int).tolist()
+    assert hub_counts(points, 3, metric).tolist() == expected
     monkeypatch.setattr(hubness, "ROWS", 17)
-    assert hub_counts(points, 3, metric).tolist() == slow
-    assert sum(slow) == 70 * 3
+    assert hub_counts(points, 3, metric).tolist() == expected
+    assert sum(expected) == 70 * 3
+
+
+def test_a_point_among_copies_of_itself_is_in_its_own_list() -> None:
+    points = torch.ones(4, 3)
+    assert hub_counts(points, 2).min() >= 1
 
 
 def test_hubs_lie_near_the_centre_and_only_high_dimensions_have_them() -> None:
@@ -56,7 +61,9 @@ def test_hubs_lie_near_the_centre_and_only_high_dimensions_have_them() -> None:
 def test_images_of_a_block_are_the_hubs_of_its_pool_each_once() -> None:
     view, options = view_of(40), {"pool": 1500, "k": 5, "threshold": 15}
     pool = pool_of(3, 1500, 40)  # that of seeds 192 to 255
-    hubs = pool[hub_counts(pool, 5) > 15]
+    counts = hub_counts(pool, 5)
+    assert (counts == 15).any()
+    hubs = pool[counts >= 15]
     assert len(hubs) >= 64
 
     # A block takes each of them once.
@@ -84,16 +91,25 @@ def test_few_hubs_come_again_and_none_is_an_error() -> None:
 
 
 def test_in_w_neighbours_are_counted_among_what_the_class_makes_of_the_pool(toy: ToyGAN, toy_view: LatentView) -> None:
-    options = {"pool": 400, "threshold": 9, "space": "w"}
+    options = {"pool": 400, "threshold": 9}  # w is the default where there is one
     pool = pool_of(0, 400, 4)
     for label in (1, 4):
         w = toy.mapping(pool, torch.eye(5)[label].expand(400, -1))[:, 0]
-        hubs = w[hub_counts(w, 5) > 9]
+        hubs = w[hub_counts(w, 5) >= 9]
         x = draw(toy_view, range(20), 20, LabelPlan((label,)), **options)
         assert torch.cdist(x, hubs, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() < 1e-5
     assert toy_view.ledger.cost["mapping"] == 2 * (400 + 20)
     whole = draw(toy_view, range(60, 70), 10, **options)
     torch.testing.assert_close(draw(toy_view, range(60, 70), 3, **options), whole)
+
+
+def test_z_is_refused_where_its_norm_is_not_read() -> None:
+    view = view_for(builtin.networks())
+    for metric in hubness.METRICS:
+        with pytest.raises(UserError, match="chooses by the norm of z, which builtin does not read: use space=w"):
+            samplers.create("hubness", {"space": "z", "metric": metric}).check(view)
+    samplers.create("hubness", {"space": "z", "threshold": None}).check(view)
+    assert samplers.create("hubness").space_on(view) == "w"
 
 
 def test_infogan_numbers_stay() -> None:
@@ -119,8 +135,8 @@ def test_only_some_pools_are_kept_and_lost_ones_come_back_the_same() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "hubness.k must be a number from 1 up"),
-        ({"pool": 5}, "hubness.pool must be a number from 6 up"),
+        ({"k": 1}, "hubness.k must be a number from 2 up"),
+        ({"pool": 4}, "hubness.pool must be a number from 5 up"),
         ({"threshold": -1}, "hubness.threshold must be a number from 0 up"),
         ({"space": "x"}, "hubness.space is 'x'"),
         ({"metric": "l1"}, "hubness.metric is 'l1'"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from conftest import IdentityView, ToyGAN, identity_view
@@ -84,6 +87,34 @@ def test_jacobians_are_those_of_a_slow_twin_in_a_batch_of_any_size() -> None:
         torch.testing.assert_close(
             sampler.jacobian(view, view.draw([1], 1, LabelPlan())), found[1:2], atol=1e-4, rtol=1e-3
         )
+
+
+def test_volumes_do_not_depend_on_a_norm_that_the_generator_does_not_read() -> None:
+    """sigma ~ 1 / |z| where z is normalised, so the official volumes fall by k log 1.1 as z grows by a tenth."""
+    view = view_for(builtin.networks())
+    inputs = view.draw(range(3), 0, LabelPlan(), "const")
+    longer = dataclasses.replace(inputs, z=1.1 * inputs.z)
+    with view.frozen():
+        torch.testing.assert_close(view.images(longer), view.images(inputs), atol=1e-4, rtol=0)
+        free, official = (samplers.create("polarity", {"k": 3, "projections": 6, "official": o}) for o in (False, True))
+        volumes = free.volume(view, inputs)
+        torch.testing.assert_close(free.volume(view, longer), volumes, atol=1e-4, rtol=0)
+        change = official.volume(view, longer) - official.volume(view, inputs)
+        torch.testing.assert_close(change, torch.full_like(change, -3 * math.log(1.1)), atol=1e-4, rtol=0)
+
+        # They are the volumes by z on the sphere of radius sqrt(D), where both agree.
+        on_sphere = dataclasses.replace(inputs, z=builtin.network.unit_rms(inputs.z))
+        torch.testing.assert_close(official.volume(view, on_sphere), volumes, atol=1e-4, rtol=0)
+
+
+def test_the_pools_of_both_weights_are_kept_apart() -> None:
+    view = view_for(builtin.networks())
+    found = [
+        samplers.create("polarity", {"k": 2, "projections": 2, "pool": 20, "official": official}).volumes(view, 3, "const")
+        for official in (False, True, False)
+    ]
+    assert torch.equal(found[0], found[2])
+    assert not torch.allclose(found[0], found[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("rho", [-1.5, -0.5, 1.0])

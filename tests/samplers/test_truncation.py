@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import ToyGAN, table_noise
 
-from studiogan_guidance import samplers
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents import LabelPlan, LatentView
+from studiogan_guidance import builtin, samplers
+from studiogan_guidance.errors import UserError, notice_once
+from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers.truncation import truncated_normal
 
 
@@ -61,6 +61,22 @@ def test_cutoff_leaves_the_later_rows(toy_view: LatentView) -> None:
 def test_meaningless_options_are_refused(toy_view: LatentView) -> None:
     with pytest.raises(UserError, match="has w rows 0-3"):
         samplers.create("truncation", {"cutoff": 9}).check(toy_view)
+
+
+def test_a_threshold_where_z_is_normalised_is_said_once_to_do_next_to_nothing(
+    toy_view: LatentView, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notice_once.cache_clear()
+    images(toy_view, "truncation", threshold=0.5)  # whose w is linear in z
+    assert capsys.readouterr().err == ""
+
+    view = view_for(builtin.networks())
+    for sampler in ("truncation", "gandance"):
+        images(view, sampler, threshold=1.0)
+    said = capsys.readouterr().err
+    assert said.count("Note: a threshold truncates z, whose norm builtin does not read") == said.count("Note:") == 1
+    images(view, "truncation", psi=0.9)
+    assert capsys.readouterr().err == ""
 
 
 def test_while_drawing_truncates_fresh_noise_as_well(toy_view: LatentView) -> None:
