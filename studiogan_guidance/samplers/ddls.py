@@ -79,7 +79,8 @@ class LangevinChain(SpaceChain):
     Args:
         step: epsilon, positive: gradients are multiplied by epsilon / 2, noise by sqrt(epsilon).
         target_acceptance: share of Metropolis-corrected steps that is to be accepted, between 0 and 1: the step is
-            adapted to it, from ``step`` on, on 32 pilot chains, and is then the same for all images; None keeps ``step``.
+            adapted to it, from ``step`` on, on 32 pilot chains, and is then the same for all images; None keeps
+            ``step``.
     """
 
     step: float = 0.01
@@ -130,8 +131,8 @@ class DDLS(LangevinChain):
         step: epsilon, positive: gradients are multiplied by epsilon / 2, noise by sqrt(epsilon).
         temperature: multiplies the noise, from 0 up; 1 is the sampler of the paper, less is cooler.
         mala: correct each step by Metropolis' rule, which makes the target exact at any step.
-        target_acceptance: with ``mala``, see ``LangevinChain``; 0.67 as in Samsonov et al. 2022, arXiv:2111.02702, whose
-            code changes the step while it samples; None keeps ``step``.
+        target_acceptance: with ``mala``, see ``LangevinChain``; 0.67 is that of Samsonov et al. 2022, arXiv:2111.02702,
+            whose code changes the step while it samples; None keeps ``step``.
         space: z, or w for generators that have it, under a Gaussian fitted to w within classes.
         base, calibration, calibration_images: see ``RatioSampler``.
 

@@ -54,9 +54,11 @@ class DOT(LatentChain):
     min_z |z - z_y + delta|_2 - d(G(z)) / k_eff, delta = 0.001, by gradient descent from z_y. k_eff is the largest
     |d(G(z1)) - d(G(z2))| / |z1 - z2| over pairs of draws of the class, estimated once; where the slope of d is less
     than k_eff, moving does not pay. For k_eff the logit of a projection discriminator goes without the term of the
-    class, as in the published code (other conditional logits have no such form, and count with their class). A Gaussian prior has the radial part of the gradient removed, a uniform one clips z
-    to [-1, 1]. Layer noise and InfoGAN's numbers of an image stay as they are. Calibration by a logistic map changes
-    nothing, as k_eff is in the same units; but it refuses a discriminator that ranks fakes first.
+    class, as in the published code (other conditional logits are no such sums, and count with their class).
+
+    A Gaussian prior has the radial part of the gradient removed, a uniform one clips z to [-1, 1]. Layer noise and
+    InfoGAN's numbers of an image stay as they are. Calibration by a logistic map changes nothing, as k_eff is in the
+    same units; but it refuses a discriminator that ranks fakes first.
 
     The published code removes about sqrt(D) times the radial part, which drives |z| away; here it is removed exactly.
 

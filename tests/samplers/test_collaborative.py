@@ -80,7 +80,9 @@ def test_the_slope_of_the_default_loss_is_the_share_sigmoid_of_minus_d_of_that_o
     assert (share.max() - share.min()) > 0.1  # else it would not show
 
 
-def test_the_default_loss_is_the_official_cross_entropy_with_real_as_the_label(toy: ToyGAN, toy_view: LatentView) -> None:
+def test_the_default_loss_is_the_official_cross_entropy_with_real_as_the_label(
+    toy: ToyGAN, toy_view: LatentView
+) -> None:
     """A slow twin of the whole climb, by autograd through the cross-entropy, with the official momentum."""
     critic = ToyCritic(toy)
     x = run(toy_view, steps=0).images.flatten(1)

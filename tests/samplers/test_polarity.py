@@ -110,7 +110,9 @@ def test_volumes_do_not_depend_on_a_norm_that_the_generator_does_not_read() -> N
 def test_the_pools_of_both_weights_are_kept_apart() -> None:
     view = view_for(builtin.networks())
     found = [
-        samplers.create("polarity", {"k": 2, "projections": 2, "pool": 20, "official": official}).volumes(view, 3, "const")
+        samplers.create("polarity", {"k": 2, "projections": 2, "pool": 20, "official": official}).volumes(
+            view, 3, "const"
+        )
         for official in (False, True, False)
     ]
     assert torch.equal(found[0], found[2])
