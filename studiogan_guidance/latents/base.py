@@ -156,7 +156,10 @@ class LatentView(ABC):
     """One architecture family, seen through ``encode`` and ``decode``.
 
     Attributes:
-        rows: number of w rows of a code; None where a code has no layers.
+        rows: number of w rows of a code; None where codes are no w.
+        blocks: number of places, coarse to fine, that a code may differ in: the rows of w, or the conditional blocks of
+            generators without w, which take codes [B, blocks, D] as well as [B, D]; 0 where there are none.
+        noise_chunks: number of equal parts of the prior noise, coarse to fine, that go to different blocks.
         channels_last: whether fast mode lays the generator's weights out with the channels last.
         networks: the generator and its facts; ``generator``, ``num_classes`` and ``device`` are shortcuts to it.
         ledger: what sampling has cost so far.
@@ -166,6 +169,8 @@ class LatentView(ABC):
     """
 
     rows: int | None = None
+    blocks: int = 0
+    noise_chunks: int = 1
     channels_last = True
 
     def __init__(self, networks: Networks) -> None:
@@ -177,6 +182,11 @@ class LatentView(ABC):
         self.memo: dict[Hashable, tuple[object, ...]] = {}
         self.on_disk = bool(networks.digest)
         self.bare: LatentView = self
+
+    @property
+    def normalises_z(self) -> bool:
+        """Whether images stay the same when the prior noise is multiplied by a positive number."""
+        return False
 
     @abstractmethod
     def encode(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -245,7 +255,9 @@ class LatentView(ABC):
         """Mean of ``encode(z, c)`` for the same z over each image's classes ``labels`` [B, K]; [B, ...]."""
         weights = torch.zeros(len(labels), self.num_classes, device=self.device)
         ones = torch.ones((), device=self.device).expand_as(labels)
-        return weights.scatter_add_(1, labels, ones) @ self.class_means() / labels.shape[1]
+        means = self.class_means()
+        total = weights.scatter_add_(1, labels, ones) @ means.flatten(1)
+        return total.view(len(labels), *means.shape[1:]) / labels.shape[1]
 
     def draw(self, seeds: Sequence[int], first: int, plan: LabelPlan, noise_mode: str = "random") -> Inputs:
         """Draw a batch. Each image's generator gives, in this order: z, label, InfoGAN numbers, layer noise.

@@ -28,7 +28,7 @@ class JointOptions:
         subset: number of classes of ``class_subset``.
         ckpt: file of the learned joint; None: the one beside the checkpoint.
         network: a learned joint in memory, in place of the file.
-        scale: of the guidance, for estimators that depend on it.
+        scale: the scale of guidance, for estimators that are to hit a target t at it: code - (t - code) / (scale - 1).
     """
 
     subset: int = 8

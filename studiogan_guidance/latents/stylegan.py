@@ -20,6 +20,7 @@ MAX_NUMBERS = 2**27  # the same on a GPU, which large calls keep busy: numbers i
 TABLE_DRAWS = 10_000  # prior draws behind each class mean (as in Dobler et al. 2022, arXiv:2202.11777)
 TABLE_VERSION = 1  # raise it when the table of the same draws changes
 TABLE_SEED = rng.TABLES
+ALIKE = 0.02  # of the spread of w: by how much codes may differ that count as the same
 
 
 class WView(LatentView):
@@ -35,7 +36,31 @@ class WView(LatentView):
         self.mapping = generator.mapping
         self.synthesis = generator.synthesis
         self.rows: int = generator.synthesis.num_ws
+        self.blocks = self.rows
         self.width: int = self.global_mean().shape[1]
+
+    @property
+    def normalises_z(self) -> bool:
+        """Whether the mapping sees the direction of z alone, as that of StyleGAN2, StyleGAN3 and the built-in does."""
+        if self.bare is not self:
+            return self.bare.normalises_z
+        return self.once("normalises z", self._sees_directions)
+
+    def _sees_directions(self) -> bool:
+        """Whether w of some noise and of twice that noise are equal, up to the rounding of a lower precision."""
+        # The same draws, once and twice as far from the origin.
+        gens = rng.generators(range(TABLE_SEED, TABLE_SEED + 4))
+        prior = self.prior(gens)
+        info = self.info(gens)
+        once = torch.cat([prior, info], 1).to(self.device)
+        twice = torch.cat([2 * prior, info], 1).to(self.device)
+
+        # Their codes.
+        with self.frozen(), torch.no_grad():
+            weights = self.unit_vectors()[:1].expand(len(prior), -1)
+            w = self._map(once, weights)
+            change = self._map(twice, weights) - w
+        return bool(change.abs().max() <= ALIKE * w.std())
 
     def _map(self, z: Tensor, weights: Tensor) -> Tensor:
         ws: Tensor = self.mapping(z, weights)

@@ -15,7 +15,13 @@ from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OF_CODES, WITHOUT_Z, JointOptions, of_class, with_code
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_at_least, check_finite
+from studiogan_guidance.samplers.temperature import Temperature, shares
 from studiogan_guidance.samplers.truncation import Truncation
+
+
+def spread_option(view: LatentView) -> str:
+    """The option of ``gandance`` that widens or narrows each class on a view: ``psi`` of w, else ``tau`` of z."""
+    return "tau" if view.rows is None else "psi"
 
 
 def guide(code: Tensor, joint: Tensor, scale: float | Tensor) -> Tensor:
@@ -57,19 +63,27 @@ class GANdance(Sampler):
         joint_ckpt: file of the learned joint (see ``training``); None: joint.safetensors beside the checkpoint.
         strengths: also multiply scale - 1 by the strengths of the class and of the row in that file; off by default.
         subset: number of classes that ``class_subset`` averages, from 1 up (capped at the number of classes).
-        layers: rows [low, high) of w to guide, for views with layers; None guides all of them.
-        profile: strength of guidance in equal groups of w rows, coarse to fine, as shares p of ``scale``: each is
-            guided by 1 + (scale - 1) p, so 1:0.5:0 guides coarse rows fully, middle ones half and fine ones not at
+        layers: blocks [low, high) to guide, coarse to fine: rows of w, or conditional blocks of generators without w
+            (in BigGAN-deep, 0 is the first layer); None guides all of them.
+        profile: strength of guidance in equal groups of blocks, coarse to fine, as shares p of ``scale``: each is
+            guided by 1 + (scale - 1) p, so 1:0.5:0 guides coarse blocks fully, middle ones half and fine ones not at
             all; None is 1 everywhere.
         keep_norm: rescale each guided code to the Euclidean norm of the plain one; off by default.
-        psi: finite number: truncation after guidance, m + psi * (w - m), where m is the guided mean of the image's
-            class. This keeps the condition, while truncation towards the mean of all undoes guidance; None or 1 is off.
-        threshold: positive number: z from a normal truncated to [-t, t] (see ``truncation``); None is off.
+        psi: spread of w within its class, as ``scale`` is that between classes: m + psi * (w - m) after guidance, where
+            m is the guided mean of the image's class. Any finite number; 1 or None is plain, less gives typical images,
+            more gives more various ones; 0.7 to 1.8 is worth a search. It keeps the condition, while truncation towards
+            the mean of all undoes guidance.
+        tau: temperature of z, the spread within classes of generators that do not normalise z: the prior noise becomes
+            tau * z (InfoGAN's numbers stay). A number from 0 up; 1 is plain (neutral), 0.8 to 1.3 is worth a search.
+        tau_profile: shares p of tau - 1 in equal groups of the chunks of z that go to the first layer and the blocks of
+            BigGAN, coarse to fine: each is multiplied by 1 + (tau - 1) p; None is 1 everywhere.
+        threshold: positive number: z from a normal truncated to [-t, t] (see ``truncation``), before ``tau``; None is
+            off.
 
     Raises:
-        UserError: a generator without classes, a value that is not finite, an unknown joint, layers outside the view's
-            rows, layers, profile or psi on a view without rows, a threshold on a uniform prior; a learned joint that is
-            missing or was learned on another generator.
+        UserError: a generator without classes, a value that is not finite, an unknown joint, layers or a profile that
+            do not fit the blocks, psi without w, tau where z is normalised, a threshold on a uniform prior; a learned
+            joint that is missing or was learned on another generator.
 
     Example:
         >>> from studiogan_guidance import builtin, samplers, view_for, LabelPlan
@@ -89,6 +103,8 @@ class GANdance(Sampler):
     profile: tuple[float, ...] | None = None
     keep_norm: bool = False
     psi: float | None = None
+    tau: float = 1.0
+    tau_profile: tuple[float, ...] | None = None
     threshold: float | None = None
     _network: LearnedJoint | None = dataclasses.field(default=None, init=False, repr=False)  # see ``away_from``
 
@@ -98,6 +114,7 @@ class GANdance(Sampler):
         for share in self.profile or ():
             check_finite("gandance.profile", share)
         self.truncation()  # which checks psi and threshold
+        self.temperature()
         check_at_least(self, subset=1)
 
         # The joint, and options that only a learned one has.
@@ -114,34 +131,42 @@ class GANdance(Sampler):
 
     @property
     def neutral(self) -> bool:
-        return self.scale == 1 and self.truncation().neutral
+        return self.scale == 1 and self.truncation().neutral and self.temperature().neutral
 
     def truncation(self) -> Truncation:
         """What ``psi`` and ``threshold`` do, as a sampler."""
         return Truncation(psi=1.0 if self.psi is None else self.psi, threshold=self.threshold)
 
+    def temperature(self) -> Temperature:
+        """What ``tau`` and ``tau_profile`` do."""
+        return Temperature(self.tau, self.tau_profile)
+
     def check(self, view: LatentView) -> None:
+        # The spread within classes.
+        if self.psi not in (None, 1) and view.rows is None:
+            backbone = view.networks.backbone
+            raise UserError(f"gandance.psi needs a generator with w, but {backbone} has none: use tau, the spread of z")
         self.truncation().check(view)
+        self.temperature().check(view)
+
+        # The guidance.
+        self._check_blocks(view)
         if self.joint == "learned" and self.scale != 1:
             self._learned(view)
         if self.joint in ("gaussian", "gaussian_shift") and self.scale != 1:
             gaussian.check(view)
 
-        # Layers and profile need rows of w.
-        rows = view.rows or 0
-        for name in ("layers", "profile"):
-            if getattr(self, name) is not None and view.rows is None:
-                backbone = view.networks.backbone
-                raise UserError(f"gandance.{name} needs a generator with w rows, but {backbone} has none: leave it out")
-
-        # They fit the rows of this generator.
+    def _check_blocks(self, view: LatentView) -> None:
+        """Raise UserError where layers or groups of them do not fit the blocks of this view."""
+        rows = f"{view.blocks} {'blocks' if view.rows is None else 'w rows'}"
         if self.layers is not None:
             low, high = self.layers
-            if not 0 <= low < high <= rows:
-                raise UserError(f"gandance.layers is {low}-{high}, but this generator has rows 0-{rows}")
-        if self.profile is not None and not 1 <= len(self.profile) <= rows:
+            if not 0 <= low < high <= view.blocks:
+                raise UserError(f"gandance.layers is {low}-{high}, but this generator has {rows}: give a part of 0-"
+                                f"{view.blocks}")
+        if self.profile is not None and not 1 <= len(self.profile) <= view.blocks:
             groups = len(self.profile)
-            raise UserError(f"gandance.profile has {groups} groups, but this generator has {rows} w rows")
+            raise UserError(f"gandance.profile has {groups} groups, but this generator has {rows}: give fewer")
 
     def files(self, view: LatentView) -> dict[str, str]:
         if self.joint != "learned" or self.scale == 1:
@@ -149,21 +174,20 @@ class GANdance(Sampler):
         return {"joint_sha256": self._learned(view).digest()}
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
-        z = self.truncation().truncated_z(view, inputs.z)
+        z = self._spread_z(view, inputs.z)
         return view.decode(self.codes(view, dataclasses.replace(inputs, z=z)), z, inputs.noise)
 
     def built_into(self, view: LatentView) -> LatentView:
-        truncation = self.truncation()
         if self.joint == "class_subset":
             raise UserError(
                 "gandance with joint=class_subset draws anew for each call and cannot be a base: use another"
             )
 
         def encode(z: Tensor, labels: Tensor) -> Tensor:
-            return self.codes(view, _of_labels(labels, truncation.truncated_z(view, z)))
+            return self.codes(view, _of_labels(labels, self._spread_z(view, z)))
 
         def decode(code: Tensor, z: Tensor, noise: list[Tensor] | None) -> Tensor:
-            return view.decode(code, truncation.truncated_z(view, z), noise)
+            return view.decode(code, self._spread_z(view, z), noise)
 
         def class_means() -> Tensor:
             return self._means_by_class(view)
@@ -188,6 +212,10 @@ class GANdance(Sampler):
             joint = JOINTS[self.joint].target(view, inputs, code, self._joint_options)
             guided = self._away(view, inputs.labels, code, joint)
         return self._truncated(view, inputs.labels, guided)
+
+    def _spread_z(self, view: LatentView, z: Tensor) -> Tensor:
+        """z [B, Z] with its prior noise truncated and multiplied by the temperature; InfoGAN's numbers stay."""
+        return self.temperature().applied(view, self.truncation().truncated_z(view, z))
 
     @property
     def _joint_options(self) -> JointOptions:
@@ -223,7 +251,8 @@ class GANdance(Sampler):
         guided = table[inputs.labels]
         if network is not None and varies:
             weight = weight[inputs.labels] if self.strengths else weight
-            guided = torch.addcmul(guided, weight, network.shift(view, inputs.z))
+            shift = network.shift(view, inputs.z)
+            guided = torch.addcmul(guided, weight, shift[:, None] if shift.dim() < guided.dim() else shift)
         return view.encode(inputs.z, inputs.labels) + guided if codes is None else guided
 
     @torch.no_grad()
@@ -238,15 +267,11 @@ class GANdance(Sampler):
         if codes is not None:
             name = network.base if network is not None and varies else self.joint
             joint = JOINTS[name].target(view, inputs, codes, self._joint_options)
-            scale = torch.as_tensor(self._scale(view, labels, codes), device=view.device)
-            return self._away(view, labels, codes, joint), 1 - scale
+            return self._away(view, labels, codes, joint), 1 - self._scale_of_blocks(view, labels, codes)
 
         # What is added to w, in one row if all are equal.
         means = view.class_means()
-        scale = torch.as_tensor(self._scale(view, labels, means), device=view.device)
-        if self.layers is not None:
-            rows = torch.arange(means.shape[1], device=view.device)[:, None]
-            scale = torch.where((rows >= self.layers[0]) & (rows < self.layers[1]), scale, 1)
+        scale = self._scale_of_blocks(view, labels, means)
         if means.stride(1) == 0:
             means = means[:, :1]
         table = (scale - 1) * (means - means.mean(0))
@@ -286,7 +311,16 @@ class GANdance(Sampler):
         return learned.of_view(view, self.joint_ckpt) if self._network is None else self._network
 
     def _away(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
-        """``code`` guided away from ``joint``, by the scale, in the rows and with the norm that the options ask for."""
+        """``code`` guided away from ``joint``, by the scale, in the blocks and with the norm that the options ask for.
+
+        Of generators without w, [B, D] becomes [B, blocks, D] where blocks are guided differently.
+        """
+        # A code for each block, where they differ.
+        if view.rows is None and self._tells_blocks_apart:
+            code = _for_blocks(code, view.blocks)
+            joint = _for_blocks(joint, view.blocks)
+        elif joint.dim() > code.dim():
+            code = _for_blocks(code, view.blocks)
         guided = guide(code, joint, self._scale(view, labels, code))
 
         # Keep the norm of the plain code.
@@ -295,20 +329,42 @@ class GANdance(Sampler):
             guided_norm = torch.linalg.vector_norm(guided, dim=-1, keepdim=True).clamp_min(1e-12)
             guided = guided * (norm / guided_norm)
 
-        # Keep the rows outside of ``layers``.
+        # Keep the blocks outside of ``layers``.
         if self.layers is not None:
             low, high = self.layers
             guided = torch.cat([code[:, :low], guided[:, low:high], code[:, high:]], 1)
         return guided
 
+    @property
+    def _tells_blocks_apart(self) -> bool:
+        return self.layers is not None or self.profile is not None
+
     def _scale(self, view: LatentView, labels: Tensor, code: Tensor) -> float | Tensor:
-        """``scale`` with ``profile`` and ``strengths``: one number, or one for each image and row."""
+        """``scale`` with ``profile`` and ``strengths``: one number, or one for each image and block."""
         scale: float | Tensor = self.scale
         if self.profile is not None:
-            rows = view.rows or 1
-            shares = [self.profile[row * len(self.profile) // rows] for row in range(rows)]
-            table = view.once(("profile", self.profile), lambda: torch.tensor(shares, device=code.device)[:, None])
-            scale = 1 + (scale - 1) * table.to(code.dtype)
+            scale = view.once(("profile", self), lambda: self._profiled(view)).to(code.dtype)
         if self.strengths:
             scale = 1 + (scale - 1) * self._learned(view).strength(labels, code)
         return scale
+
+    def _profiled(self, view: LatentView) -> Tensor:
+        """The scale of each block, [blocks, 1]."""
+        table = 1 + (self.scale - 1) * shares(self.profile or (1.0,), view.blocks)
+        return table.float().to(view.device)[:, None]
+
+    def _scale_of_blocks(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
+        """``_scale`` as a tensor, 1 in the blocks outside of ``layers``."""
+        if view.rows is None and self._tells_blocks_apart:
+            code = _for_blocks(code, view.blocks)
+        scale = torch.as_tensor(self._scale(view, labels, code), device=view.device)
+        if self.layers is None:
+            return scale
+
+        block = torch.arange(view.blocks, device=view.device)[:, None]
+        return torch.where((block >= self.layers[0]) & (block < self.layers[1]), scale, 1)
+
+
+def _for_blocks(code: Tensor, blocks: int) -> Tensor:
+    """Codes [B, D] for each of some blocks, [B, blocks, D]; those that are so already stay."""
+    return code[:, None].expand(-1, blocks, -1) if code.dim() == 2 else code

@@ -117,6 +117,8 @@ def test_strings_become_the_type_of_the_option() -> None:
         "profile": None,
         "keep_norm": True,
         "psi": None,
+        "tau": 1.0,
+        "tau_profile": None,
         "threshold": None,
     }
 

@@ -64,7 +64,7 @@ def test_layers_guide_only_their_rows(toy_view: LatentView) -> None:
     some = samplers.create("gandance", {"scale": 3, "layers": [1, 2]}).guided(toy_view, inputs, code)
     assert torch.equal(some[:, [0, 2]], code[:, [0, 2]])
     assert torch.equal(some[:, 1], all_rows[:, 1])
-    with pytest.raises(UserError, match="has rows 0-3"):
+    with pytest.raises(UserError, match="has 3 w rows: give a part of 0-3"):
         samplers.create("gandance", {"layers": [1, 9]}).check(toy_view)
 
 
