@@ -20,9 +20,10 @@ class EmbeddingView(LatentView):
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)
         self._forward: Any = self.generator
-        self._embedding: Any = self.generator.shared
-        self._blocks = ConditionalBlocks(self.generator, self._embedding.weight.shape[1])
-        self.blocks = len(self._blocks)
+        embedding: Any = self.generator.shared
+        self._embedding = embedding
+        self._blocks = ConditionalBlocks(self.generator, int(self._embedding.weight.shape[1]))
+        self.blocks = max(1, len(self._blocks))
 
         # BigGAN splits z among its first layer and its blocks, unless a layer has mixed it with InfoGAN's numbers.
         if networks.backbone == "big_resnet" and not hasattr(self.generator, "info_mix_linear"):

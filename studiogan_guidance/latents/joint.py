@@ -37,7 +37,7 @@ class JointOptions:
     scale: float = 1.2
 
 
-OF_CODES = ("global_mean", "gaussian", "gaussian_shift")  # functions of code and class, of class means, too
+OF_CODES = ("global_mean", "gaussian", "gaussian_shift", "frechet")  # functions of code and class, of class means, too
 WITHOUT_Z = ("class_mean", "global_mean", "class_shift", "mean_embedding")  # one joint, where codes ignore z
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"
 OURS = f"this package, after {GANDANCE}"

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents import gaussian, learned
+from studiogan_guidance.latents import gaussian, learned, moves
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OF_CODES, WITHOUT_Z, JointOptions, of_class, with_code
 from studiogan_guidance.latents.learned import LearnedJoint
+from studiogan_guidance.latents.moves import Move
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_at_least, check_finite
 from studiogan_guidance.samplers.temperature import Temperature, shares
 from studiogan_guidance.samplers.truncation import Truncation
+
+IN_FILES = ("learned", *moves.KINDS)  # joints that were learned and are read from a file
 
 
 def spread_option(view: LatentView) -> str:
@@ -59,9 +62,11 @@ class GANdance(Sampler):
         scale: finite number; 1 is plain sampling (neutral), more guides, less goes towards the joint; 1.05 to 2 is
             usual.
         joint: name of the estimator: class_mean, class_subset, global_mean, class_shift, mean_embedding, gaussian,
-            gaussian_shift or learned.
-        joint_ckpt: file of the learned joint (see ``training``); None: joint.safetensors beside the checkpoint.
-        strengths: also multiply scale - 1 by the strengths of the class and of the row in that file; off by default.
+            gaussian_shift, learned, frechet or amortised.
+        joint_ckpt: file of a joint that was learned (see ``training``); None: the one beside the checkpoint,
+            joint.safetensors, frechet.safetensors or amortised.safetensors.
+        strengths: also multiply scale - 1 by the strengths of the class and of the row in the file of ``learned``; off
+            by default.
         subset: number of classes that ``class_subset`` averages, from 1 up (capped at the number of classes).
         layers: blocks [low, high) to guide, coarse to fine: rows of w, or conditional blocks of generators without w
             (in BigGAN-deep, 0 is the first layer); None guides all of them.
@@ -106,7 +111,7 @@ class GANdance(Sampler):
     tau: float = 1.0
     tau_profile: tuple[float, ...] | None = None
     threshold: float | None = None
-    _network: LearnedJoint | None = dataclasses.field(default=None, init=False, repr=False)  # see ``away_from``
+    _network: LearnedJoint | Move | None = dataclasses.field(default=None, init=False, repr=False)  # see ``away_from``
 
     def __post_init__(self) -> None:
         # Numbers.
@@ -117,14 +122,16 @@ class GANdance(Sampler):
         self.temperature()
         check_at_least(self, subset=1)
 
-        # The joint, and options that only a learned one has.
+        # The joint, and options that only learned ones have.
         JOINTS[self.joint]
-        for name in ("joint_ckpt", "strengths"):
-            if getattr(self, name) and self.joint != "learned":
-                raise UserError(f"gandance.{name} belongs to the learned joint, but joint is {self.joint}: use learned")
+        for name, joints in (("joint_ckpt", IN_FILES), ("strengths", IN_FILES[:1])):
+            if getattr(self, name) and self.joint not in joints:
+                raise UserError(
+                    f"gandance.{name} belongs to joint {' or '.join(joints)}, but joint is {self.joint}: use {joints[0]}"
+                )
 
-    def away_from(self, network: LearnedJoint) -> GANdance:
-        """The same sampler with a learned joint in memory in place of a file, as while it is trained."""
+    def away_from(self, network: LearnedJoint | Move) -> GANdance:
+        """The same sampler with a joint in memory in place of a file, as while it is trained."""
         sampler = copy.copy(self)
         object.__setattr__(sampler, "_network", network)
         return sampler
@@ -151,8 +158,9 @@ class GANdance(Sampler):
 
         # The guidance.
         self._check_blocks(view)
-        if self.joint == "learned" and self.scale != 1:
-            self._learned(view)
+        if self.joint == "amortised" and self.psi not in (None, 1):
+            raise UserError("gandance.psi needs guided means of classes, and amortised moves have none: leave psi out")
+        self._file(view)
         if self.joint in ("gaussian", "gaussian_shift") and self.scale != 1:
             gaussian.check(view)
 
@@ -169,18 +177,22 @@ class GANdance(Sampler):
             raise UserError(f"gandance.profile has {groups} groups, but this generator has {rows}: give fewer")
 
     def files(self, view: LatentView) -> dict[str, str]:
-        if self.joint != "learned" or self.scale == 1:
-            return {}
-        return {"joint_sha256": self._learned(view).digest()}
+        file = self._file(view)
+        return {} if file is None else {"joint_sha256": file.digest()}
 
     def images(self, view: LatentView, inputs: Inputs) -> Tensor:
-        z = self._spread_z(view, inputs.z)
-        return view.decode(self.codes(view, dataclasses.replace(inputs, z=z)), z, inputs.noise)
+        inputs = dataclasses.replace(inputs, z=self._noise(view, inputs))
+        return view.decode(self.codes(view, inputs), inputs.z, inputs.noise)
 
     def built_into(self, view: LatentView) -> LatentView:
         if self.joint == "class_subset":
             raise UserError(
                 "gandance with joint=class_subset draws anew for each call and cannot be a base: use another"
+            )
+
+        if self.joint in moves.KINDS and view.rows is None and self.scale != 1:
+            raise UserError(
+                f"gandance with joint={self.joint} moves the noise of each class and cannot be a base here: use another"
             )
 
         def encode(z: Tensor, labels: Tensor) -> Tensor:
@@ -212,6 +224,14 @@ class GANdance(Sampler):
             joint = JOINTS[self.joint].target(view, inputs, code, self._joint_options)
             guided = self._away(view, inputs.labels, code, joint)
         return self._truncated(view, inputs.labels, guided)
+
+    def _noise(self, view: LatentView, inputs: Inputs) -> Tensor:
+        """The noise of a batch as images are made of it: spread, and moved where the joint learned to move noise."""
+        z = self._spread_z(view, inputs.z)
+        if self.joint not in moves.KINDS or self.scale == 1:
+            return z
+        inputs = dataclasses.replace(inputs, z=z)
+        return moves.moved_noise(self.joint, view, inputs, self._joint_options, self.scale)
 
     def _spread_z(self, view: LatentView, z: Tensor) -> Tensor:
         """z [B, Z] with its prior noise truncated and multiplied by the temperature; InfoGAN's numbers stay."""
@@ -307,8 +327,19 @@ class GANdance(Sampler):
             joint = JOINTS[self.joint].target(view, inputs, class_mean, self._joint_options)
         return self._away(view, labels, class_mean, joint)
 
+    def _file(self, view: LatentView) -> LearnedJoint | Move | None:
+        """What the joint reads from a file; None for estimators that are arithmetic, and at scale 1."""
+        if self.scale == 1 or self.joint not in IN_FILES:
+            return None
+        if self.joint == "learned":
+            return self._learned(view)
+        return moves.chosen(self.joint, view, self._joint_options)
+
     def _learned(self, view: LatentView) -> LearnedJoint:
-        return learned.of_view(view, self.joint_ckpt) if self._network is None else self._network
+        if self._network is None:
+            return learned.of_view(view, self.joint_ckpt)
+        assert isinstance(self._network, LearnedJoint)
+        return self._network
 
     def _away(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
         """``code`` guided away from ``joint``, by the scale, in the blocks and with the norm that the options ask for.

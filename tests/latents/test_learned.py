@@ -140,7 +140,7 @@ def test_what_is_no_joint_is_refused(tmp_path: Path, toy_view: LatentView) -> No
 
 @pytest.mark.parametrize("options", [{"joint_ckpt": "x"}, {"strengths": True}])
 def test_options_of_the_learned_joint_go_with_no_other(options: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="belongs to the learned joint, but joint is class_mean"):
+    with pytest.raises(UserError, match="belongs to joint learned.*, but joint is class_mean: use learned"):
         samplers.create("gandance", options)
 
 
