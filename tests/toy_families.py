@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Shared(nn.Module):
-    """z [B, 6] in three chunks: one for the first layer, one for each of two blocks, beside an embedding of 7 numbers."""
+    """z [B, 6] in three chunks: for the first layer and for two blocks, which also read an embedding of 7 numbers."""
 
     def __init__(self) -> None:
         super().__init__()

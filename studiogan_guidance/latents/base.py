@@ -211,11 +211,6 @@ class LatentView(ABC):
         width = self.networks.z_dim
         return z[:, :width], z[:, width:]
 
-    @property
-    def normalises_z(self) -> bool:
-        """Whether the generator normalises z first, so that images do not depend on its norm."""
-        return False
-
     def noise_sizes(self) -> list[int]:
         """Side of each per-image noise input, in the order in which they are drawn; empty for most families."""
         return []

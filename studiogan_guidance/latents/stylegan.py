@@ -79,18 +79,6 @@ class WView(LatentView):
         self.ledger.cost["synthesis"] += len(code)
         return self._synthesise(code, noise)
 
-    @property
-    def normalises_z(self) -> bool:
-        return self.bare.once("normalises z", self._ignores_norm)
-
-    def _ignores_norm(self) -> bool:
-        """Whether w of 2 z is w of z, for one draw."""
-        gens = rng.generators([rng.PILOTS])
-        z = torch.cat([self.prior(gens), self.info(gens)], 1).to(self.device)
-        with self.frozen(), torch.no_grad():
-            weights = self.unit_vectors()[:1]
-            return torch.allclose(self._map(2 * z, weights), self._map(z, weights), rtol=1e-3, atol=1e-4)
-
     def layers(self) -> list[nn.Module]:
         return list(self.synthesis.blocks)
 

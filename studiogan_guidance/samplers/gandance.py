@@ -126,9 +126,8 @@ class GANdance(Sampler):
         JOINTS[self.joint]
         for name, joints in (("joint_ckpt", IN_FILES), ("strengths", IN_FILES[:1])):
             if getattr(self, name) and self.joint not in joints:
-                raise UserError(
-                    f"gandance.{name} belongs to joint {' or '.join(joints)}, but joint is {self.joint}: use {joints[0]}"
-                )
+                known = " or ".join(joints)
+                raise UserError(f"gandance.{name} belongs to joint {known}, but joint is {self.joint}: use {joints[0]}")
 
     def away_from(self, network: LearnedJoint | Move) -> GANdance:
         """The same sampler with a joint in memory in place of a file, as while it is trained."""
@@ -170,8 +169,9 @@ class GANdance(Sampler):
         if self.layers is not None:
             low, high = self.layers
             if not 0 <= low < high <= view.blocks:
-                raise UserError(f"gandance.layers is {low}-{high}, but this generator has {rows}: give a part of 0-"
-                                f"{view.blocks}")
+                raise UserError(
+                    f"gandance.layers is {low}-{high}, but this generator has {rows}: give a part of 0-{view.blocks}"
+                )
         if self.profile is not None and not 1 <= len(self.profile) <= view.blocks:
             groups = len(self.profile)
             raise UserError(f"gandance.profile has {groups} groups, but this generator has {rows}: give fewer")

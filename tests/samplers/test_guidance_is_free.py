@@ -18,7 +18,7 @@ from toy_families import toy_of
 
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.host.locate import Checkout
-from studiogan_guidance.latents import Inputs, LabelPlan, LatentView, LearnedJoint, Networks, learned, view_for
+from studiogan_guidance.latents import Inputs, LabelPlan, LatentView, LearnedJoint, learned, view_for
 from studiogan_guidance.samplers.gandance import GANdance
 
 WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "lift_fresh", "equal", "masked_select", "_unique2")
@@ -61,7 +61,14 @@ def close(view: LatentView, sampler: samplers.Sampler, inputs: Inputs) -> None:
 @pytest.mark.parametrize("family", ["builtin", "big_resnet", "resnet"])
 @pytest.mark.parametrize(
     "more",
-    [{}, {"keep_norm": True}, {"layers": [1, 2]}, {"profile": [1, 0.5]}, {"layers": [0, 1], "profile": [2]}, {"psi": 2}],
+    [
+        {},
+        {"keep_norm": True},
+        {"layers": [1, 2]},
+        {"profile": [1, 0.5]},
+        {"layers": [0, 1], "profile": [2]},
+        {"psi": 2},
+    ],
     ids=str,
 )
 def test_codes_are_those_of_the_definition(family: str, more: dict[str, object], tmp_path: Path) -> None:

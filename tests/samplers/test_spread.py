@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 from conftest import ToyGAN, toy_networks
-from toy_families import toy_of
 from torch import Tensor
+from toy_families import toy_of
 
 from studiogan_guidance import builtin, samplers
 from studiogan_guidance.errors import UserError
