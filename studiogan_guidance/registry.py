@@ -38,7 +38,7 @@ MOST = {  # that a whole number of this name may be: what it makes must fit into
     "batch": 2**16,
 }
 MOST_OF_OTHERS = 10**6  # such as steps, each of them a pass through a network
-NEEDS = ("classes", "w", "gaussian", "discriminator", "gradient", "snapshot")
+NEEDS = ("classes", "w", "gaussian", "discriminator", "gradient", "snapshot", "weights")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from studiogan_guidance import samplers
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.latents import LabelPlan, LatentView
+from studiogan_guidance.latents import LabelPlan, LatentView, importance
 from studiogan_guidance.samplers import SAMPLERS
 from studiogan_guidance.samplers.ratio import RatioSampler
 
@@ -49,6 +52,11 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
     "simplicial": [
         {"cells": 3, "draws": 100, "accept": 0.2},
         {"centers": "axes", "cells": 3, "threshold": 0.6},
+    ],
+    "latent_reweighting": [
+        {},
+        {"proposals": 4, "mode": "resampling"},
+        {"proposals": 5, "bound": 4, "ascent": 2, "rate": 0.1, "base": "gandance"},
     ],
     "drs": [
         {"burn_in": 200},
@@ -101,6 +109,7 @@ REAL: dict[str, dict[str, object]] = {  # the same, cheap enough for real networ
     "cluster_truncation": {"psi": 0.3, "clusters": 2, "draws": 100},
     "autoguidance": {"scale": 3, "reference": "another"},
     "simplicial": {"centers": "axes", "cells": 4, "accept": 0.3},
+    "latent_reweighting": {"percentile": 90},
     "drs": {"burn_in": 1, "percentile": 90},
     "metropolis": {"proposals": 3},
     "isir": {"steps": 1, "particles": 3},
@@ -123,8 +132,24 @@ def draw(
     plan: LabelPlan | None = None,
     **more: int,
 ) -> Tensor:
-    stream = samplers.create(name, options).stream(view, seeds, batch, plan or LabelPlan(), **more)
-    return torch.cat([samples.images for samples in stream])
+    with tempfile.TemporaryDirectory() as folder:
+        sampler = samplers.create(name, with_weights(view, name, options, Path(folder)))
+        stream = sampler.stream(view, seeds, batch, plan or LabelPlan(), **more)
+        return torch.cat([samples.images for samples in stream])
+
+
+def with_weights(view: LatentView, name: str, options: dict[str, object], folder: Path) -> dict[str, object]:
+    """The options, with a file of weights for this generator where the sampler needs one."""
+    sampler = samplers.create(name, options)
+    if "weights" not in SAMPLERS[name].needs or sampler.neutral:
+        return options
+    weights = importance.create(view, 8, 1, samplers.options(sampler)["base"])
+    gen = torch.Generator().manual_seed(0)
+    for value in weights.parameters():
+        value.data.normal_(generator=gen)
+    path = folder / "weights.safetensors"
+    importance.save(path, weights, view, {})
+    return {**options, "weights_ckpt": str(path)}
 
 
 def keeps_the_contract(view: LatentView, name: str, chain: float, seeds: int = 3) -> str | None:

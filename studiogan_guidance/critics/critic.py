@@ -216,7 +216,16 @@ def digest_of(view: LatentView) -> str:
 def _open(view: LatentView) -> Critic:
     if view.networks.companions is None:
         raise UserError(f"this sampler needs a discriminator, and there is none beside {view.networks.source}")
-    critic = Critic(view.networks.companions.discriminator())
+    return opened(view, view.networks.companions.discriminator())
+
+
+def opened(view: LatentView, discriminator: nn.Module) -> Critic:
+    """The critic of a discriminator, with the peers that images of a view's generator give it.
+
+    Raises:
+        UserError: a discriminator without scores of single images, or one that judges by classes that there are not.
+    """
+    critic = Critic(discriminator)
     if critic.is_conditional:
         view.networks.check_conditional("this discriminator, which judges images by their class,", NO_CRITIC)
 

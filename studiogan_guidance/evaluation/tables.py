@@ -38,6 +38,7 @@ PASSES = {
     "synthesis": "G",
     "discriminator": "D",
     "backward": "backward",
+    "weights": "w",
     "acceptance": "accepted",
 }
 
@@ -55,9 +56,9 @@ def table(rows: Sequence[Row]) -> str:
 def compared(result: Mapping[str, Any]) -> str:
     """The result of ``compare`` as text: one line a sampler, and the protocol below.
 
-    The columns after the metrics are the passes per image (mapping network, generator, discriminator, backward), the
-    share of the proposals that were accepted, and the time of sampling as a multiple of that of plain sampling. Over
-    several ranges of seeds, differences to plain sampling stand before them.
+    The columns after the metrics are the passes per image (mapping network, generator, discriminator, backward, weights
+    of latents), the share of the proposals that were accepted, and the time of sampling as a multiple of that of plain
+    sampling. Over several ranges of seeds, differences to plain sampling stand before them.
     """
     rows = result["rows"]
     metrics = _metrics(rows)

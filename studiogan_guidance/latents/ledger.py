@@ -17,7 +17,7 @@ class Ledger:
 
     Attributes:
         cost: number of latents, codes or images that went through each network on behalf of single images:
-            ``mapping``, ``synthesis``, ``discriminator``, ``joint``, ``backward``.
+            ``mapping``, ``synthesis``, ``discriminator``, ``joint``, ``weights``, ``backward``.
         setup: the same for what is computed once and serves all images.
         setup_seconds: wall-clock time that this took.
         device: where the networks run; before the time is read, a GPU finishes what it was asked to do.

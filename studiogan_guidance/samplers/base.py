@@ -33,8 +33,8 @@ class Samples:
         labels: int64 [B].
         seeds: int64 [B].
         cost: number of latents, codes or images that went through each network for this batch: ``mapping``,
-            ``synthesis`` (G), ``discriminator``, ``backward`` (gradients); and for samplers that choose among
-            proposals, ``proposed`` and ``accepted``.
+            ``synthesis`` (G), ``discriminator``, ``backward`` (gradients), ``weights`` (of latents); and for samplers
+            that choose among proposals, ``proposed`` and ``accepted``.
         notes: numbers about each image by name, such as the acceptance rate of its chain, float [B].
     """
 
@@ -248,7 +248,7 @@ def check_classes(sampler: Sampler, networks: Networks) -> None:
 
     # What does without classes, whatever the architecture.
     entries = list(SAMPLERS)
-    names = [entry.name for entry in entries if not {"classes", "w", "snapshot"} & set(entry.needs)]
+    names = [entry.name for entry in entries if not {"classes", "w", "snapshot", "weights"} & set(entry.needs)]
 
     # Each sampler of the stack.
     needs = {entry.target: entry.needs for entry in entries}

@@ -61,17 +61,17 @@ def test_every_sampler_on_the_built_in_gan(name: str, device: str, tolerance: To
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_a_sampler_needs_is_what_it_is_refused_without(name: str) -> None:
-    """A generator of a Gaussian prior that has no w, no discriminator and no other checkpoints."""
+    """A generator of a Gaussian prior that has no w, no discriminator, no other checkpoints and no weights."""
     networks = identity_view(lambda x, labels: x[:, 0], z_dim=4).networks
     view = IdentityView(dataclasses.replace(networks, companions=None))
     options = {**REAL[name], "centers": "clusters"} if name == "simplicial" else REAL[name]
     entry = SAMPLERS[name]
 
     # It is refused for what it needs, and else runs.
-    refusal = "needs a generator with w|needs a discriminator|without a way to open other checkpoints"
-    if set(entry.needs) & {"w", "discriminator", "snapshot"}:
+    refusal = "needs a generator with w|needs a discriminator|without a way to open other checkpoints|no file of latent"
+    if set(entry.needs) & {"w", "discriminator", "snapshot", "weights"}:
         with pytest.raises(UserError, match=refusal):
-            draw(view, name, options, range(2), 2)
+            next(samplers.create(name, options).stream(view, range(2), 2, LabelPlan()))
     else:
         assert draw(view, name, options, range(2), 2).shape == (2, 4)
 
