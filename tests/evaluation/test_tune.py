@@ -17,8 +17,12 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import evaluation, results
 from studiogan_guidance.evaluation import tune as tuning
-from studiogan_guidance.evaluation.tune import Line, Search, _lines, _starts, tune
+from studiogan_guidance.evaluation.choice import portable
+from studiogan_guidance.evaluation.search import Line, lines_of
+from studiogan_guidance.evaluation.starts import starts
+from studiogan_guidance.evaluation.tune import Measured, tune
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
+from studiogan_guidance.options import Spec
 from studiogan_guidance.registry import Entry
 from studiogan_guidance.samplers import SAMPLERS, Plain
 
@@ -141,7 +145,7 @@ def test_what_does_not_last_on_fresh_seeds_gives_way(
     toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toys(ToyGAN(between=1.0, interaction=0), ToyGAN(between=1.6, interaction=0), "contracted")
-    monkeypatch.setattr(Search, "mean", lambda self, options, seeds: (0.0, options["scale"]))  # worse than plain's 1
+    monkeypatch.setattr(Measured, "mean", lambda self, options, seeds: (0.0, options["scale"]))  # worse than plain's 1
     result = tune(config(tmp_path), {"scale": (0.5, 3.0)}, budget=16)
     assert result["found"]["options"]["scale"] > 1
     assert result["chosen"] == result["plain"]
@@ -194,7 +198,7 @@ def test_a_host_config_of_the_host_is_not_taken_for_a_file_in_the_current_folder
     (tmp_path / "CIFAR10").mkdir()
     (tmp_path / "CIFAR10" / "BigGAN.yaml").touch()
     cfg = RunConfig(host_config="CIFAR10/BigGAN.yaml", ckpt="CIFAR10")
-    portable = tuning._portable(cfg, {"scale": 1.1})
+    portable = portable(cfg, Spec("gandance", {"scale": 1.1}))
     assert portable["host_config"] == "CIFAR10/BigGAN.yaml"
     assert portable["ckpt"] == str(tmp_path / "CIFAR10")
 
@@ -236,20 +240,20 @@ def test_samplers_whose_defaults_are_not_plain_start_from_their_neutral_options(
 
 
 def lines(**over: tuple[float, float]) -> list[Line]:
-    return _lines(over, 0)
+    return lines_of(over)
 
 
 def test_plain_sampling_lacks_what_has_an_effect_and_keeps_the_rest(tmp_path: Path) -> None:
     options = {"psi": "0.9", "joint": "class_shift", "scale": "1.5"}  # as a command line gives them
-    plain, start = _starts(config(tmp_path, options=options), lines(scale=(0.5, 2)))
+    plain, start = starts(config(tmp_path, options=options), lines(scale=(0.5, 2)))
     assert plain == {"joint": "class_shift", "scale": 1}
     assert start == {"joint": "class_shift", "scale": 1, "psi": 0.9}
     learned = {"joint": "learned", "joint_ckpt": "a.safetensors"}  # the file is refused without the joint
-    plain, start = _starts(config(tmp_path, options=learned), lines(scale=(0.5, 2)))
+    plain, start = starts(config(tmp_path, options=learned), lines(scale=(0.5, 2)))
     assert plain == start == {**learned, "scale": 1}
     options = {"base": "gandance", "base.scale": "1.5", "psi": "0.8"}
     cfg = config(tmp_path, sampler="conditional_truncation", options=options)
-    plain, start = _starts(cfg, lines(psi=(0.5, 1)))
+    plain, start = starts(cfg, lines(psi=(0.5, 1)))
     assert plain == {"psi": 1}
     assert (start["base"]["scale"], start["psi"]) == (1.5, 1)
 
@@ -275,11 +279,11 @@ def test_options_without_an_effect_at_plain_sampling_are_searched_from_those_giv
     cfg = config(tmp_path, sampler="chain", options={"steps": "5"})
     if neutral is None:
         with pytest.raises(UserError, match="'chain' is plain sampling with no options"):
-            _starts(cfg, lines(step=(0.1, 0.2)))
+            starts(cfg, lines(step=(0.1, 0.2)))
         return
-    assert _starts(cfg, lines(step=(0.1, 0.2))) == ({"steps": 0}, {"steps": 5})
+    assert starts(cfg, lines(step=(0.1, 0.2))) == ({"steps": 0}, {"steps": 5})
     with pytest.raises(UserError, match="have no effect on 'chain'"):
-        _starts(config(tmp_path, sampler="chain", options={"steps": 0}), lines(step=(0.1, 0.2)))
+        starts(config(tmp_path, sampler="chain", options={"steps": 0}), lines(step=(0.1, 0.2)))
 
 
 def test_the_search_follows_a_base_under_a_name_with_a_dot() -> None:
