@@ -14,7 +14,6 @@ from studiogan_guidance.evaluation.search import STEPS, Line, Options
 from studiogan_guidance.latents import LatentView
 from studiogan_guidance.options import dotted, nested
 from studiogan_guidance.samplers import SAMPLERS, GANdance
-from studiogan_guidance.samplers.gandance import spread_option
 
 OBJECTIVES = {  # each with the metric that gives it
     "fid": "fid",
@@ -23,6 +22,12 @@ OBJECTIVES = {  # each with the metric that gives it
     "class_fid": "per_class",
 }
 RANGES = {"scale": (0.8, 2.0), "psi": (0.7, 1.8), "tau": (0.8, 1.25)}  # of the options that are searched by default
+
+
+def spread_option(view: LatentView) -> str:
+    return "tau" if view.rows is None else "psi"
+
+
 FARTHEST = 1e6  # end of a range
 MOST = 10_000  # evaluations
 MOST_GROUPS = 100  # of layers
