@@ -64,7 +64,7 @@ def compare(cfg: RunConfig, repeats: int = 1, every: bool = False) -> dict[str, 
         chosen = {_settings(*pair): pair for pair in evaluation.chosen}
         for name, sampler in candidates:
             try:
-                chosen.setdefault(_settings(name, sampler), (name, evaluation.checked(sampler)))
+                chosen.setdefault(_settings(name, sampler), evaluation.named(name, sampler))
             except UserError as error:
                 refusals.add(name, error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -42,13 +42,13 @@ class Decision:
     Attributes:
         is_plain: whether plain sampling is chosen.
         tuning: the difference in the space that was tuned in.
-        judge: the difference in a second space; None where there is none.
+        judges: the difference in each second space.
         sentence: the reason, for the report.
     """
 
     is_plain: bool
     tuning: Interval
-    judge: Interval | None
+    judges: dict[str, Interval]
     sentence: str
 
 
@@ -69,25 +69,24 @@ def interval(values: Sequence[float], plain_values: Sequence[float]) -> Interval
 def decide(
     values: Sequence[float],
     plain_values: Sequence[float],
-    judged: Sequence[float] = (),
-    plain_judged: Sequence[float] = (),
+    judged: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> Decision:
-    """Plain sampling, unless the setting is significantly better, and not significantly worse in a second space.
+    """Plain sampling, unless the setting is significantly better, and in no second space significantly worse.
 
     Args:
         values: what is to be small, over fresh ranges of seeds.
         plain_values: that of plain sampling on the same ranges.
-        judged: the same in a second feature space; empty for none.
-        plain_judged: that of plain sampling.
+        judged: both in each second feature space.
     """
     tuning = interval(values, plain_values)
-    judge = interval(judged, plain_judged) if judged else None
+    judges = {name: interval(*pair) for name, pair in (judged or {}).items()}
+    worse = [name for name, judge in judges.items() if judge.is_above]
     if not tuning.is_below:
-        return Decision(True, tuning, judge, "plain: nothing is significantly better on fresh seeds")
-    if judge is not None and judge.is_above:
-        return Decision(True, tuning, judge, "plain: what is better here is significantly worse in the second space")
-    second = "" if judge is None else ", and not worse in the second space"
-    return Decision(False, tuning, judge, f"significantly better than plain on fresh seeds{second}")
+        return Decision(True, tuning, judges, "plain: nothing is significantly better on fresh seeds")
+    if worse:
+        return Decision(True, tuning, judges, f"plain: the best setting is significantly worse by {', '.join(worse)}")
+    second = f", and not worse by {', '.join(judges)}" if judges else ""
+    return Decision(False, tuning, judges, f"significantly better than plain on fresh seeds{second}")
 
 
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:

@@ -103,7 +103,7 @@ class Evaluation:
         self.networks = self.source.networks(current_device(cfg.device))
         labels.check_labels(cfg, self.networks)
         self.view = view_for(self.networks)
-        self.chosen = [(name, self.checked(sampler)) for name, sampler in created]
+        self.chosen = [self.named(name, sampler) for name, sampler in created]
 
         # Open the real images, unless a file of their statistics is enough, and the feature network.
         images = self._images() if self.file is None or cfg.labels == "data" else None
@@ -227,6 +227,11 @@ class Evaluation:
     def _check_logits(self) -> None:
         if self._outputs()[1] is None:
             raise UserError(f"{self.backbone.protocol['backbone']} has no class logits: leave 'is' out of --metrics")
+
+    def named(self, name: str, sampler: Sampler) -> tuple[str, Sampler]:
+        """A sampler that has a meaning on this generator, with its name; ``scale=auto`` may stand for another one."""
+        resolved = self.checked(sampler)
+        return (name if resolved is sampler else SAMPLERS.name_of(resolved)), resolved
 
     def checked(self, sampler: Sampler) -> Sampler:
         """``sampler``, if it and its options have a meaning on this generator; UserError otherwise."""

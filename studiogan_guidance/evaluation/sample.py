@@ -64,8 +64,7 @@ def sample(
     networks = source.networks(current_device(cfg.device))
     check_labels(cfg, networks)
     view = view_for(networks)
-    for sampler in chosen:
-        samplers.checked(sampler, view)
+    chosen = [samplers.checked(sampler, view) for sampler in chosen]
     plan = _plan(cfg, source, networks)
     folder = results.writable(Path(cfg.out))
 
@@ -87,7 +86,7 @@ def sample(
         "grid": str(folder / "grid.png"),
         **pictures_folder,
         "samples": str(folder / "samples.npz"),
-        "sampler": SAMPLERS[cfg.sampler].name,
+        "sampler": SAMPLERS.name_of(chosen[0]),
         "options": options,
         "images": len(arrays["images"]),
     }

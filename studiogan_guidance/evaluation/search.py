@@ -5,6 +5,7 @@ Nothing here knows of generators or files: what is searched is a function of opt
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ STEPS = 4  # of the first look along a line
 SHARES = (0.0, 2.0)  # range of a share of the profile
 FINEST = 0.005  # the smallest step of a search, as a part of the range
 BESIDE = (0.5, 1.5)  # the part of the diagonal that is searched, where 0 is its start and 1 the best point so far
+NEAR = 0.15  # how far a shorter line reaches to each side, as a part of the range
 OFF = {"psi": 1.0, "tau": 1.0}  # what an option that is off amounts to
 
 
@@ -89,7 +91,8 @@ def search(scores: Scores, together: Sequence[Line], after: Sequence[Line], star
     It follows each of the lines ``together``; with several, also their diagonal, once: the line from the start through
     the best point so far, which is the way down where the best value of one number depends on that of another (Powell,
     "An efficient method for finding the minimum of a function of several variables", 1964). Then it follows each of the
-    lines ``after``.
+    lines ``after``. What is left of the budget goes to shorter lines of the first kind about the best point, as long as
+    they gain something.
 
     Args:
         scores: what is to be small.
@@ -105,7 +108,24 @@ def search(scores: Scores, together: Sequence[Line], after: Sequence[Line], star
         line = turn or diagonal(together, start, best)
         left = last - scores.evaluations
         best = along(scores, line, best, min(left, max(line.steps, left // (len(turns) - i))))
+
+    # Numbers that depend on each other, once more; a single one is where it should be.
+    before = None
+    while len(together) > 1 and best != before and scores.evaluations < last:
+        before = best
+        for line in together:
+            best = along(scores, _shorter(line, best), best, last - scores.evaluations)
     return best
+
+
+def _shorter(line: Line, best: Options) -> Line:
+    """The part of a line about its best point; the line itself where that is not on it."""
+    middle = line.get(best)
+    if middle is None or not line.low <= middle <= line.high:
+        return line
+    reach = NEAR * (line.high - line.low)
+    ends = [round(end, _digits(line)) for end in (max(line.low, middle - reach), min(line.high, middle + reach))]
+    return dataclasses.replace(line, low=ends[0], high=ends[1], steps=2)
 
 
 def diagonal(lines: Sequence[Line], start: Options, best: Options) -> Line:

@@ -26,7 +26,7 @@ from studiogan_guidance.options import Spec
 from studiogan_guidance.plugin import preflight
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import Sampler, Truncation
-from studiogan_guidance.samplers.base import BasedSampler
+from studiogan_guidance.samplers.base import BasedSampler, Chosen
 from studiogan_guidance.samplers.ratio import GradientSampler
 from studiogan_guidance.training.stage import STAGES, Stage
 
@@ -156,6 +156,11 @@ def _check_sampler(cfgs: Any) -> None:
         if run.restat:
             raise UserError("restat needs a sampler: add sampler to the YAML (plain, for statistics of plain images)")
         return
+
+    if isinstance(sampler, Chosen) and run.train:
+        raise UserError(
+            "scale=auto stands for a choice for finished weights, and this run trains: give a scale, or train first"
+        )
 
     # Keep the sampler with all its options, for the log.
     name = Spec.parse(run.sampler).name

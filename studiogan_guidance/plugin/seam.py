@@ -147,7 +147,7 @@ class Session:
         # The sampler of the YAML.
         sampler = sampler_of(run, state.training)
         assert sampler is not None
-        checked(sampler, self.view)
+        sampler = checked(sampler, self.view)
 
         # What the images of the analysis depend on.
         self.state = state

@@ -20,8 +20,11 @@ from torch import Tensor
 from studiogan_guidance.batches import Halving, Later
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
-from studiogan_guidance.options import Spec
+from studiogan_guidance.options import Spec, nested
 from studiogan_guidance.registry import Registry
+from studiogan_guidance.samplers import choices
+
+AUTO = "auto"  # the scale that stands for the choice of ``tune --auto``
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class Sampler(ABC):
     def files(self, view: LatentView) -> dict[str, str]:
         """Hashes of the files that the options name, for results."""
         return {}
+
+    def resolved(self, view: LatentView) -> Sampler:
+        """The sampler that works on this view, with all its options; another one where these stand for a choice."""
+        return self
 
     def built_into(self, view: LatentView) -> LatentView:
         """A view whose ``encode`` already applies this sampler, so that another sampler can be stacked on it.
@@ -142,6 +149,32 @@ class Sampler(ABC):
             sampled = self.sampled(view, inputs)
         cost = dict(view.ledger.cost - cost_before)
         return Samples(sampled.images, inputs.labels, inputs.seeds, cost, sampled.notes)
+
+
+@dataclass(frozen=True)
+class Chosen(Sampler):
+    """The sampler that ``tune --auto`` chose for the generator of the view, whatever it is: ``scale: auto``."""
+
+    scale: str = AUTO
+
+    def resolved(self, view: LatentView) -> Sampler:
+        spec = choices.find(view)
+        return view.bare.once(("chosen sampler", spec), lambda: create(spec))
+
+    def check(self, view: LatentView) -> None:
+        checked(self.resolved(view), view)
+
+    def files(self, view: LatentView) -> dict[str, str]:
+        return self.resolved(view).files(view)
+
+    def images(self, view: LatentView, inputs: Inputs) -> Tensor:
+        return self.resolved(view).images(view, inputs)
+
+    def sampled(self, view: LatentView, inputs: Inputs) -> Sampled:
+        return self.resolved(view).sampled(view, inputs)
+
+    def built_into(self, view: LatentView) -> LatentView:
+        return self.resolved(view).built_into(view)
 
 
 class _FiniteCheck:
@@ -223,19 +256,30 @@ SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "studiogan_guidance.samp
 def create(spec: str | Mapping[str, Any] | Spec, options: Mapping[str, Any] | None = None) -> Sampler:
     """The sampler that ``spec`` names, with its options and ``options``; strings become the type of the field.
 
+    ``scale=auto`` of gandance is the sampler that ``tune --auto`` chose, which is known where there is a view.
+
     Raises:
         UserError: unknown sampler or option (the nearest known one is named), a value of the wrong type or range.
     """
-    sampler: Sampler = SAMPLERS.create(spec, options)
+    named = Spec.parse(spec, "the sampler")
+    values = nested({**named.options, **(options or {})})
+    if named.name == "gandance" and values.get("scale") == AUTO:
+        if others := [key for key in values if key != "scale"]:
+            raise UserError(f"gandance.scale=auto takes all options from its choice: leave out {', '.join(others)}")
+        return Chosen()
+    sampler: Sampler = SAMPLERS.create(named, options)
     return sampler
 
 
 def checked(sampler: Sampler, view: LatentView) -> Sampler:
     """``sampler``, if the generator of a view has what it and its bases need, and its options mean something on it.
 
+    ``scale=auto`` becomes the sampler that it stands for.
+
     Raises:
         UserError: otherwise.
     """
+    sampler = sampler.resolved(view)
     check_classes(sampler, view.networks)
     sampler.check(view)
     return sampler
