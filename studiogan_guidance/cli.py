@@ -166,7 +166,7 @@ def stats(config: str | None, as_json: bool, path: str, features: bool, **settin
     multiple=True,
     callback=flags.grid,
     metavar="KEY=V1,V2,...",
-    help="Values of an option of the sampler; repeatable.",
+    help="Values of an option of the sampler; repeatable. [gandance: scale with psi or tau]",
 )
 def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **settings: Any) -> None:
     """Measure every point of a grid on the same seeds: results.jsonl, table.csv, and pictures of the trade-off.
@@ -174,19 +174,25 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     Give the same command again to resume a sweep that was stopped. Several processes may work on one folder.
 
     \b
-    studiogan-guidance sweep --grid scale=0.8,0.9,1,1.1,1.2 --out runs/sweep
+    studiogan-guidance sweep --out runs/sweep
+    studiogan-guidance sweep --grid scale=0.8,0.9,1,1.1,1.2 --grid psi=1,1.3 --out runs/sweep
     studiogan-guidance sweep -c my.yaml --ckpt DIR --data DIR --grid scale=1,1.2,1.4 --grid joint=class_mean,class_shift
     """
     cfg = load(config, settings)
     from studiogan_guidance.evaluation.sweep import sweep as function
 
-    _emit_rows(function(cfg, grid), as_json)
+    _emit_rows(function(cfg, grid or None), as_json)
 
 
-@main.command(short_help="Choose the scale, or other options, on validation data.")
+@main.command(short_help="Choose scale and spread, or other options, on validation data.")
 @shared(SHARED, CHOSEN, MEASURED)
 @argument(
-    "tune", "--over", multiple=True, callback=flags.ranges, metavar="KEY=LOW:HIGH", help="Range to search; repeatable."
+    "tune",
+    "--over",
+    multiple=True,
+    callback=flags.ranges,
+    metavar="KEY=LOW:HIGH",
+    help="Range to search; repeatable. [scale=0.8:2 with psi=0.7:1.8, or tau=0.8:1.25 where codes are no w]",
 )
 @argument("tune", "--objective", metavar="NAME", help="fid, fid_infinity, kid or class_fid.")
 @argument("tune", "--min-recall", type=float, metavar="R", help="Prefer candidates of at least this recall. [no bound]")
@@ -201,12 +207,12 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     help="After the scale, tune how strongly each of N groups of layers is guided.",
 )
 def tune(config: str | None, as_json: bool, **settings: Any) -> None:
-    """Choose the scale on validation data; DIR/tuned.yaml is a configuration that 'eval' takes.
+    """Choose scale and spread on validation data; DIR/tuned.yaml is a configuration that 'eval' takes.
 
     \b
     studiogan-guidance tune --out runs/tuned
     studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --min-recall 0.5
-    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --over psi=0.5:1
+    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --over psi=0.8:1.5 --per-layer 3
     studiogan-guidance eval -c runs/tuned/tuned.yaml --reference test
     """
     arguments = take(settings, "over", "objective", "min_recall", "budget", "repeats", "groups")

@@ -11,7 +11,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, nearest, notice
 from studiogan_guidance.evaluation import tables
 from studiogan_guidance.evaluation.search import STEPS, Line, Options
-from studiogan_guidance.latents import LatentView
+from studiogan_guidance.latents import LatentView, Networks, view_for
 from studiogan_guidance.options import dotted, nested
 from studiogan_guidance.samplers import SAMPLERS, GANdance
 
@@ -28,6 +28,11 @@ def spread_option(view: LatentView) -> str:
     return "tau" if view.rows is None else "psi"
 
 
+GRID = {  # of a sweep, by default
+    "scale": (0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0),
+    "psi": (0.8, 1.0, 1.2, 1.4, 1.6),
+    "tau": (0.85, 1.0, 1.1, 1.2),
+}
 FARTHEST = 1e6  # end of a range
 MOST = 10_000  # evaluations
 MOST_GROUPS = 100  # of layers
@@ -49,6 +54,18 @@ def default_ranges(cfg: RunConfig, view: LatentView | None = None) -> dict[str, 
     except UserError:
         return ranges
     return ranges if spread in cfg.options else {**ranges, spread: RANGES[spread]}
+
+
+def default_grid(cfg: RunConfig, networks: Networks) -> dict[str, tuple[float, ...]]:
+    """The values of the options that a sweep of gandance tries where the command names none; of others, none.
+
+    Raises:
+        UserError: the generator has no classes.
+    """
+    if SAMPLERS[cfg.sampler].target is not GANdance:
+        return {}
+    samplers.check_classes(samplers.create(cfg.sampler, cfg.options), networks)
+    return {key: GRID[key] for key in default_ranges(cfg, view_for(networks))}
 
 
 def affordable(ranges: Mapping[str, tuple[float, float]], budget: int, repeats: int, groups: int) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, pictures, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.generation import norm_statistics
+from studiogan_guidance.evaluation.source import current_device, open_source
+from studiogan_guidance.evaluation.starts import default_grid
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.options import Spec, dotted
 from studiogan_guidance.samplers import Sampler, restat
@@ -35,12 +37,13 @@ STRIP_COLUMNS = 16
 PAUSE = 0.5  # seconds between looks at the points of other processes
 
 
-def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]] | None = None) -> list[dict[str, Any]]:
     """Measure the sampler of ``cfg`` at every combination of the options in ``grid``, on the same seeds and labels.
 
     Args:
         cfg: the run; with ``compare_plain``, plain sampling is measured too, unless a point is plain by its options.
-        grid: values of each option; the first option with several numbers is the axis of the pictures.
+        grid: values of each option; the first option with several numbers is the axis of the pictures. By default, of
+            gandance, the scale and the spread within the classes together (``starts.GRID``).
 
     Returns:
         One row a point, in the order of the grid, plain first; in processes above rank 0, nothing. In ``cfg.out`` are
@@ -49,6 +52,10 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
     Raises:
         UserError: an empty grid, unknown options, values out of range, a folder that cannot be written.
     """
+    source = None
+    if grid is None:
+        source = open_source(cfg)
+        grid = default_grid(cfg, source.networks(current_device(cfg.device)))
     if not grid or not all(grid.values()):
         raise UserError("a sweep needs a grid: give --grid scale=0.9,1,1.1 with any option of the sampler")
 
@@ -68,7 +75,7 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, A
     # Measure what results.jsonl lacks.
     folder = results.writable(Path(cfg.out))
     with distributed.group() as group:
-        evaluation = Evaluation(cfg, group, wanted)
+        evaluation = Evaluation(cfg, group, wanted, source)
         rows = complete(evaluation, [(name, sampler, cfg.seed) for name, sampler in evaluation.chosen], folder)
         if group.rank:
             return []

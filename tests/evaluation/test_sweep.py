@@ -162,7 +162,7 @@ def test_a_point_that_another_process_holds_is_waited_for(tmp_path: Path) -> Non
 
 def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
     for grid, message in (
-        ([], "a sweep needs a grid"),
+        (["--sampler", "drs"], "a sweep needs a grid"),
         (["--grid", "scal=1"], "did you mean 'scale'"),
         (["--grid", "scale=1,x"], "gandance.scale must be a number"),
         (["--grid", "scale="], "--grid takes an option and its values"),

@@ -198,9 +198,9 @@ def test_a_host_config_of_the_host_is_not_taken_for_a_file_in_the_current_folder
     (tmp_path / "CIFAR10").mkdir()
     (tmp_path / "CIFAR10" / "BigGAN.yaml").touch()
     cfg = RunConfig(host_config="CIFAR10/BigGAN.yaml", ckpt="CIFAR10")
-    portable = portable(cfg, Spec("gandance", {"scale": 1.1}))
-    assert portable["host_config"] == "CIFAR10/BigGAN.yaml"
-    assert portable["ckpt"] == str(tmp_path / "CIFAR10")
+    found = portable(cfg, Spec("gandance", {"scale": 1.1}))
+    assert found["host_config"] == "CIFAR10/BigGAN.yaml"
+    assert found["ckpt"] == str(tmp_path / "CIFAR10")
 
 
 def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:

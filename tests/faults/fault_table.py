@@ -273,7 +273,7 @@ for command, says in (
     ("eval --resizer foo", "resizer|foo"),
     ("eval --resize-on foo", "resize_on|foo"),
     ("eval --pre-resizer foo", "pre_resizer|foo"),
-    ("sweep", "grid"),
+    ("sweep --sampler drs", "grid"),
     ("sweep --grid scale", "--grid|scale"),
     ("sweep --grid scale=", "--grid|scale"),
     ("sweep --grid scale=1,,2", "--grid"),
