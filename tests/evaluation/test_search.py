@@ -43,7 +43,7 @@ def test_scale_and_spread_together_reach_the_closed_form(R: float, S: float) -> 
     assert function.evaluations <= 18
     assert (best["scale"], best.get("psi", 1.0)) == pytest.approx((R, S), abs=0.06)
     plain = function.score({"scale": 1.0})[1]
-    assert function.score(best)[1] <= 0.01 * plain
+    assert function.score(best)[1] <= 0.03 * plain
 
 
 def test_the_diagonal_gains_where_two_numbers_depend_on_each_other() -> None:
