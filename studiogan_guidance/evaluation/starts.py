@@ -12,7 +12,7 @@ from studiogan_guidance.errors import UserError, nearest, notice
 from studiogan_guidance.evaluation import tables
 from studiogan_guidance.evaluation.search import STEPS, Line, Options
 from studiogan_guidance.latents import LatentView, Networks, view_for
-from studiogan_guidance.options import dotted, nested
+from studiogan_guidance.options import nested
 from studiogan_guidance.samplers import SAMPLERS, GANdance
 
 OBJECTIVES = {  # each with the metric that gives it
