@@ -41,8 +41,16 @@ NUMBERS = {  # the least and the most
 }
 PATHS = ("ckpt", "data", "held_out", "studiogan", "reference_stats", "out", "host_config")
 INPUTS = ("ckpt", "data", "held_out", "studiogan", "reference_stats")  # paths that must be there
+NETWORKS = ("backbone", "judges", "classifier")  # a kind of network, and for some a colon and a path
 SECTIONS = ("DATA", "MODEL", "LOSS", "OPTIMIZATION", "PRE", "AUG", "RUN", "STYLEGAN")  # of the host's YAML
-LISTS = ("metrics", "which", "classes", "stages", "compare")  # in YAML, one item may stand without its brackets
+LISTS = (
+    "metrics",
+    "which",
+    "classes",
+    "judges",
+    "stages",
+    "compare",
+)  # in YAML, one item may stand without its brackets
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,13 @@ class RunConfig:
         reference: the real split: train, valid or test; by default the host's train, the built-in's test.
         reference_stats: a file of statistics to measure against in place of real images: of 'stats', or any .npz with
             mu and sigma of the same feature network, resizer and image size.
-        backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH or
-            builtin; by default the host's Inception for its checkpoints, and builtin for the built-in.
+        backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH,
+            builtin, or random (weights that nobody trained); by default the host's Inception for its checkpoints, and
+            builtin for the built-in.
+        judges: more feature networks, in whose features FID is measured on the same images, as ``fid@NAME``: as
+            ``backbone``, and discriminator (the checkpoint's own); NAME is the stem of a file, or the network's name.
+        classifier: torchscript:PATH, a network whose class logits, one for each class of the generator, give the share
+            of images that are of their class, ``accuracy``; by default those of the feature network, if they fit.
         resizer: the host's resizer before the feature network: legacy, clean or friendly.
         resize_on: where images are resized: auto (on the feature network's device), cpu or device; pixels are the same
             bits, the host's.
@@ -115,6 +128,8 @@ class RunConfig:
     reference: str | None = None
     reference_stats: str | None = None
     backbone: str | None = None
+    judges: tuple[str, ...] = ()
+    classifier: str | None = None
     resizer: str = "legacy"
     resize_on: str = "auto"
     channels_last: bool = False
@@ -208,10 +223,12 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> RunConfig:
 
 
 def _path(key: str, value: Any) -> Any:
-    """``value``, written out if ``key`` is a path, or of a feature network that has one."""
+    """``value``, written out if ``key`` is a path, or of feature networks that have one."""
+    if key == "judges" and isinstance(value, (list, tuple)):
+        return tuple(_path("backbone", spec) for spec in value)
     if not isinstance(value, str):
         return value
-    if key == "backbone":
+    if key in NETWORKS:
         kind, colon, path = value.partition(":")
         return f"{kind}{colon}{expanded(path)}"
     return expanded(value) if key in PATHS else value
@@ -265,7 +282,8 @@ def read(path: Path) -> dict[str, Any]:
         elif key not in names or (key == "data" and isinstance(value, dict)):
             raise UserError(f"{path} has an unknown key {shown(key)}: {_nearest_key(key, names)}")
         elif value is not None:
-            values[key] = tuple(value) if isinstance(value, list) and key in LISTS else _path(key, value)
+            items = tuple(value) if isinstance(value, list) and key in LISTS else value
+            values[key] = _path(key, items)
     if isinstance(values.get("classes"), str):
         values["classes"] = tuple(word.strip() for word in values["classes"].split(","))
     for key in LISTS:

@@ -127,9 +127,11 @@ def _shown(default: Any) -> str:
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def setting(flag: str, metavar: str | None, text: str, default: str | None = None, **more: Any) -> Decorator:
+def setting(
+    flag: str, metavar: str | None, text: str, default: str | None = None, key: str = "", **more: Any
+) -> Decorator:
     """A flag that is a key of RunConfig. Its help ends with the default there, or with what stands in for None."""
-    key = flag.partition("/")[0].strip("-").replace("-", "_")
+    key = key or flag.partition("/")[0].strip("-").replace("-", "_")
     shown = default or _shown(DEFAULTS[key])
     return click.option(flag, key, metavar=metavar, default=None, help=f"{text} [{shown}]", **more)
 
@@ -199,7 +201,10 @@ CHOSEN = (
 BENCH = (
     setting("--reference", "SPLIT", "Real split: train, valid or test.", "train; built-in: test"),
     setting(
-        "--backbone", "SPEC", "host:NAME, torchscript:PATH, dinov2:PATH or builtin.", "Inception; built-in: builtin"
+        "--backbone",
+        "SPEC",
+        "host:NAME, torchscript:PATH, dinov2:PATH, builtin or random.",
+        "Inception; built-in: builtin",
     ),
     setting("--resizer", "NAME", "The host's resizer: legacy, clean or friendly."),
     setting("--resize-on", "WHERE", "auto (on the feature network's device), cpu or device; values are the same."),
@@ -210,6 +215,15 @@ BENCH = (
 MEASURED = (
     setting("--metrics", "WORDS", f"What to measure, of {','.join(METRICS)}.", callback=WORDS),
     *BENCH,
+    setting(
+        "--judge",
+        "SPEC",
+        "FID in a second feature space, as --backbone, or discriminator; repeatable.",
+        "none",
+        key="judges",
+        multiple=True,
+    ),
+    setting("--classifier", "SPEC", "torchscript:PATH, whose logits give class accuracy.", "the feature network's"),
     setting("--reference-stats", "FILE", "Statistics in place of real images; see 'stats'.", "none"),
     setting("--fast/--no-fast", None, "Lower precision where FID stays within 0.05, CUDA graphs; for GPUs."),
 )

@@ -22,6 +22,7 @@ RESERVED = {
     "peers": range(2**31, 2**31 + 2**20),
     "fakes": range(2**31 + 2**20, 2**31 + 2**24),
     "pilots": range(2**31 + 2**24, 2**31 + 2**24 + 2**28),
+    "networks": range(2**31 + 2**24 + 2**28, 2**31 + 2**29),
     "pools": range(2**31 + 2**29, 2**31 + 2**29 + 2**30),
     "tables": range(2**32 - 2**29, 2**32 - 2**28),
     "statistics": range(2**32 - 2**28, 2**32),
@@ -29,6 +30,7 @@ RESERVED = {
 PEERS = RESERVED["peers"].start  # the images that share a minibatch statistic with the one that is scored
 FAKES = RESERVED["fakes"].start  # what discriminators are calibrated on
 PILOTS = RESERVED["pilots"].start  # draws that bounds, priors, centres and constants are estimated from
+NETWORKS = RESERVED["networks"].start  # weights of networks that are never trained
 POOLS = RESERVED["pools"].start  # pools that images are chosen from
 TABLES = RESERVED["tables"].start  # draws behind class means
 STATISTICS = RESERVED["statistics"].start  # images that batch-norm statistics are accumulated over

@@ -19,13 +19,14 @@ from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, notice
 from studiogan_guidance.evaluation import distributed, labels, metrics, precision, reference, results, stats_file
-from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, norm_statistics
+from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, check_counts, norm_statistics
+from studiogan_guidance.evaluation.judges import ACCURACY, Judges, labelled, of_classifier
 from studiogan_guidance.evaluation.precision import Choice, Pipeline
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.evaluation.source import Source, current_device, open_backbone, open_source
 from studiogan_guidance.evaluation.stats_file import StatsFile
 from studiogan_guidance.features.images import Real, split_digest
-from studiogan_guidance.features.stats import accumulate
+from studiogan_guidance.features.stats import FeatureStats, accumulate, shown_to
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
 from studiogan_guidance.rng import check_images
@@ -105,14 +106,16 @@ class Evaluation:
         self.view = view_for(self.networks)
         self.chosen = [self.named(name, sampler) for name, sampler in created]
 
-        # Open the real images, unless a file of their statistics is enough, and the feature network.
-        images = self._images() if self.file is None or cfg.labels == "data" else None
+        # Open the real images, unless a file of their statistics is enough, and the feature networks.
+        is_measured = self.file is None or bool(cfg.judges)
+        images = self._images() if is_measured or cfg.labels == "data" else None
         classes = self._classes(images)
         self.cfg = cfg = dataclasses.replace(cfg, classes=classes)
         self.plan = labels.label_plan(cfg, self.networks.num_classes, images)
-        if classes and self.file is None:
+        if classes and is_measured:
             images = self._images(classes)
         self.backbone = open_backbone(cfg, self.source, self.networks.device)
+        self.judges = Judges(cfg, self.source, self.view, images)
         if self.file:
             self._check_file(self.file)
         real = self.file or images
@@ -121,11 +124,11 @@ class Evaluation:
         self.labels = self._label_source(images)
         self.num_real = real.count if isinstance(real, StatsFile) else len(real)
         self.num = self._number()
-        sizes = group.gather(batch_size(cfg, self.view, self.backbone))
+        sizes = group.gather(batch_size(cfg, self.view, [self.backbone, *self.judges.networks.values()]))
         self.batch_size = group.agree(min(sizes, default=0))
 
         # Refuse what cannot work before the pass over the real images.
-        _check_counts(cfg, self.num, self.num_real, self.batch_size, group.size)
+        check_counts(cfg, self.num, self.num_real, self.batch_size, group.size)
         check_images(cfg.seed, self.num)
         if metrics.need(cfg, "probabilities") and not cfg.compile:
             self._check_logits()
@@ -246,6 +249,11 @@ class Evaluation:
             self.real, self.backbone, self.source.protocol, self.group, self.batch_size, self._with_features
         )
 
+    @cached_property
+    def judged_references(self) -> dict[str, Reference]:
+        """The statistics of the real images in the spaces of the judges; none in processes above rank 0."""
+        return self.judges.references(self.group, self.batch_size)
+
     def _of_file(self, file: StatsFile) -> Reference | None:
         """What a file holds, read by the first process; a file that is refused is refused in all of them."""
 
@@ -281,6 +289,7 @@ class Evaluation:
             "splits": cfg.splits,
             **self.real.fingerprint,
             **self.backbone.protocol,
+            **self.judges.protocol,
             **self.source.protocol,
             **fast,
         }
@@ -309,6 +318,7 @@ class Evaluation:
         """
         seed = self.cfg.seed if seed is None else seed
         real = self.reference
+        spaces = self.judged_references
         setup_before = self.view.ledger.setup.copy()
         started = time.perf_counter()
 
@@ -318,9 +328,9 @@ class Evaluation:
             return None
 
         # Compare, in the first.
-        comparison = metrics.Comparison(
-            real, generated.stats, self.cfg, self.backbone.classifies, str(self.networks.device)
-        )
+        judged = {name: (space, generated.judged[name]) for name, space in spaces.items()}
+        classified = self._classified(generated)
+        comparison = metrics.Comparison(real, generated.stats, self.cfg, classified, judged, str(self.networks.device))
         values = metrics.compute(comparison)
         by_class = values.pop(metrics.BY_CLASS, None)
 
@@ -339,6 +349,13 @@ class Evaluation:
         if self.fast:
             row["environment"]["fast"] = self.fast.facts()
         return row | ({metrics.BY_CLASS: by_class} if by_class else {})
+
+    def _classified(self, generated: Pass) -> FeatureStats | None:
+        """The statistics whose class probabilities are about the labels of the images: the classifier's, if any."""
+        if ACCURACY in generated.judged:
+            return of_classifier(generated.judged[ACCURACY], self.networks)
+        is_labelled = self.backbone.classifies and labelled(generated.stats, self.networks)
+        return generated.stats if is_labelled else None
 
     def generate(self, name: str, sampler: Sampler, seed: int) -> Pass | None:
         """The pass over the generated images, those of all processes together; None above rank 0.
@@ -377,36 +394,22 @@ class Evaluation:
         meter = Meter(samples, self.view)
         batches = math.ceil(self.num / self.batch_size / group.size)
 
-        # Their features.
+        # Their features, in all spaces.
+        what = f"images of {name}"
+
+        def label(position: int) -> str:
+            return f"seed {seed + group.position(position, self.batch_size)}"
+
+        observers = self.judges.accumulators(what, label)
         with restat.applied(norm_statistics(cfg, self.view, sampler)):
             stats = accumulate(
-                progress(meter, name, total=batches),
+                shown_to(list(observers.values()), progress(meter, name, total=batches)),
                 self.backbone,
                 features=self._with_features,
-                probabilities=metrics.need(cfg, "probabilities") or self.backbone.classifies,
-                what=f"images of {name}",
-                name=lambda position: f"seed {seed + group.position(position, self.batch_size)}",
+                probabilities=metrics.need(cfg, "probabilities"),
+                classes=self.networks.num_classes if self.backbone.classifies else 0,
+                what=what,
+                name=label,
             )
-        return Pass(stats, meter.cost, meter.notes(), meter.seconds())
-
-
-def _check_counts(cfg: RunConfig, num: int, num_real: int | None, batch_size: int, processes: int) -> None:
-    """Refuse too few images for the metrics (FID-infinity asks for more by itself) or for the processes."""
-    # For the metrics.
-    fewest = max(2, cfg.splits)
-    if "prdc" in cfg.metrics:
-        fewest = max(fewest, cfg.k + 2)
-    if min(num, num if num_real is None else num_real) < fewest:
-        raise UserError(
-            f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {fewest} images, found {num} generated and "
-            f"{'unknown' if num_real is None else num_real} real: raise --num, or give more data"
-        )
-
-    # For the processes: each needs a batch of its own.
-    for count in (num, num if cfg.reference_stats or num_real is None else num_real):
-        whole, rest = divmod(count, batch_size)
-        if processes > 1 and whole + (rest > 1) < processes:
-            raise UserError(
-                f"{count} images in batches of {batch_size} are too few for {processes} processes: start fewer, or "
-                "lower --batch-size"
-            )
+        judged = {metric: observer.stats() for metric, observer in observers.items()}
+        return Pass(stats, meter.cost, meter.notes(), meter.seconds(), judged)

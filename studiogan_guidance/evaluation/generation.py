@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from studiogan_guidance.batches import Halving
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.features.stats import Backbone, FeatureStats, merge
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.samplers import Sampler, Samples, restat
@@ -33,12 +34,14 @@ class Pass:
         cost: passes through each network in all, and ``proposed`` and ``accepted`` of samplers that choose.
         notes: what the sampler said about each image, a number an image.
         seconds: time of sampling, without set-up and without the feature network.
+        judged: statistics by other networks, by metric.
     """
 
     stats: FeatureStats
     cost: Counter[str]
     notes: dict[str, list[float]]
     seconds: float
+    judged: Mapping[str, FeatureStats] = field(default_factory=dict)
 
     @staticmethod
     def merge(parts: Sequence[Pass], batch_size: int) -> Pass:
@@ -49,9 +52,12 @@ class Pass:
             for name, values in part.notes.items():
                 notes.setdefault(name, []).extend(values)
 
-        stats = [part.stats for part in parts]
-        whole = merge(stats, batch_size) if len(parts) > 1 else stats[0]
-        return Pass(whole, cost, notes, max(part.seconds for part in parts))
+        def merged(stats: Sequence[FeatureStats]) -> FeatureStats:
+            return merge(stats, batch_size) if len(parts) > 1 else stats[0]
+
+        whole = merged([part.stats for part in parts])
+        judged = {name: merged([part.judged[name] for part in parts]) for name in parts[0].judged}
+        return Pass(whole, cost, notes, max(part.seconds for part in parts), judged)
 
     def cost_per_image(self) -> dict[str, float]:
         """Passes through each network for an image, the share of accepted proposals, and the seconds in all."""
@@ -140,22 +146,22 @@ class Stopwatch:
         return total
 
 
-def batch_size(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
+def batch_size(cfg: RunConfig, view: LatentView, backbones: Sequence[Backbone]) -> int:
     """Images of a batch: ``cfg.batch_size``, or 64 on a CPU and up to 256 on a GPU, as many as its memory takes.
 
-    A few images go through generator and feature network to see what an image takes; this warms a GPU up, too.
+    A few images go through generator and feature networks to see what an image takes; this warms a GPU up, too.
     """
     device = view.device
     if device.type != "cuda":
         return cfg.batch_size or CPU_BATCH
-    images = _pilot(cfg, view, backbone)
+    images = _pilot(cfg, view, backbones)
     if cfg.batch_size:
         return cfg.batch_size
 
     # Once more, as the first pass also loads libraries.
     torch.cuda.reset_peak_memory_stats(device)
     level = torch.cuda.memory_allocated(device)
-    images = _pilot(cfg, view, backbone)
+    images = _pilot(cfg, view, backbones)
     taken = (torch.cuda.max_memory_allocated(device) - level) / max(1, images)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
@@ -170,13 +176,14 @@ def fitting(free: float, taken: float) -> int:
     return size
 
 
-def _pilot(cfg: RunConfig, view: LatentView, backbone: Backbone) -> int:
-    """Pass ``PILOT`` plain images through both networks, fewer where memory runs out; returns their number."""
+def _pilot(cfg: RunConfig, view: LatentView, backbones: Sequence[Backbone]) -> int:
+    """Pass ``PILOT`` plain images through all networks, fewer where memory runs out; returns their number."""
 
     def run(seeds: range) -> int:
         images = view.images(view.draw(seeds, 0, LabelPlan(), cfg.noise_mode))
         if not cfg.compile:  # a compiled network is started with its first batch
-            backbone(backbone.prepare(images))
+            for backbone in backbones:
+                backbone(backbone.prepare(images))
         return len(images)
 
     with view.frozen(), view.ledger.pausing(), torch.no_grad():
@@ -195,3 +202,25 @@ def norm_statistics(cfg: RunConfig, view: LatentView, sampler: Sampler) -> resta
     view.on_disk = False
     view.forget()
     return restat.accumulate(view, sampler, cfg.restat)
+
+
+def check_counts(cfg: RunConfig, num: int, num_real: int | None, batch_size: int, processes: int) -> None:
+    """Refuse too few images for the metrics (FID-infinity asks for more by itself) or for the processes."""
+    # For the metrics.
+    fewest = max(2, cfg.splits)
+    if "prdc" in cfg.metrics:
+        fewest = max(fewest, cfg.k + 2)
+    if min(num, num if num_real is None else num_real) < fewest:
+        raise UserError(
+            f"{', '.join(cfg.metrics)} with k = {cfg.k} need at least {fewest} images, found {num} generated and "
+            f"{'unknown' if num_real is None else num_real} real: raise --num, or give more data"
+        )
+
+    # For the processes: each needs a batch of its own.
+    for count in (num, num if cfg.reference_stats or num_real is None else num_real):
+        whole, rest = divmod(count, batch_size)
+        if processes > 1 and whole + (rest > 1) < processes:
+            raise UserError(
+                f"{count} images in batches of {batch_size} are too few for {processes} processes: start fewer, or "
+                "lower --batch-size"
+            )

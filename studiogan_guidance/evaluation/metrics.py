@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,14 +33,16 @@ class Comparison:
         real: statistics of the real images.
         fake: statistics of the generated images.
         cfg: the run, for ``k`` and ``splits``.
-        classifies: whether the classes of ``fake.probabilities`` are the labels of the images.
+        classified: statistics with probabilities of the classes that are the labels of the images; None without.
+        judged: statistics of the real and the generated images in other feature spaces, by the name of their FID.
         device: where distances between features are computed; on the CPU where its memory is too small.
     """
 
     real: Reference
     fake: FeatureStats
     cfg: RunConfig
-    classifies: bool = False
+    classified: FeatureStats | None = None
+    judged: Mapping[str, tuple[Reference, FeatureStats]] = field(default_factory=dict)
     device: str = "cpu"
 
     @property
@@ -87,7 +89,7 @@ def of_real(cfg: RunConfig, *what: str) -> list[str]:
 
 
 def compute(comparison: Comparison) -> dict[str, Any]:
-    """The values of the metrics that the run asks for, and ``accuracy`` where the feature network tells classes.
+    """The values of the metrics that the run asks for, FID in other spaces, and ``accuracy`` where classes are told.
 
     With per_class among them, the entry ``per_class`` holds the values of each class.
     """
@@ -95,8 +97,9 @@ def compute(comparison: Comparison) -> dict[str, Any]:
     for name, metric in METRICS.items():
         if name in comparison.cfg.metrics:
             values |= metric.values(comparison)
-    if comparison.classifies:
-        values["accuracy"] = accuracy(comparison.fake)
+    values |= {name: distance(real, fake) for name, (real, fake) in comparison.judged.items()}
+    if comparison.classified is not None:
+        values["accuracy"] = accuracy(comparison.classified)
     return values
 
 
@@ -131,10 +134,13 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
     return by_class
 
 
+def distance(real: Reference, fake: FeatureStats) -> float:
+    """The Frechet distance between real and generated images in a feature space."""
+    return frechet_distance(real.stats.mean, real.stats.cov, fake.mean, fake.cov, real.factor)
+
+
 def _fid(comparison: Comparison) -> dict[str, Any]:
-    real = comparison.real.stats
-    fake = comparison.fake
-    return {"fid": frechet_distance(real.mean, real.cov, fake.mean, fake.cov, comparison.real.factor)}
+    return {"fid": distance(comparison.real, comparison.fake)}
 
 
 def _inception_score(comparison: Comparison) -> dict[str, Any]:

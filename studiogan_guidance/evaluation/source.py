@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, nearest, torchrun_number
 from studiogan_guidance.features.dinov2 import DinoV2
 from studiogan_guidance.features.images import Real
+from studiogan_guidance.features.random_network import RandomNetwork
 from studiogan_guidance.features.stats import Backbone
 from studiogan_guidance.features.torchscript import TorchScript
 from studiogan_guidance.host.locate import Checkout, locate
@@ -139,8 +140,10 @@ def current_device(name: str) -> torch.device:
 HOST_NETWORKS = ("InceptionV3_tf", "InceptionV3_torch", "ResNet50_torch", "SwAV_torch", "DINO_torch", "Swin-T_torch")
 
 
-def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backbone:
+def open_backbone(cfg: RunConfig, source: Source, device: torch.device, also: Sequence[str] = ()) -> Backbone:
     """The feature network that ``cfg.backbone`` names, by default that of the source.
+
+    Errors name the known ones, and ``also`` these.
 
     ====================  ==============================================================================================
     builtin               the classifier of digits, for images of 32x32
@@ -148,6 +151,7 @@ def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backb
     torchscript:PATH      takes uint8 images [B, 3, H, W], returns features [B, D], or them and class logits [B, K];
                           ``return_features`` of its forward (NVIDIA's inception-2015-12-05.pt) is set to true
     dinov2:PATH           facebook's or timm's weights of a DINOv2 ViT, as .pth or .safetensors; needs timm
+    random                convolutions with random weights, the same ones for everyone
     ====================  ==============================================================================================
 
     Raises:
@@ -156,7 +160,7 @@ def open_backbone(cfg: RunConfig, source: Source, device: torch.device) -> Backb
     spec = cfg.backbone or source.default_backbone
     kind, _, name = (f"host:{spec}" if spec in HOST_NETWORKS else spec).partition(":")
     if kind not in BACKBONES or not BACKBONES[kind].takes(name):
-        raise UserError(f"--backbone is '{spec}': {nearest(spec, known_backbones())}")
+        raise UserError(f"--backbone is '{spec}': {nearest(spec, [*known_backbones(), *also])}")
     return BACKBONES[kind].open(cfg, source, name, device)
 
 
@@ -210,10 +214,15 @@ def _dinov2(cfg: RunConfig, source: Source, path: str, device: torch.device) -> 
     return DinoV2(Path(path), device, cfg.resize_on, _channels_last(cfg), cfg.compile)
 
 
+def _random(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
+    return RandomNetwork(device, cfg.resize_on, _channels_last(cfg), cfg.compile)
+
+
 # A new feature network is a line here, and one in the table of ``open_backbone``.
 BACKBONES = {
     "builtin": BackboneKind(_builtin, ("",)),
     "host": BackboneKind(_of_host, HOST_NETWORKS),
     "torchscript": BackboneKind(_torchscript),
     "dinov2": BackboneKind(_dinov2),
+    "random": BackboneKind(_random, ("",)),
 }

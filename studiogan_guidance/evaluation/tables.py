@@ -89,13 +89,23 @@ def _differences(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 
 def _heading(metric: str) -> str:
-    return HEADINGS.get(metric, metric)
+    kind, at, space = metric.partition("@")
+    return f"{HEADINGS.get(kind, kind)}{at}{space}"
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
-    """The metrics that some row has: those with headings in the order of HEADINGS, then all others."""
-    others = dict.fromkeys(key for row in rows for key in row["metrics"] if key not in HEADINGS)
-    return [*_present(HEADINGS, rows, "metrics"), *others]
+    """The metrics that some row has: those with headings in the order of HEADINGS, then all others.
+
+    Those of another feature space, such as fid@random, stand behind those of the feature network.
+    """
+    order = list(HEADINGS)
+
+    def place(metric: str) -> int:
+        kind = metric.partition("@")[0]
+        return order.index(kind) if kind in order else len(order)
+
+    known = [*_present(HEADINGS, rows, "metrics"), *(key for row in rows for key in row["metrics"])]
+    return sorted(dict.fromkeys(known), key=place)
 
 
 def _present(keys: Iterable[str], rows: Sequence[Row], part: str) -> list[str]:
@@ -228,9 +238,14 @@ def _csv_line(row: Row, reserved: set[str]) -> dict[str, Any]:
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A metric for the screen: three decimals, but six digits for KID, which is of the order of 0.001, and others."""
+    """A metric for the screen: three decimals, but six digits for KID, which is of the order of 0.001, and others.
+
+    Distances in another space, which may have any scale, have four digits.
+    """
     if value is None:
         return "-"
+    if "@" in metric:
+        return f"{value:.4g}"
     return f"{value:.6g}" if metric == "kid" or metric not in HEADINGS else f"{value:.3f}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ T = TypeVar("T")
 class Backbone(Protocol):
     """A feature network in two steps, so that the first can run ahead of the second in another thread.
 
-    ``protocol`` names everything about it that changes a metric; ``classifies`` says that its classes are the
-    generator's labels, so that class accuracy means something. Training through the features (``training.strengths``)
-    needs one more method, ``soft``: images [B, 3, H, W] in [-1, 1] to features [B, D], with gradients. One whose
-    ``prepare`` works on the CPU, for a network on a GPU, says so in an attribute ``prepares_on_cpu``.
+    ``protocol`` names everything about it that changes a metric; ``classifies`` says that its classes, where they are
+    as many as the generator's, are its labels, so that class accuracy means something. Training through the features
+    (``training.strengths``) needs one more method, ``soft``: images [B, 3, H, W] in [-1, 1] to features [B, D], with
+    gradients. One whose ``prepare`` works on the CPU, for a network on a GPU, says so in an attribute
+    ``prepares_on_cpu``.
     """
 
     protocol: dict[str, Any]
@@ -140,8 +141,8 @@ class Inspection:
             names = [self._name(position) for position in dict.fromkeys((positions[0], positions[-1]))]
             which = f"{len(positions)} of {len(finite)} {self._what} ({' to '.join(names)})"
             raise UserError(
-                f"--backbone {self._network} gives {kind} that are not finite (nan or inf) for {which}: repair it, or "
-                "choose another"
+                f"feature network {self._network} gives {kind} that are not finite (nan or inf) for {which}: "
+                "repair it, or choose another"
             )
 
 
@@ -185,70 +186,130 @@ class Moments:
         return cov
 
 
+class Accumulator:
+    """The statistics of images that come in batches, by one feature network.
+
+    Batches that do not fit into a GPU's memory are halved.
+
+    Args:
+        backbone: the feature network.
+        features: keep the features of every image.
+        probabilities: keep its class probabilities.
+        classes: keep them also where the network tells this many classes.
+        what: the images are, for errors.
+        name: of the image at a position of the pass, for errors.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        features: bool = True,
+        probabilities: bool = True,
+        classes: int = 0,
+        what: str = "images",
+        name: Callable[[int], str] = "number {}".format,
+    ) -> None:
+        self._backbone = backbone
+        self._with_features = features
+        self._with_probabilities = probabilities
+        self._classes = classes
+        self._inspection = Inspection(backbone, what, name)
+        self._preparing = Halving()
+        self._running = Halving()
+        self._moments = Moments()
+        self._features: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def prepared(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, 3, H, W] in [-1, 1] as input of the network, with their labels; in parts where memory ran out."""
+        start = 0
+        for part in self._preparing(self._backbone.prepare, images):
+            yield part, labels[start : start + len(part)]
+            start += len(part)
+
+    def add(self, prepared: Tensor, labels: Tensor) -> None:
+        """Run the network on a prepared batch; what is to be kept goes to the CPU."""
+        self._labels.append(labels)
+        for feats, logits in self._running(self._inspection.run, prepared):
+            self._moments.add(feats)
+            self._inspection.see("features", feats)
+            if self._with_features:
+                self._features.append(_to_cpu(feats))
+            if self._with_probabilities or (logits is not None and logits.shape[1] == self._classes):
+                of_classes = _softmax(logits, self._backbone)
+                self._inspection.see("class probabilities", of_classes)
+                self._probabilities.append(_to_cpu(of_classes))
+
+    def see(self, images: Tensor, labels: Tensor) -> None:
+        """Prepare a batch of images [B, 3, H, W] in [-1, 1], and run the network on it."""
+        with torch.no_grad():
+            for part in self.prepared(images, labels):
+                self.add(*part)
+
+    def stats(self) -> FeatureStats:
+        """The statistics of all batches; UserError for features or class probabilities that are not finite."""
+        moments = self._moments
+        if moments.count < 2:
+            raise ValueError(f"metrics need at least 2 images, found {moments.count}")
+        self._inspection.check()
+
+        # Join the parts.
+        if self._backbone.device.type == "cuda":
+            torch.cuda.synchronize(self._backbone.device)  # the copies of _to_cpu
+        return FeatureStats(
+            count=moments.count,
+            mean=moments.mean(),
+            cov=moments.cov(),
+            features=torch.cat(self._features).numpy() if self._with_features else None,
+            probabilities=torch.cat(self._probabilities).numpy() if self._probabilities else None,
+            labels=torch.cat(self._labels).cpu().numpy(),
+        )
+
+
 def accumulate(
     batches: Iterable[tuple[Tensor, Tensor]],
     backbone: Backbone,
     features: bool = True,
     probabilities: bool = True,
+    classes: int = 0,
     ahead: int | None = None,
     what: str = "images",
     name: Callable[[int], str] = "number {}".format,
 ) -> FeatureStats:
-    """Push (images, labels) batches through ``backbone``; batches that do not fit into a GPU's memory are halved.
+    """Push (images, labels) batches through ``backbone``: see ``Accumulator``.
 
     Args:
         batches: images [B, 3, H, W] in [-1, 1] and labels [B]; a generator is closed at the end, whatever happens.
         backbone: the feature network.
-        features: keep the features of every image.
-        probabilities: keep its class probabilities.
+        features: as of the accumulator, like ``probabilities``, ``classes``, ``what`` and ``name``.
         ahead: batches that a thread takes from ``batches`` and prepares while the network works. By default 2 where the
             CPU prepares them for a GPU, else 0, no thread: two threads would compete for the same cores, and one keeps
             a GPU busy. It changes no value.
-        what: the images are, for errors.
-        name: of the image at a position of the pass, for errors.
 
     Raises:
         UserError: features or class probabilities that are not finite; features of other shapes or types than a
             Backbone's; probabilities of a network without classes; one image is too much for the memory.
     """
     device = backbone.device
-    halving = Halving()
     if ahead is None:
         ahead = 2 if device.type == "cuda" and getattr(backbone, "prepares_on_cpu", False) else 0
-    moments = Moments()
-    inspection = Inspection(backbone, what, name)
-    all_features = []
-    all_probabilities = []
-    all_labels = []
+    accumulator = Accumulator(backbone, features, probabilities, classes, what, name)
 
-    # Run the network; what is to be kept goes to the CPU.
-    with torch.no_grad(), closing(_ahead(_prepared(batches, backbone), ahead, device)) as items:
-        for prepared, labels in items:
-            all_labels.append(labels)
-            for feats, logits in halving(inspection.run, prepared):
-                moments.add(feats)
-                inspection.see("features", feats)
-                if features:
-                    all_features.append(_to_cpu(feats))
-                if probabilities:
-                    of_classes = _softmax(logits, backbone)
-                    inspection.see("class probabilities", of_classes)
-                    all_probabilities.append(_to_cpu(of_classes))
+    with torch.no_grad(), closing(_ahead(_prepared(batches, accumulator), ahead, device)) as items:
+        for item in items:
+            accumulator.add(*item)
+    return accumulator.stats()
 
-    # Join the parts, if they are numbers.
-    if moments.count < 2:
-        raise ValueError(f"metrics need at least 2 images, found {moments.count}")
-    inspection.check()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the copies of _to_cpu
-    return FeatureStats(
-        count=moments.count,
-        mean=moments.mean(),
-        cov=moments.cov(),
-        features=torch.cat(all_features).numpy() if features else None,
-        probabilities=torch.cat(all_probabilities).numpy() if probabilities else None,
-        labels=torch.cat(all_labels).cpu().numpy(),
-    )
+
+def shown_to(
+    accumulators: Sequence[Accumulator], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The (images, labels) of ``batches``, each of which all ``accumulators`` have seen before it is passed on."""
+    for images, labels in batches:
+        for accumulator in accumulators:
+            accumulator.see(images, labels)
+        yield images, labels
 
 
 def _softmax(logits: Tensor | None, backbone: Backbone) -> Tensor:
@@ -263,17 +324,13 @@ def _to_cpu(values: Tensor) -> Tensor:
 
 
 def _prepared(
-    batches: Iterable[tuple[Tensor, Tensor]], backbone: Backbone
+    batches: Iterable[tuple[Tensor, Tensor]], accumulator: Accumulator
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Batches after ``backbone.prepare``, with their labels; in parts where memory ran out."""
-    halving = Halving()
+    """Batches prepared by ``accumulator``; those of a generator are closed at the end."""
     iterator = iter(batches)
     try:
         for images, labels in iterator:
-            start = 0
-            for part in halving(backbone.prepare, images):
-                yield part, labels[start : start + len(part)]
-                start += len(part)
+            yield from accumulator.prepared(images, labels)
     finally:
         if isinstance(iterator, Generator):
             iterator.close()

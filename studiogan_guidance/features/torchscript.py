@@ -34,7 +34,7 @@ class TorchScript:
         UserError: the file is no such module; when it is called, that it fails, or returns something else.
     """
 
-    classifies = False
+    classifies = True
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.device = device

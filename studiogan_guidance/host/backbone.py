@@ -38,7 +38,7 @@ class HostBackbone:
         UserError: a network that the host does not know, or weights that cannot be loaded.
     """
 
-    classifies = False
+    classifies = True  # the classes of ImageNet
 
     def __init__(
         self,

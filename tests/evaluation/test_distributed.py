@@ -62,6 +62,8 @@ def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.Monkey
         "joint=class_subset",
         "--restat",
         2,
+        "--judge",
+        "discriminator",
     ]
     one = ok(*common, "--out", tmp_path / "one")["rows"]
     monkeypatch.setenv("STUDIOGAN_GUIDANCE_CACHE", str(tmp_path / "cache"))  # so that real images are shared out, too
@@ -72,6 +74,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.Monkey
     two = json.loads(done.stdout)["rows"]  # one process speaks
     assert len((tmp_path / "two" / "results.jsonl").read_text().splitlines()) == 2
     for first, second in zip(one, two):
+        assert "fid@discriminator" in first["metrics"]
         assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
         assert second["protocol"] == first["protocol"]
         assert {**second["cost"], "sampling_seconds": 0} == {**first["cost"], "sampling_seconds": 0}
@@ -165,11 +168,11 @@ def test_a_node_whose_name_means_itself_is_told_what_to_set(monkeypatch: pytest.
 
 def test_too_many_processes_and_sample_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from studiogan_guidance.config import RunConfig
-    from studiogan_guidance.evaluation.evaluation import _check_counts
+    from studiogan_guidance.evaluation.generation import check_counts
 
-    _check_counts(RunConfig(), 66, 1000, 64, 2)
+    check_counts(RunConfig(), 66, 1000, 64, 2)
     with pytest.raises(UserError, match="65 images in batches of 64 are too few for 2 processes"):
-        _check_counts(RunConfig(), 65, 1000, 64, 2)
+        check_counts(RunConfig(), 65, 1000, 64, 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = run("sample", "--out", tmp_path / "o")
     assert result.exit_code == 2

@@ -290,8 +290,8 @@ def test_a_pass_is_merged_in_the_order_of_the_ranks() -> None:
 
 
 # Keys whose values are in the protocol of a row, or in its other parts that identify it: as they are, or by a hash.
-PROTOCOL = ("classes", "fast", "k", "labels", "noise_mode", "num", "reference", "restat", "seed", "splits")
-HOST_PROTOCOL = ("backbone", "data", "pre_resizer", "reference_stats", "resizer", "studiogan")
+PROTOCOL = ("classes", "fast", "judges", "k", "labels", "noise_mode", "num", "reference", "restat", "seed", "splits")
+HOST_PROTOCOL = ("backbone", "classifier", "data", "pre_resizer", "reference_stats", "resizer", "studiogan")
 OTHER_PARTS = ("ckpt", "held_out", "host", "host_config", "metrics", "options", "sampler", "which")
 NO_NUMBER = (
     "batch_size",
@@ -315,6 +315,7 @@ def test_every_key_of_a_configuration_identifies_a_row_or_changes_no_number() ->
     for key, value in {
         "classes": (1, 2),
         "fast": True,
+        "judges": ("random",),
         "k": 4,
         "labels": "data",
         "noise_mode": "const",

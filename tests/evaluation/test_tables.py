@@ -58,6 +58,14 @@ def test_the_csv_has_a_column_for_each_thing_and_loses_none_of_equal_names(tmp_p
     }
 
 
+def test_distances_in_other_spaces_stand_behind_fid() -> None:
+    metrics = {"fid": 12.0, "recall": 0.5, "fid@random": 0.0123456, "fid@a": 98765.4}
+    rows = [{"sampler": "plain", "options": {}, "metrics": metrics, "protocol": {}, "seconds": 1.0}]
+    heading, line, *_ = tables.table(rows).splitlines()
+    assert heading.split() == ["sampler", "options", "FID", "FID@random", "FID@a", "recall", "s"]
+    assert line.split() == ["plain", "12.000", "0.01235", "9.877e+04", "0.500", "1.0"]
+
+
 def test_a_metric_without_a_heading_is_shown_under_its_own_name() -> None:
     row = {
         "sampler": "plain",

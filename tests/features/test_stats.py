@@ -130,8 +130,8 @@ def test_features_that_are_not_finite_are_counted_and_named(function: Any, kind:
     images[[4, 7, 13]] = 1
     batches = list(zip(images.split(6), torch.arange(20).split(6)))
     expected = re.escape(
-        f"--backbone flat gives {kind} that are not finite (nan or inf) for 3 of 20 digits (seed 104 to seed 113): "
-        "repair it, or choose another"
+        f"feature network flat gives {kind} that are not finite (nan or inf) for 3 of 20 digits (seed 104 to seed 113)"
+        ": repair it, or choose another"
     )
     with pytest.raises(UserError, match=f"^{expected}$"):
         accumulate(

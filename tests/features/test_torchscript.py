@@ -68,7 +68,7 @@ def test_torchscript(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     features, logits = backbone(backbone.prepare(random_images()))
     assert torch.equal(features, means)
     assert logits is None
-    assert not backbone.classifies
+    assert backbone.classifies
     assert backbone.protocol == {
         "backbone": "torchscript:net.pt",
         "backbone_sha256": file_digest(tmp_path / "net.pt")[:16],
