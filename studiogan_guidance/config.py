@@ -234,6 +234,12 @@ def _path(key: str, value: Any) -> Any:
     return expanded(value) if key in PATHS else value
 
 
+def resolved(spec: str) -> str:
+    """A feature network such as ``torchscript:PATH``, whose path, if it is one, depends on no current folder."""
+    kind, _, path = spec.partition(":")
+    return f"{kind}:{Path(path).resolve()}" if path and os.path.exists(path) else spec
+
+
 def _check_beside(key: str, value: Any, file: Path) -> None:
     """Raise UserError for a path of a file that is not in the current folder, but beside that file."""
     if not isinstance(value, str) or os.path.exists(value) or not os.path.exists(beside := file.parent / value):

@@ -346,7 +346,7 @@ def test_features_that_are_not_finite_are_one_line_in_every_verb(
     expected = (
         r"gives features that are not finite \(nan or inf\) for \d+ of \d+ real images \(number \d+ to number \d+\)"
     )
-    assert re.search("--backbone torchscript:bright.pt " + expected, line)
+    assert re.search("feature network torchscript:bright.pt " + expected, line)
     assert not list((tmp_path / "cache" / "reference").glob("*.npz"))
     assert not (tmp_path / "file.npz").exists()
 

@@ -215,7 +215,7 @@ def digest_of(view: LatentView) -> str:
 
 def _open(view: LatentView) -> Critic:
     if view.networks.companions is None:
-        raise UserError(f"a discriminator is needed, and there is none beside {view.networks.source}")
+        raise UserError(f"this needs a discriminator, and there is none beside {view.networks.source}")
     return opened(view, view.networks.companions.discriminator())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from studiogan_guidance.config import INPUTS, RunConfig
+from studiogan_guidance.config import INPUTS, RunConfig, resolved
 from studiogan_guidance.evaluation import results
 from studiogan_guidance.files import replacing
 from studiogan_guidance.options import Spec
@@ -37,9 +37,9 @@ def portable(cfg: RunConfig, spec: Spec) -> dict[str, Any]:
     for key in INPUTS:
         if key in changed and Path(changed[key]).exists():
             changed[key] = str(Path(changed[key]).resolve())
-    kind, _, path = str(changed.get("backbone", "")).partition(":")
-    if path and Path(path).exists():
-        changed["backbone"] = f"{kind}:{Path(path).resolve()}"
+    for key in ("backbone", "classifier"):
+        if key in changed:
+            changed[key] = resolved(changed[key])
 
     options = {key: value for key, value in spec.options.items() if value is not None}
     return {"sampler": {"name": spec.name, **results.plain_data(options)}, **changed, **values["host"]}

@@ -147,7 +147,7 @@ def test_mistakes_name_the_flag(given: dict[str, Any], message: str) -> None:
 def test_a_generator_without_a_discriminator_has_no_such_judge() -> None:
     view = view_for(dataclasses.replace(builtin.networks(), companions=None))
     cfg = RunConfig(judges=("discriminator",))
-    with pytest.raises(UserError, match="^--judge: a discriminator is needed, and there is none beside"):
+    with pytest.raises(UserError, match="^--judge: this needs a discriminator, and there is none beside"):
         Judges(cfg, open_source(cfg), view, None)
 
 

@@ -201,6 +201,9 @@ def test_a_host_config_of_the_host_is_not_taken_for_a_file_in_the_current_folder
     found = portable(cfg, Spec("gandance", {"scale": 1.1}))
     assert found["host_config"] == "CIFAR10/BigGAN.yaml"
     assert found["ckpt"] == str(tmp_path / "CIFAR10")
+    (tmp_path / "net.pt").touch()
+    classified = portable(RunConfig(judges=("random",), classifier="torchscript:net.pt"), Spec("plain"))
+    assert classified == {"sampler": {"name": "plain"}, "classifier": f"torchscript:{tmp_path}/net.pt"}
 
 
 def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
