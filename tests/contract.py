@@ -60,7 +60,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
     ],
     "drs": [
         {"burn_in": 200},
-        {"burn_in": 200, "percentile": 50, "base": "gandance"},
+        {"burn_in": 200, "percentile": 50, "bound": "global", "base": "gandance"},
     ],
     "metropolis": [
         {"proposals": 5},
@@ -72,7 +72,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
     ],
     "ddls": [
         {"steps": 3, "step": 0.2},
-        {"steps": 3, "step": 0.3, "mala": True},
+        {"steps": 3, "step": 0.3, "mala": True, "target_acceptance": 0.67},
         {"steps": 2, "step": 0.2, "space": "w"},
     ],
     "ex2mcmc": [
@@ -89,7 +89,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
     ],
     "collaborative": [
         {"steps": 3, "rate": 2},
-        {"steps": 3, "rate": 0.02, "relative": True, "layer": 0},
+        {"steps": 3, "rate": 0.02, "relative": True, "layer": 0, "mode": "probabilistic"},
     ],
     "hubness": [
         {"pool": 200, "threshold": 6, "space": "z"},
@@ -117,7 +117,7 @@ REAL: dict[str, dict[str, object]] = {  # the same, cheap enough for real networ
     "ex2mcmc": {"steps": 1, "particles": 3, "mala_steps": 1},
     "dgflow": {"steps": 2},
     "dot": {"steps": 2, "pairs": 3, "rate": 0.02},
-    "collaborative": {"steps": 2, "rate": 0.05, "relative": True, "layer": 0},
+    "collaborative": {"steps": 2, "rate": 0.05, "relative": True, "layer": 0, "loss": "logit"},
     "hubness": {"pool": 100, "threshold": 7},
     "polarity": {"k": 2, "pool": 20, "projections": 3, "rho": 5},
 }
