@@ -81,28 +81,32 @@ def candidates(name: str, reference: Path | None, base: dict[str, Any] | None) -
     return [{**options, **more} for options in CANDIDATES[name]]
 
 
+def best_of(evaluation: Evaluation, folder: Path, name: str, candidates: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The sampler ``name`` with the candidate of the least FID, as 'compare' takes it; None where it is refused."""
+    # Check the candidates.
+    seed = evaluation.cfg.seed
+    try:
+        points = [(name, evaluation.checked(samplers.create(name, options)), seed) for options in candidates]
+    except UserError as error:
+        click.echo(f"{name} is left out: {error}", err=True)
+        return None
+
+    # Measure them.
+    rows = complete(evaluation, points, folder)
+    best_row = min(rows, key=lambda row: row["metrics"]["fid"])
+    for row in rows:
+        mark = "*" if row is best_row else " "
+        click.echo(f"{mark} {name} {tables.format_options(row['options'])}: {row['metrics']['fid']:.4g}", err=True)
+    return {"name": name, **results.plain_data(best_row["options"])}
+
+
 def choose(cfg: config.RunConfig, reference: Path | None, names: list[str]) -> list[dict[str, Any]]:
     """The best candidate of each sampler on the validation split, as the list that 'compare' takes."""
     evaluation = Evaluation(cfg, distributed.Group(), [Spec("plain")])
     folder = results.writable(Path(cfg.out))
 
     def best(name: str, base: dict[str, Any] | None = None) -> dict[str, Any] | None:
-        # Check the candidates.
-        points = []
-        try:
-            for options in candidates(name, reference, base):
-                points.append((name, evaluation.checked(samplers.create(name, options)), cfg.seed))
-        except UserError as error:
-            click.echo(f"{name} is left out: {error}", err=True)
-            return None
-
-        # Measure them.
-        rows = complete(evaluation, points, folder)
-        best_row = min(rows, key=lambda row: row["metrics"]["fid"])
-        for row in rows:
-            mark = "*" if row is best_row else " "
-            click.echo(f"{mark} {name} {tables.format_options(row['options'])}: {row['metrics']['fid']:.1f}", err=True)
-        return {"name": name, **results.plain_data(best_row["options"])}
+        return best_of(evaluation, folder, name, candidates(name, reference, base))
 
     chosen = [best(name) for name in names if reference or name != "autoguidance"]
     if ON_TOP in names and chosen[0]:
