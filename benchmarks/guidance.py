@@ -24,13 +24,13 @@ import click
 from common import machine
 from compare import best_of
 from narrow import narrow
-from studiogan_guidance.evaluation.one_pass import one_pass, with_class_scales
 
 from studiogan_guidance import config, training
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.evaluation import distributed, results, tables
 from studiogan_guidance.evaluation.compare import compare
 from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.one_pass import one_pass, with_class_scales
 from studiogan_guidance.options import Spec
 from studiogan_guidance.samplers.gandance import spread_option
 
@@ -129,7 +129,7 @@ def settings(row: dict[str, Any]) -> str:
 
 def markdown(summary: dict[str, Any]) -> str:
     """The table: distances in each space as mean and paired difference in per cent, accuracy, and passes an image."""
-    spaces = [key for key in summary["rows"][0]["metrics"] if key == "fid" or key.startswith("fid@")]
+    spaces = [key for key in summary["rows"][0]["metrics"] if key.partition("@")[0] in ("fid", "kid")]
     plain = summary["rows"][0]["metrics"]
     lines = [f"| method | settings | {' | '.join(spaces)} | accuracy | passes |", f"|{'---|' * (len(spaces) + 4)}"]
     for row in summary["rows"]:
@@ -198,7 +198,12 @@ def main(
 
     # Report on the test split.
     test = dataclasses.replace(
-        cfg, seed=TEST_SEED, reference="test", out=str(folder / "test"), compare=tuple(chosen.values())
+        cfg,
+        metrics=("fid", "kid", "prdc"),
+        seed=TEST_SEED,
+        reference="test",
+        out=str(folder / "test"),
+        compare=tuple(chosen.values()),
     )
     kept = summary(compare(test, repeats=REPEATS), ["plain", *chosen])
     kept["training_seconds"] = seconds

@@ -116,7 +116,10 @@ class OfBytes(nn.Module):
 
 
 class Efficient(nn.Module):
-    """EfficientNet-Lite0: uint8 images [B, 3, H, W] -> features [B, 1280], the mean over its last map."""
+    """EfficientNet-Lite0 up to its last block: uint8 images [B, 3, H, W] -> features [B, 320], the mean over its map.
+
+    The 1280 channels of its head would need several times as many images for a distance that is not mostly bias.
+    """
 
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
@@ -125,8 +128,10 @@ class Efficient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x.float(), size=self.size, mode="bicubic", antialias=True, align_corners=False)
-        features: Tensor = self.net.extract_features((x.clamp(0, 255) - 127) / 128).mean((2, 3))
-        return features
+        x = self.net._swish(self.net._bn0(self.net._conv_stem((x.clamp(0, 255) - 127) / 128)))
+        for block in self.net._blocks:
+            x = block(x)
+        return x.mean((2, 3))
 
 
 KINDS: dict[str, type[nn.Module]] = {"convolutions": Convolutions, "patches": Patches}

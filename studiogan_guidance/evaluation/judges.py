@@ -51,6 +51,7 @@ class Judges:
     def __init__(self, cfg: RunConfig, source: Source, view: LatentView, real: Real | None) -> None:
         self._source = source
         self._real = real
+        self._with_features = "kid" in cfg.metrics
         self.spaces: dict[str, Backbone] = {}
         self.protocol: dict[str, Any] = {}
 
@@ -77,17 +78,22 @@ class Judges:
 
     def accumulators(self, what: str, name: Callable[[int], str]) -> dict[str, Accumulator]:
         """What sees the images of a pass, by metric; ``what`` they are and their names are for errors."""
-        return {
-            metric: Accumulator(network, features=False, probabilities=metric == ACCURACY, what=what, name=name)
-            for metric, network in self.networks.items()
-        }
+        accumulators = {}
+        for metric, network in self.networks.items():
+            is_judge = metric in self.spaces
+            accumulators[metric] = Accumulator(
+                network, self._with_features and is_judge, probabilities=not is_judge, what=what, name=name
+            )
+        return accumulators
 
     def references(self, group: Group, batch_size: int) -> dict[str, Reference]:
         """Statistics of the real images in each space, see ``reference.load_or_make``; nothing above rank 0."""
         references = {}
         for metric, network in self.spaces.items():
             assert self._real is not None
-            found = reference.load_or_make(self._real, network, self._source.protocol, group, batch_size, False)
+            found = reference.load_or_make(
+                self._real, network, self._source.protocol, group, batch_size, self._with_features
+            )
             if found is not None:
                 references[metric] = found
         return references

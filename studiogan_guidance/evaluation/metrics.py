@@ -48,9 +48,7 @@ class Comparison:
     @property
     def features(self) -> tuple[Array, Array]:
         """Features of the real and of the generated images, [N, D] and [M, D]."""
-        assert self.real.stats.features is not None
-        assert self.fake.features is not None
-        return self.real.stats.features, self.fake.features
+        return _features(self.real, self.fake)
 
     def on_device(self, function: Callable[[str], T]) -> T:
         """``function(device)``, or on the CPU, with the same values, where the device has too little memory."""
@@ -89,7 +87,7 @@ def of_real(cfg: RunConfig, *what: str) -> list[str]:
 
 
 def compute(comparison: Comparison) -> dict[str, Any]:
-    """The values of the metrics that the run asks for, FID in other spaces, and ``accuracy`` where classes are told.
+    """The values of the metrics that the run asks for, FID (and KID) in other spaces, and ``accuracy`` where classes are told.
 
     With per_class among them, the entry ``per_class`` holds the values of each class.
     """
@@ -97,10 +95,19 @@ def compute(comparison: Comparison) -> dict[str, Any]:
     for name, metric in METRICS.items():
         if name in comparison.cfg.metrics:
             values |= metric.values(comparison)
-    values |= {name: distance(real, fake) for name, (real, fake) in comparison.judged.items()}
+    for name, (real, fake) in comparison.judged.items():
+        values[name] = distance(real, fake)
+        if "kid" in comparison.cfg.metrics:
+            values[name.replace("fid", "kid", 1)] = kid(*_features(real, fake))
     if comparison.classified is not None:
         values["accuracy"] = accuracy(comparison.classified)
     return values
+
+
+def _features(real: Reference, fake: FeatureStats) -> tuple[Array, Array]:
+    assert real.stats.features is not None
+    assert fake.features is not None
+    return real.stats.features, fake.features
 
 
 def accuracy(fake: FeatureStats) -> float:

@@ -85,7 +85,7 @@ def _differences(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     """The metrics whose differences to plain sampling have a column: the first one, distances, and accuracy."""
     known = {key for row in rows for key, value in row["paired"].items() if value["se"] is not None}
     shown = {*metrics[:1], *DIFFERENCES}
-    return [key for key in metrics if key in known and (key in shown or key.startswith("fid@"))]
+    return [key for key in metrics if key in known and (key in shown or "@" in key)]
 
 
 def _heading(metric: str) -> str:

@@ -45,8 +45,10 @@ def fakes() -> tuple[Tensor, Tensor]:
 
 
 def test_judges_have_their_own_distances_and_leave_the_first_alone() -> None:
-    alone = measured()
-    row = measured(judges=("builtin", "random", "discriminator"))
+    alone = measured(metrics=("fid", "kid"))
+    row = measured(metrics=("fid", "kid"), judges=("builtin", "random", "discriminator"))
+    assert row["metrics"]["kid"] == alone["metrics"]["kid"] == row["metrics"]["kid@builtin"]
+    assert row["metrics"]["kid@random"] != row["metrics"]["kid@discriminator"]
     assert row["metrics"]["fid"] == alone["metrics"]["fid"] == row["metrics"]["fid@builtin"]  # the same bits
     assert row["metrics"]["accuracy"] == alone["metrics"]["accuracy"]
     assert row["cost"]["synthesis"] == 1  # of one pass
