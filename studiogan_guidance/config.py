@@ -85,8 +85,9 @@ class RunConfig:
         backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH,
             builtin, or random (weights that nobody trained); by default the host's Inception for its checkpoints, and
             builtin for the built-in.
-        judges: more feature networks, in whose features FID is measured on the same images, as ``fid@NAME`` (with kid
-            among the metrics also ``kid@NAME``, which few images do not bias): as ``backbone``, and discriminator (the checkpoint's own); NAME is the stem of a file, or the network's name.
+        judges: more feature networks, in whose features FID is measured on the same images, as ``fid@NAME`` (and KID as
+            ``kid@NAME``, with kid among the metrics): as ``backbone``, and discriminator (the checkpoint's own); NAME
+            is the stem of a file, or the network's name.
         classifier: torchscript:PATH, a network whose class logits, one for each class of the generator, give the share
             of images that are of their class, ``accuracy``; by default those of the feature network, if they fit.
         resizer: the host's resizer before the feature network: legacy, clean or friendly.

@@ -87,7 +87,7 @@ def of_real(cfg: RunConfig, *what: str) -> list[str]:
 
 
 def compute(comparison: Comparison) -> dict[str, Any]:
-    """The values of the metrics that the run asks for, FID (and KID) in other spaces, and ``accuracy`` where classes are told.
+    """The values of the run's metrics, FID and KID in other spaces, and ``accuracy`` where classes are told.
 
     With per_class among them, the entry ``per_class`` holds the values of each class.
     """
