@@ -352,7 +352,10 @@ class GANdance(Sampler):
             joint = _for_blocks(joint, view.blocks)
         elif joint.dim() > code.dim():
             code = _for_blocks(code, view.blocks)
-        guided = guide(code, joint, self._scale(view, labels, code))
+        scale = self._scale(view, labels, code)
+        guided = guide(code, joint, scale)
+        if isinstance(scale, Tensor):
+            guided = torch.where(scale == 1, code, guided)  # plain without rounding
 
         # Keep the norm of the plain code.
         if self.keep_norm:
