@@ -112,6 +112,7 @@ class Evaluation:
         classes = self._classes(images)
         self.cfg = cfg = dataclasses.replace(cfg, classes=classes)
         self.plan = labels.label_plan(cfg, self.networks.num_classes, images)
+        self.view.weigh_classes(self.plan)
         if classes and is_measured:
             images = self._images(classes)
         self.backbone = open_backbone(cfg, self.source, self.networks.device)

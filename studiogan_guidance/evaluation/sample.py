@@ -66,6 +66,7 @@ def sample(
     view = view_for(networks)
     chosen = [samplers.checked(sampler, view) for sampler in chosen]
     plan = _plan(cfg, source, networks)
+    view.weigh_classes(plan)
     folder = results.writable(Path(cfg.out))
 
     # Sample the same seeds with each variant.

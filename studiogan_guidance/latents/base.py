@@ -166,11 +166,13 @@ class LatentView(ABC):
         memo: what is computed once for this view; see ``once``.
         on_disk: whether what is computed once may be cached on disk.
         bare: the view of the generator itself, where this one is altered by a sampler; else this view.
+        class_weights: how often each class is drawn, [C], sum 1; None where all are alike. See ``weigh_classes``.
     """
 
     rows: int | None = None
     blocks: int = 0
     noise_chunks: int = 1
+    class_weights: Tensor | None = None
     channels_last = True
 
     def __init__(self, networks: Networks) -> None:
@@ -228,10 +230,21 @@ class LatentView(ABC):
         """The table [C, ...] whose rows are the codes of the classes, where codes ignore z; None where they do not."""
         return None
 
-    def encode_with_class_mean(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``encode(z, labels)``, and the mean of ``encode(z, c)`` over all classes c; both [B, ...]."""
+    def weigh_classes(self, plan: LabelPlan) -> None:
+        """Let means over classes be those of the labels that a plan draws; chosen classes leave all alike."""
+        drawn = None if plan.classes or len(set(plan.weights)) < 2 else torch.tensor(plan.weights, device=self.device)
+        if drawn is not None or self.class_weights is not None:
+            self.class_weights = None if drawn is None else drawn / drawn.sum()
+            self.forget()
+
+    def encode_with_class_mean(self, z: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``encode(z, labels)``, and the mean of ``encode(z, c)`` over all classes c; both [B, ...].
+
+        ``weights`` are those of the classes in the mean, [C]; None: all alike.
+        """
         classes = torch.arange(self.num_classes, device=self.device).expand(len(z), -1)
-        return self.encode(z, labels), self.mean_over_classes(z, classes)
+        every = None if weights is None else weights.expand(len(z), -1)
+        return self.encode(z, labels), self.mean_over_classes(z, classes, every)
 
     def class_means(self) -> Tensor:
         """Mean code of every class over the prior noise, [C, ...].
@@ -246,13 +259,22 @@ class LatentView(ABC):
         """The one mean code over noise and classes, [...]."""
         return self.class_means().mean(0)
 
-    def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Mean of ``encode(z, c)`` for the same z over each image's classes ``labels`` [B, K]; [B, ...]."""
-        weights = torch.zeros(len(labels), self.num_classes, device=self.device)
-        ones = torch.ones((), device=self.device).expand_as(labels)
+    def mean_over_classes(self, z: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean of ``encode(z, c)`` for the same z over each image's classes ``labels`` [B, K]; [B, ...].
+
+        ``weights`` are those of these classes in the mean, [B, K]; None: all alike.
+        """
+        if weights is None:
+            weights = torch.ones((), device=self.device).expand_as(labels)
+            total: int | Tensor = labels.shape[1]
+        else:
+            total = weights.sum(1, keepdim=True)
+
+        # The weights of all classes.
         means = self.class_means()
-        total = weights.scatter_add_(1, labels, ones) @ means.flatten(1)
-        return total.view(len(labels), *means.shape[1:]) / labels.shape[1]
+        table = torch.zeros(len(labels), self.num_classes, device=self.device)
+        mean: Tensor = table.scatter_add_(1, labels, weights) @ means.flatten(1) / total
+        return mean.view(len(labels), *means.shape[1:])
 
     def draw(self, seeds: Sequence[int], first: int, plan: LabelPlan, noise_mode: str = "random") -> Inputs:
         """Draw a batch. Each image's generator gives, in this order: z, label, InfoGAN numbers, layer noise.

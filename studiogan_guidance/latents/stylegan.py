@@ -82,24 +82,28 @@ class WView(LatentView):
     def layers(self) -> list[nn.Module]:
         return list(self.synthesis.blocks)
 
-    def mean_over_classes(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Mean w for the same z over each image's classes ``labels`` [B, K]; [B, rows, w_dim]."""
-        means = [ws.mean(1) for ws in self._of_classes(z, labels)]
-        return torch.cat(means)[:, None].expand(-1, self.rows, -1)
+    def mean_over_classes(self, z: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean w for the same z over an image's classes ``labels`` [B, K], by ``weights`` [B, K]; [B, rows, w_dim]."""
+        means = []
+        for ws in self._of_classes(z, labels):
+            means.append(_mean(ws, weights))
+            weights = None if weights is None else weights[len(ws) :]
+        return torch.cat(means).expand(-1, self.rows, -1)
 
-    def encode_with_class_mean(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_with_class_mean(self, z: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As of any view; the code of an image is one of the C whose mean is taken, so it costs no further pass."""
         if labels.dim() == 2:
-            return super().encode_with_class_mean(z, labels)
+            return super().encode_with_class_mean(z, labels, weights)
 
         # The codes of all classes, and in them that of the image's own.
         classes = self.once("classes", lambda: torch.arange(self.num_classes, device=self.device))
         parts = self._of_classes(z, classes.expand(len(z), -1))
         rows = labels[:, None, None].expand(-1, 1, self.width)
+        every = None if weights is None else weights.expand(len(z), -1)
         codes, means = [], []
         for ws in parts:
             codes.append(ws.gather(1, rows[: len(ws)]))
-            means.append(ws.mean(1, keepdim=True))
+            means.append(_mean(ws, every))
             rows = rows[len(ws) :]
 
         code, mean = (values[0] if len(values) == 1 else torch.cat(values) for values in (codes, means))
@@ -173,6 +177,14 @@ class WView(LatentView):
     def _sum_of_codes(self, z: Tensor, weights: Tensor) -> Tensor:
         """The sum of w over noise [N, Z] for one row of class weights [C], float64 [w_dim]."""
         return self._map(z, weights.expand(len(z), -1))[:, 0].double().sum(0)
+
+
+def _mean(ws: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of w [b, K, w_dim] over classes, by the first b rows of ``weights`` [B, K]; [b, 1, w_dim]."""
+    if weights is None:
+        return ws.mean(1, keepdim=True)
+    share = weights[: len(ws), None] / weights[: len(ws), None].sum(2, keepdim=True)
+    return share @ ws
 
 
 class StyleGANView(WView):

@@ -12,11 +12,21 @@ from torch import Tensor
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents import gaussian, learned, moves
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import JOINTS, OF_CODES, WITHOUT_Z, JointOptions, of_class, with_code
+from studiogan_guidance.latents.joint import (
+    JOINTS,
+    OF_CODES,
+    WITHOUT_Z,
+    JointOptions,
+    mean_of_classes,
+    of_class,
+    with_code,
+)
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.latents.moves import Move
 from studiogan_guidance.samplers.base import SAMPLERS, Sampler, check_at_least, check_finite
-from studiogan_guidance.samplers.temperature import Temperature, shares
+from studiogan_guidance.samplers.profile import Profile
+from studiogan_guidance.samplers.spaces import spread_of_w
+from studiogan_guidance.samplers.temperature import Temperature
 from studiogan_guidance.samplers.truncation import Truncation
 
 IN_FILES = ("learned", *moves.KINDS)  # joints that were learned and are read from a file
@@ -73,7 +83,8 @@ class GANdance(Sampler):
         profile: strength of guidance in equal groups of blocks, coarse to fine, as shares p of ``scale``: each is
             guided by 1 + (scale - 1) p, so 1:0.5:0 guides coarse blocks fully, middle ones half and fine ones not at
             all; None is 1 everywhere.
-        keep_norm: rescale each guided code to the Euclidean norm of the plain one; off by default.
+        keep_norm: leave each w as far from the guided mean of its class as the plain one is from the mean, where a
+            distance is measured in units of the spread of w within classes; for w only, off by default.
         psi: spread of w within its class, as ``scale`` is that between classes: m + psi * (w - m) after guidance, where
             m is the guided mean of the image's class. Any finite number; 1 or None is plain, less gives typical images,
             more gives more various ones; 0.7 to 1.8 is worth a search. It keeps the condition, while truncation towards
@@ -143,6 +154,10 @@ class GANdance(Sampler):
         """What ``psi`` and ``threshold`` do, as a sampler."""
         return Truncation(psi=1.0 if self.psi is None else self.psi, threshold=self.threshold)
 
+    @property
+    def _profile(self) -> Profile:
+        return Profile(self.scale, self.layers, self.profile)
+
     def temperature(self) -> Temperature:
         """What ``tau`` and ``tau_profile`` do."""
         return Temperature(self.tau, self.tau_profile)
@@ -156,25 +171,17 @@ class GANdance(Sampler):
         self.temperature().check(view)
 
         # The guidance.
-        self._check_blocks(view)
+        self._profile.check(view)
+        if self.keep_norm and view.rows is None:
+            raise UserError(
+                f"gandance.keep_norm needs a generator with w: on {view.networks.backbone}, whose codes are one vector "
+                "a class, it would undo nearly all of the guidance: leave it out"
+            )
         if self.joint == "amortised" and self.psi not in (None, 1):
             raise UserError("gandance.psi needs guided means of classes, and amortised moves have none: leave psi out")
         self._file(view)
         if self.joint in ("gaussian", "gaussian_shift") and self.scale != 1:
             gaussian.check(view)
-
-    def _check_blocks(self, view: LatentView) -> None:
-        """Raise UserError where layers or groups of them do not fit the blocks of this view."""
-        rows = f"{view.blocks} {'blocks' if view.rows is None else 'w rows'}"
-        if self.layers is not None:
-            low, high = self.layers
-            if not 0 <= low < high <= view.blocks:
-                raise UserError(
-                    f"gandance.layers is {low}-{high}, but this generator has {rows}: give a part of 0-{view.blocks}"
-                )
-        if self.profile is not None and not 1 <= len(self.profile) <= view.blocks:
-            groups = len(self.profile)
-            raise UserError(f"gandance.profile has {groups} groups, but this generator has {rows}: give fewer")
 
     def files(self, view: LatentView) -> dict[str, str]:
         file = self._file(view)
@@ -213,16 +220,16 @@ class GANdance(Sampler):
 
         guided = self._by_tables(view, inputs)
         if guided is None:
-            code, joint = with_code(self.joint, view, inputs, self._joint_options)
-            guided = self._away(view, inputs.labels, code, joint)
+            code, joint = with_code(self.joint, view, inputs, self._joint_options(view))
+            guided = self._guided(view, inputs.labels, code, joint)
         return self._truncated(view, inputs.labels, guided)
 
     def guided(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The guided codes, of the shape of ``code``, by the definition (for samplers that build on guidance)."""
         guided = code
         if self.scale != 1:
-            joint = JOINTS[self.joint].target(view, inputs, code, self._joint_options)
-            guided = self._away(view, inputs.labels, code, joint)
+            joint = JOINTS[self.joint].target(view, inputs, code, self._joint_options(view))
+            guided = self._guided(view, inputs.labels, code, joint)
         return self._truncated(view, inputs.labels, guided)
 
     def _noise(self, view: LatentView, inputs: Inputs) -> Tensor:
@@ -231,15 +238,16 @@ class GANdance(Sampler):
         if self.joint not in moves.KINDS or self.scale == 1:
             return z
         inputs = dataclasses.replace(inputs, z=z)
-        return moves.moved_noise(self.joint, view, inputs, self._joint_options, self.scale)
+        return moves.moved_noise(self.joint, view, inputs, self._joint_options(view), self.scale)
 
     def _spread_z(self, view: LatentView, z: Tensor) -> Tensor:
         """z [B, Z] with its prior noise truncated and multiplied by the temperature; InfoGAN's numbers stay."""
         return self.temperature().applied(view, self.truncation().truncated_z(view, z))
 
-    @property
-    def _joint_options(self) -> JointOptions:
-        return JointOptions(self.subset, self.joint_ckpt, self._network, self.scale)
+    def _joint_options(self, view: LatentView) -> JointOptions:
+        """What the joint needs to know; one that was learned was so from labels that are all alike."""
+        weights = None if self.joint in IN_FILES else view.class_weights
+        return JointOptions(self.subset, self.joint_ckpt, self._network, self.scale, weights)
 
     @property
     def _strengths_may_change(self) -> bool:
@@ -260,7 +268,7 @@ class GANdance(Sampler):
         codes = view.class_codes()
         if inputs.labels.dim() == 2 or base not in (("class_shift",) if codes is None else WITHOUT_Z):
             return None
-        if self._strengths_may_change or (self.keep_norm and (codes is None or varies)):
+        if self._strengths_may_change or self.keep_norm:
             return None
         if codes is not None and codes.requires_grad and torch.is_grad_enabled():
             return None
@@ -286,7 +294,7 @@ class GANdance(Sampler):
         # Guided codes of the classes; away from the base alone, where the residual differs from image to image.
         if codes is not None:
             name = network.base if network is not None and varies else self.joint
-            joint = JOINTS[name].target(view, inputs, codes, self._joint_options)
+            joint = JOINTS[name].target(view, inputs, codes, self._joint_options(view))
             return self._away(view, labels, codes, joint), 1 - self._scale_of_blocks(view, labels, codes)
 
         # What is added to w, in one row if all are equal.
@@ -294,7 +302,7 @@ class GANdance(Sampler):
         scale = self._scale_of_blocks(view, labels, means)
         if means.stride(1) == 0:
             means = means[:, :1]
-        table = (scale - 1) * (means - means.mean(0))
+        table = (scale - 1) * (means - mean_of_classes(means, self._joint_options(view)))
         if network is not None and not varies:
             table = table + (1 - scale) * network.shift(view, inputs.z)
         return table, 1 - scale
@@ -321,10 +329,10 @@ class GANdance(Sampler):
         class_mean = of_class(means, labels)
         if self.scale == 1:
             return class_mean
-        joint = means.mean(0)
+        joint = mean_of_classes(means, self._joint_options(view))
         if self.joint in OF_CODES:
             inputs = _of_labels(labels, torch.zeros(len(labels), 0, device=view.device))
-            joint = JOINTS[self.joint].target(view, inputs, class_mean, self._joint_options)
+            joint = JOINTS[self.joint].target(view, inputs, class_mean, self._joint_options(view))
         return self._away(view, labels, class_mean, joint)
 
     def _file(self, view: LatentView) -> LearnedJoint | Move | None:
@@ -333,7 +341,7 @@ class GANdance(Sampler):
             return None
         if self.joint == "learned":
             return self._learned(view)
-        return moves.chosen(self.joint, view, self._joint_options)
+        return moves.chosen(self.joint, view, self._joint_options(view))
 
     def _learned(self, view: LatentView) -> LearnedJoint:
         if self._network is None:
@@ -341,64 +349,45 @@ class GANdance(Sampler):
         assert isinstance(self._network, LearnedJoint)
         return self._network
 
-    def _away(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
-        """``code`` guided away from ``joint``, by the scale, in the blocks and with the norm that the options ask for.
+    def _guided(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
+        """``code`` guided away from ``joint``, by all options but the spread; with ``keep_norm``, as far as before."""
+        guided = self._away(view, labels, code, joint)
+        if not self.keep_norm:
+            return guided
 
-        Of generators without w, [B, D] becomes [B, blocks, D] where blocks are guided differently.
+        # In units of the spread within classes, from the mean of the class before and after.
+        _, inverse = spread_of_w(view)
+        guided_mean = self._guided_means(view, labels)
+        offset = guided - guided_mean
+        norm = torch.linalg.vector_norm((code - of_class(view.class_means(), labels)) @ inverse, dim=-1, keepdim=True)
+        guided_norm = torch.linalg.vector_norm(offset @ inverse, dim=-1, keepdim=True).clamp_min(1e-12)
+        return self._profile.kept(code, guided_mean + offset * (norm / guided_norm))
+
+    def _away(self, view: LatentView, labels: Tensor, code: Tensor, joint: Tensor) -> Tensor:
+        """``code`` guided away from ``joint``, by the scale, in the blocks that the options ask for.
+
+        Codes [B, D] of generators without w become [B, blocks, D] where blocks are guided differently.
         """
-        # A code for each block, where they differ.
-        if view.rows is None and self._tells_blocks_apart:
-            code = _for_blocks(code, view.blocks)
-            joint = _for_blocks(joint, view.blocks)
-        elif joint.dim() > code.dim():
-            code = _for_blocks(code, view.blocks)
+        code = self._profile.spread_out(view, code)
+        joint = self._profile.spread_out(view, joint)
+        if joint.dim() > code.dim():
+            code = code[:, None].expand_as(joint)
+
+        # Extrapolate; where the scale is 1, without rounding.
         scale = self._scale(view, labels, code)
         guided = guide(code, joint, scale)
         if isinstance(scale, Tensor):
-            guided = torch.where(scale == 1, code, guided)  # plain without rounding
-
-        # Keep the norm of the plain code.
-        if self.keep_norm:
-            norm = torch.linalg.vector_norm(code, dim=-1, keepdim=True)
-            guided_norm = torch.linalg.vector_norm(guided, dim=-1, keepdim=True).clamp_min(1e-12)
-            guided = guided * (norm / guided_norm)
-
-        # Keep the blocks outside of ``layers``.
-        if self.layers is not None:
-            low, high = self.layers
-            guided = torch.cat([code[:, :low], guided[:, low:high], code[:, high:]], 1)
-        return guided
-
-    @property
-    def _tells_blocks_apart(self) -> bool:
-        return self.layers is not None or self.profile is not None
+            guided = torch.where(scale == 1, code, guided)
+        return self._profile.kept(code, guided)
 
     def _scale(self, view: LatentView, labels: Tensor, code: Tensor) -> float | Tensor:
         """``scale`` with ``profile`` and ``strengths``: one number, or one for each image and block."""
-        scale: float | Tensor = self.scale
-        if self.profile is not None:
-            scale = view.once(("profile", self), lambda: self._profiled(view)).to(code.dtype)
+        scale = self._profile.scales(view)
         if self.strengths:
             scale = 1 + (scale - 1) * self._learned(view).strength(labels, code)
         return scale
 
-    def _profiled(self, view: LatentView) -> Tensor:
-        """The scale of each block, [blocks, 1]."""
-        table = 1 + (self.scale - 1) * shares(self.profile or (1.0,), view.blocks)
-        return table.float().to(view.device)[:, None]
-
     def _scale_of_blocks(self, view: LatentView, labels: Tensor, code: Tensor) -> Tensor:
         """``_scale`` as a tensor, 1 in the blocks outside of ``layers``."""
-        if view.rows is None and self._tells_blocks_apart:
-            code = _for_blocks(code, view.blocks)
-        scale = torch.as_tensor(self._scale(view, labels, code), device=view.device)
-        if self.layers is None:
-            return scale
-
-        block = torch.arange(view.blocks, device=view.device)[:, None]
-        return torch.where((block >= self.layers[0]) & (block < self.layers[1]), scale, 1)
-
-
-def _for_blocks(code: Tensor, blocks: int) -> Tensor:
-    """Codes [B, D] for each of some blocks, [B, blocks, D]; those that are so already stay."""
-    return code[:, None].expand(-1, blocks, -1) if code.dim() == 2 else code
+        scale = self._scale(view, labels, self._profile.spread_out(view, code))
+        return self._profile.within_layers(view, scale)

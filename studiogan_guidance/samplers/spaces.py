@@ -80,7 +80,7 @@ def _prior_noise(view: LatentView, inputs: Inputs) -> Latent:
 
 def _whitened_w(view: LatentView, inputs: Inputs) -> Latent:
     # Split the first row of w into u and the part that does not move.
-    spread, inverse = view.once("spread of w", lambda: _spread(view))
+    spread, inverse = spread_of_w(view)
     code = view.encode(inputs.z, inputs.labels)
     start = (code - view.class_means()[inputs.labels])[:, 0] @ inverse
     fixed = code - (start @ spread)[:, None]
@@ -91,8 +91,13 @@ def _whitened_w(view: LatentView, inputs: Inputs) -> Latent:
     return Latent(start, images, lambda gens: rng.randn(gens, spread.shape[0]).to(start))
 
 
+def spread_of_w(view: LatentView) -> tuple[Tensor, Tensor]:
+    """S [D, w_dim], where S^T S is the covariance of w within classes, and its pseudo-inverse [w_dim, D]."""
+    return view.once("spread of w", lambda: _spread(view))
+
+
 def _spread(view: LatentView) -> tuple[Tensor, Tensor]:
-    """S [D, w_dim] and its pseudo-inverse [w_dim, D], from draws of w about the means of their classes."""
+    """``spread_of_w``, from draws of w about the means of their classes."""
     # Draw w of all classes.
     offsets = []
     with view.frozen(), torch.no_grad():

@@ -10,11 +10,7 @@ from torch import Tensor
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LatentView
 from studiogan_guidance.samplers.base import check_finite
-
-
-def shares(profile: tuple[float, ...], places: int) -> Tensor:
-    """The number of ``profile`` for each of some places in equal groups, float64 [places]."""
-    return torch.tensor([profile[place * len(profile) // places] for place in range(places)], dtype=torch.float64)
+from studiogan_guidance.samplers.profile import shares
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ToyGAN, table_noise, toy_networks
+from toy_families import toy_of
 
 from studiogan_guidance import samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.fid import frechet_distance, moments
 from studiogan_guidance.latents import LabelPlan, LatentView, view_for
 from studiogan_guidance.samplers.gandance import guide
+from studiogan_guidance.samplers.spaces import spread_of_w
 
 
 def guided(view: LatentView, n: int = 64, **options: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -121,13 +123,34 @@ def test_a_threshold_is_that_of_truncation(toy_view: LatentView) -> None:
         samplers.create("gandance", {"threshold": -1})
 
 
-def test_keep_norm_keeps_the_direction_and_the_length(toy_view: LatentView) -> None:
+@pytest.mark.parametrize("joint", ["class_mean", "global_mean"])
+def test_keep_norm_keeps_the_distance_from_the_class_mean(toy: ToyGAN, toy_view: LatentView, joint: str) -> None:
+    means = toy_view.class_means()
+    toy.w_avg.copy_(means[:, 0].mean(0))
     inputs = toy_view.draw(range(4), 0, LabelPlan())
     code = toy_view.encode(inputs.z, inputs.labels)
-    free = samplers.create("gandance", {"scale": 3}).guided(toy_view, inputs, code)
-    kept = samplers.create("gandance", {"scale": 3, "keep_norm": True}).guided(toy_view, inputs, code)
-    torch.testing.assert_close(kept.norm(dim=-1), code.norm(dim=-1))
-    torch.testing.assert_close(torch.cosine_similarity(kept, free, -1), torch.ones(4, 3))
+    plain_mean, guided_mean = means[inputs.labels], (3 * means - 2 * means.mean(0))[inputs.labels]
+    free = samplers.create("gandance", {"scale": 3, "joint": joint}).guided(toy_view, inputs, code)
+    kept = samplers.create("gandance", {"scale": 3, "joint": joint, "keep_norm": True}).guided(toy_view, inputs, code)
+
+    # In units of the spread within classes, about the guided mean, in the direction of the guided code.
+    _, inverse = spread_of_w(toy_view)
+    offset = kept - guided_mean
+    norm = ((code - plain_mean) @ inverse).norm(dim=-1)
+    torch.testing.assert_close((offset @ inverse).norm(dim=-1), norm, rtol=1e-4, atol=1e-4)
+    cosine = torch.cosine_similarity(offset, free - guided_mean, -1)
+    torch.testing.assert_close(cosine, torch.ones(4, 3), rtol=0, atol=1e-4)
+
+    # Guidance by the global mean widens alone, so what is left is the class shift.
+    if joint == "global_mean":
+        torch.testing.assert_close(offset, code - plain_mean, rtol=1e-4, atol=1e-4)
+
+
+def test_keep_norm_is_refused_where_it_would_undo_guidance() -> None:
+    with pytest.raises(
+        UserError, match="keep_norm needs a generator with w: on big_resnet, whose codes are one vector"
+    ):
+        samplers.create("gandance", {"keep_norm": True}).check(toy_of("big_resnet"))
 
 
 def test_the_best_scale_undoes_contracted_classes() -> None:

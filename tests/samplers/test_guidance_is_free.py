@@ -265,6 +265,7 @@ def test_nothing_waits_for_a_gpu_that_is_not_there(joint: str, more: dict[str, o
     with fake_gpu(), torch.no_grad():
         view = view_for(moved_networks(networks))
         view.once("class means", lambda: torch.zeros(10, 1, 64, device=view.device).expand(-1, view.rows or 1, -1))
+        view.once("spread of w", lambda: (torch.eye(64, device=view.device),) * 2)
         images = sampler.images(view, view.draw(range(8), 0, LabelPlan()))
         assert images.is_cuda
 
