@@ -12,7 +12,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,21 @@ PROFILES = {"coarse layers": (1.0, 0.0), "fine layers": (0.0, 1.0)}
 PLAIN = Spec("plain")
 
 
+@dataclass(frozen=True)
+class Start:
+    """What training starts from.
+
+    Attributes:
+        scale: of two-knob guidance; 1 is plain.
+        spread: within the classes; 1 is plain.
+        sampler: the best free setting of all, as a command line has it.
+    """
+
+    scale: float = 1.0
+    spread: float = 1.0
+    sampler: str = PLAIN.name
+
+
 def auto(
     cfg: RunConfig,
     over: Mapping[str, tuple[float, float]] | None = None,
@@ -64,8 +81,8 @@ def auto(
         budget: evaluations in all, where one of a part of the images counts as that part; ``2 * repeats`` of them are
             the comparison with plain sampling.
         repeats: fresh seed ranges of that comparison, 2 or more.
-        groups: further families of settings; each group has a search of its own, of the same budget.
-        searches: into how many searches the budget is divided, if there are more to come than ``groups``.
+        groups: further families of settings; each group has a search of its own, of the same part of the budget.
+        searches: into how many parts the budget of the search is divided, at least; see ``best_start``.
 
     Returns:
         ``choice`` (name and options of the sampler), ``reason`` (a sentence), ``is_plain``, ``kind`` (of the best
@@ -80,39 +97,71 @@ def auto(
     """
     started = time.perf_counter()
     searches = max(searches, 1 + len(groups))
-    _check_request(cfg, objective, budget, repeats, searches)
-
-    # Open, on the validation split, with a second feature space.
-    source = open_source(cfg)
-    metrics = tuple(dict.fromkeys([*cfg.metrics, OBJECTIVES[objective]]))
-    more = {"judges": cfg.judges or JUDGES} if hasattr(cfg, "judges") else {}
-    cfg = dataclasses.replace(validated(cfg, source), metrics=metrics, **more)
-    folder = results.writable(Path(cfg.out))
-    with distributed.group() as group:
-        evaluation = Evaluation(cfg, group, [PLAIN, Spec(cfg.sampler, _fixed(cfg, ()))], source)
-        check_images(cfg.seed, (1 + repeats) * evaluation.num)
-        contest = Contest(evaluation, folder, objective, budget - 2 * repeats, searches)
-
-        # Search the kinds that are free, then the others.
+    with _contest(cfg, objective, budget, repeats, searches) as contest:
+        evaluation = contest.evaluation
         contest.search(families(cfg, evaluation.view, over))
-        for group_of_families in groups:
-            contest.search([family for family in group_of_families if contest.takes(family)])
+        for group in groups:
+            contest.search(group)
 
         # Compare the best with plain sampling on fresh seeds.
         best = contest.best()
-        seeds = [cfg.seed + (i + 1) * evaluation.num for i in range(repeats)]
-        rows = [[contest.row(setting, seed=seed) for seed in seeds] for setting in (best.setting, None)]
-        found, plain = ([row["metrics"] for row in each] for each in rows)
+        seeds = [evaluation.cfg.seed + (i + 1) * evaluation.num for i in range(repeats)]
+        found, plain = (
+            [contest.row(setting, seed=seed)["metrics"] for seed in seeds] for setting in (best.setting, None)
+        )
         result = _outcome(contest, best, found, plain)
-        result["seconds"] = round(time.perf_counter() - started, 1)
-        if group.rank:
+        if evaluation.group.rank:
             return {}
 
-        # Write, and keep the choice for ``scale: auto``.
-        spec = Spec.parse(result["choice"])
-        known = choices.facts(evaluation.view, spec)
+    # Write, and keep the choice for ``scale: auto``.
+    spec = Spec.parse(result["choice"])
+    known = choices.facts(evaluation.view.bare, spec)
     choices.keep(known)
-    return choice.written(folder, cfg, spec, {**known, **result})
+    result = {**known, **result, "seconds": round(time.perf_counter() - started, 1)}
+    return choice.written(Path(cfg.out), evaluation.cfg, spec, result)
+
+
+def best_start(
+    cfg: RunConfig,
+    over: Mapping[str, tuple[float, float]] | None = None,
+    objective: str = "fid",
+    budget: int = 24,
+    repeats: int = 4,
+    searches: int = 2,
+) -> Start:
+    """The best free settings that the first search of ``auto`` finds, which that then reads from results.jsonl.
+
+    Training starts from them, or from plain sampling where that is better.
+    """
+    with _contest(cfg, objective, budget, repeats, searches) as contest:
+        kinds = families(cfg, contest.evaluation.view, over)
+        contest.search(kinds)
+        better = [trial.setting for trial in finalists(contest.trials) if trial.difference < 0]
+        knobs = next((setting.values for setting in better if setting.family is kinds[0]), ())
+        return Start(*knobs[:2], sampler=_text(better[0]) if better else PLAIN.name)
+
+
+def _text(setting: Setting) -> str:
+    """A setting as a command line has it, such as gandance:scale=1.1,psi=1.2."""
+    pairs = {
+        key: ":".join(map(str, value)) if isinstance(value, tuple) else value for key, value in setting.options.items()
+    }
+    return f"{setting.family.sampler}:{','.join(f'{key}={value}' for key, value in pairs.items())}"
+
+
+@contextmanager
+def _contest(cfg: RunConfig, objective: str, budget: int, repeats: int, searches: int) -> Iterator[Contest]:
+    """What ``cfg`` points at, opened on the validation split, with a second feature space; see ``auto``."""
+    _check_request(cfg, objective, budget, repeats, searches)
+    source = open_source(cfg)
+    metrics = tuple(dict.fromkeys([*cfg.metrics, OBJECTIVES[objective]]))
+    cfg = dataclasses.replace(validated(cfg, source), metrics=metrics, judges=cfg.judges or JUDGES)
+    folder = results.writable(Path(cfg.out))
+
+    with distributed.group() as group:
+        evaluation = Evaluation(cfg, group, [PLAIN, Spec(cfg.sampler, _fixed(cfg, ()))], source)
+        check_images(cfg.seed, (1 + repeats) * evaluation.num)
+        yield Contest(evaluation, folder, objective, budget - 2 * repeats, searches)
 
 
 def _check_request(cfg: RunConfig, objective: str, budget: int, repeats: int, searches: int) -> None:
@@ -155,7 +204,7 @@ def families(
         found.append(Family("gaussian", fixed={**fixed, "joint": "gaussian"}, ranges=ranges_of_gaussian))
 
     # One half of the layers.
-    if getattr(view, 'blocks', view.rows or 0) > 1 and not {"layers", "profile"} & set(fixed):
+    if view.blocks > 1 and not {"layers", "profile"} & set(fixed):
         for name, profile in PROFILES.items():
             found.append(Family(name, fixed={**by_shift, **fixed, "profile": profile}, ranges=ranges))
     return found

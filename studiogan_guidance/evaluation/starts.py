@@ -14,6 +14,7 @@ from studiogan_guidance.evaluation.search import STEPS, Line, Options
 from studiogan_guidance.latents import LatentView, Networks, view_for
 from studiogan_guidance.options import nested
 from studiogan_guidance.samplers import SAMPLERS, GANdance
+from studiogan_guidance.samplers.gandance import spread_option
 
 OBJECTIVES = {  # each with the metric that gives it
     "fid": "fid",
@@ -22,12 +23,6 @@ OBJECTIVES = {  # each with the metric that gives it
     "class_fid": "per_class",
 }
 RANGES = {"scale": (0.8, 2.0), "psi": (0.7, 1.8), "tau": (0.8, 1.25)}  # of the options that are searched by default
-
-
-def spread_option(view: LatentView) -> str:
-    return "tau" if view.rows is None else "psi"
-
-
 GRID = {  # of a sweep, by default
     "scale": (0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0),
     "psi": (0.8, 1.0, 1.2, 1.4, 1.6),

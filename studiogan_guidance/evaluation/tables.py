@@ -162,6 +162,36 @@ def tuned(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def decided(result: Mapping[str, Any]) -> str:
+    """The result of ``tune --auto`` as text: the settings on all images, the best one against plain, the choice."""
+    objective = result["objective"]
+    heading = HEADINGS.get(objective, objective)
+    lines = [f"{heading} minus plain's on all images of the search, {len(result['trials'])} settings tried:"]
+    for trial in result["trials"]:
+        if trial["share"] == 1:
+            difference = format_metric(objective, trial["difference"])
+            lines.append(f"  {trial['kind']}: {trial['sampler']} {format_options(trial['options'])}: {difference}")
+
+    # The best of them on fresh seeds.
+    count = len(result["plain"]["metrics"])
+    found = result["found"]
+    lines.append(f"\nbest: {found['sampler']} {format_options(found['options'])}")
+    lines.append(f"its difference to plain on {count} fresh seed ranges of the {result['reference']} split:")
+    for key, value in result["paired"].items():
+        mean, error = (format_metric(key, value[part]) for part in ("mean", "se"))
+        interval = {objective: result["interval"], **result["judges"]}.get(key)
+        ends = [] if interval is None else [format_metric(key, interval[end]) for end in ("low", "high")]
+        text = f", 95 % within {' to '.join(ends)}" if ends else ""
+        lines.append(f"  {HEADINGS.get(key, key)} {mean} ± {error} (standard error){text}")
+
+    # The choice, and how to use it.
+    options = {key: value for key, value in result["choice"].items() if key != "name"}
+    lines.append(f"\nchosen: {result['choice']['name']} {format_options(options)} ({result['reason']})")
+    cost = f"{result['evaluations']:g} evaluations, {result['seconds']:g} s"
+    lines.append(f"{cost}; use it: eval -c {result['config']}, or -o scale=auto")
+    return "\n".join(lines)
+
+
 def classes(result: Mapping[str, Any]) -> str:
     """The result of ``class_table`` as text: a line a class, a column of images for each split.
 
