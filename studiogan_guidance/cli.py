@@ -197,7 +197,7 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
 @argument("tune", "--objective", metavar="NAME", help="fid, fid_infinity, kid or class_fid.")
 @argument("tune", "--min-recall", type=float, metavar="R", help="Prefer candidates of at least this recall. [no bound]")
 @argument("tune", "--budget", type=int, metavar="N", help="Evaluations in all.")
-@argument("tune", "--repeats", type=int, metavar="N", help="Fresh seed ranges for the comparison with plain sampling.")
+@argument("tune", "--repeats", type=int, metavar="N", help="Fresh seed ranges for the comparison with plain; --auto: 4.")
 @argument(
     "tune",
     "--per-layer",
@@ -206,21 +206,38 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     metavar="N",
     help="After the scale, tune how strongly each of N groups of layers is guided.",
 )
-def tune(config: str | None, as_json: bool, **settings: Any) -> None:
+@click.option("--auto", is_flag=True, help="Choose among several kinds of settings, and plain sampling.")
+@click.option("--train", "with_training", is_flag=True, help="With --auto: also train what can be learned.")
+def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **settings: Any) -> None:
     """Choose scale and spread on validation data; DIR/tuned.yaml is a configuration that 'eval' takes.
 
     \b
     studiogan-guidance tune --out runs/tuned
-    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --min-recall 0.5
-    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --over psi=0.8:1.5 --per-layer 3
+    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --per-layer 3 --min-recall 0.5
+    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --auto --budget 24 --judge discriminator
     studiogan-guidance eval -c runs/tuned/tuned.yaml --reference test
+
+    With --auto, many settings are measured on a few images and the better ones on more: scale and spread, the closed
+    form of Gaussians, coarse and fine layers; with --train, what stages learn. The best is compared with plain sampling
+    on fresh seeds, also in the spaces of --judge [random]; plain is chosen unless it is significantly better. From then
+    on, -o scale=auto stands for the choice.
     """
     arguments = take(settings, "over", "objective", "min_recall", "budget", "repeats", "groups")
     cfg = load(config, settings)
     from studiogan_guidance.evaluation import tables
-    from studiogan_guidance.evaluation.tune import tune as function
 
-    _emit(function(cfg, **arguments), as_json, tables.tuned)
+    if with_training and not auto:
+        raise UserError("--train trains candidates of --auto: add --auto, or use the command 'train'")
+    if not auto:
+        from studiogan_guidance.evaluation.tune import tune as function
+
+        _emit(function(cfg, **arguments), as_json, tables.tuned)
+        return
+    if {"min_recall", "groups"} & set(arguments):
+        raise UserError("--auto searches without --min-recall and --per-layer: leave them out")
+    from studiogan_guidance.training.auto import auto as choose
+
+    _emit(choose(cfg, with_training, **arguments), as_json, tables.decided)
 
 
 @main.command(short_help="Measure several samplers on the same seeds and labels.")

@@ -198,7 +198,7 @@ def test_defaults_of_helps_are_those_of_the_functions() -> None:
     assert "repeatable. [scale=0.8:2 with psi=0.7:1.8, or tau=0.8:1.25 where codes are no w]" in text
     assert "Evaluations in all. [24]" in text
     assert f"sample: {DEFAULT_COUNT}]" in text
-    assert "comparison with plain sampling. [3]" in text
+    assert "comparison with plain; --auto: 4. [3]" in text
     assert "measure each sampler on. [1]" in " ".join(run("compare", "-h").output.split())
     assert "Also measure plain sampling. [on]" in " ".join(run("eval", "-h").output.split())
 

@@ -70,9 +70,9 @@ def auto(
     """Choose among plain sampling and settings of several kinds, on the validation split.
 
     Tried are the scale with the spread within the classes, the closed form of Gaussians where codes are w, and guidance
-    of the coarser or the finer half of the layers; and what ``groups`` names. A setting is chosen if it is significantly
-    better than plain sampling (``decision``), on seeds that the search has not seen. ``scale: auto`` stands for the
-    choice from then on.
+    of the coarser or the finer half of the layers; and what ``groups`` names. A setting is chosen if it is
+    significantly better than plain sampling (``decision``), on seeds that the search has not seen. ``scale: auto``
+    stands for the choice from then on.
 
     Args:
         cfg: the run; its sampler is gandance, whose options, such as a joint, all settings have.
@@ -118,7 +118,7 @@ def auto(
     known = choices.facts(evaluation.view.bare, spec)
     choices.keep(known)
     result = {**known, **result, "seconds": round(time.perf_counter() - started, 1)}
-    return choice.written(Path(cfg.out), evaluation.cfg, spec, result)
+    return choice.written(Path(cfg.out), dataclasses.replace(evaluation.cfg, judges=cfg.judges), spec, result)
 
 
 def best_start(
@@ -137,8 +137,8 @@ def best_start(
         kinds = families(cfg, contest.evaluation.view, over)
         contest.search(kinds)
         better = [trial.setting for trial in finalists(contest.trials) if trial.difference < 0]
-        knobs = next((setting.values for setting in better if setting.family is kinds[0]), ())
-        return Start(*knobs[:2], sampler=_text(better[0]) if better else PLAIN.name)
+        scale, *spread = next((setting.values for setting in better if setting.family is kinds[0]), (1.0, 1.0))
+        return Start(scale, (spread or [1.0])[0], _text(better[0]) if better else PLAIN.name)
 
 
 def _text(setting: Setting) -> str:
@@ -155,7 +155,8 @@ def _contest(cfg: RunConfig, objective: str, budget: int, repeats: int, searches
     _check_request(cfg, objective, budget, repeats, searches)
     source = open_source(cfg)
     metrics = tuple(dict.fromkeys([*cfg.metrics, OBJECTIVES[objective]]))
-    cfg = dataclasses.replace(validated(cfg, source), metrics=metrics, judges=cfg.judges or JUDGES)
+    judges = cfg.judges or (() if cfg.reference_stats else JUDGES)  # a file of statistics has one space
+    cfg = dataclasses.replace(validated(cfg, source), metrics=metrics, judges=judges)
     folder = results.writable(Path(cfg.out))
 
     with distributed.group() as group:
@@ -189,9 +190,7 @@ def _fixed(cfg: RunConfig, searched: Sequence[str]) -> Options:
     return {key: value for key, value in cfg.options.items() if key not in ("scale", *searched)}
 
 
-def families(
-    cfg: RunConfig, view: LatentView, over: Mapping[str, tuple[float, float]] | None = None
-) -> list[Family]:
+def families(cfg: RunConfig, view: LatentView, over: Mapping[str, tuple[float, float]] | None = None) -> list[Family]:
     """The kinds of settings that cost nothing but the search, on this generator."""
     ranges = dict(over or default_ranges(dataclasses.replace(cfg, options={}), view))
     fixed = _fixed(cfg, tuple(ranges))
@@ -220,9 +219,7 @@ class Contest:
         trials: of all searches.
     """
 
-    def __init__(
-        self, evaluation: Evaluation, folder: Path, objective: str, budget: float, searches: int
-    ) -> None:
+    def __init__(self, evaluation: Evaluation, folder: Path, objective: str, budget: float, searches: int) -> None:
         self.evaluation = evaluation
         self.objective = objective
         self.spent = 0.0
@@ -271,7 +268,7 @@ class Contest:
 
     def row(self, setting: Setting | None, share: float = 1, seed: int | None = None) -> dict[str, Any]:
         """The row of a setting, or of plain sampling, in every process; measured once."""
-        evaluation = self._parts[share] if share in self._parts else self.evaluation
+        evaluation = self._parts.get(share, self.evaluation)
         name = setting.family.sampler if setting else PLAIN.name
         sampler = evaluation.checked(samplers.create(name, setting.options if setting else {}))
         seed = evaluation.cfg.seed if seed is None else seed
@@ -295,7 +292,8 @@ def _outcome(
     evaluation = contest.evaluation
     spaces = [key for key in judged(found[0]) if all(key in judged(row) for row in (*found, *plain))]
     by_space = {key: ([row[key] for row in found], [row[key] for row in plain]) for key in spaces}
-    decision = decide(*([row[contest.objective] for row in rows] for rows in (found, plain)), by_space)
+    values, plain_values = ([row[contest.objective] for row in rows] for rows in (found, plain))
+    decision = decide(values, plain_values, by_space)
 
     # The choice with all its options, paths from anywhere.
     setting = best.setting
@@ -309,12 +307,20 @@ def _outcome(
         "kind": setting.family.name,
         "found": {"sampler": setting.family.sampler, "options": options, "metrics": list(found)},
         "plain": {"metrics": list(plain)},
-        "paired": {key: results.paired(*([row.get(key) for row in rows] for rows in (found, plain))) for key in found[0]},
+        "paired": {
+            key: results.paired(*([row.get(key) for row in rows] for rows in (found, plain))) for key in found[0]
+        },
         **_intervals(decision),
         "trials": [_trial(contest, trial) for trial in contest.trials],
         "evaluations": round(contest.spent, 3),
         "reference": evaluation.real.fingerprint.get("reference"),
     }
+
+
+def _paired(key: str, *rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The difference of a metric between two lists of rows."""
+    values, plain_values = ([row.get(key) for row in each] for each in rows)
+    return results.paired(values, plain_values)
 
 
 def _intervals(decision: Decision) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.judges import Judges
 from studiogan_guidance.latents import LabelPlan
 
 FEWEST = 100  # images of a part
@@ -29,6 +31,11 @@ def part(evaluation: Evaluation, share: float) -> Evaluation:
     if not evaluation.plan.classes and not evaluation.plan.weights and evaluation.networks.is_conditional:
         smaller.plan = LabelPlan(classes=tuple(range(classes)))
         smaller.labels = IN_TURN
+
+    # No other network sees them.
+    smaller.cfg = dataclasses.replace(evaluation.cfg, judges=(), classifier=None)
+    smaller.judges = Judges(smaller.cfg, evaluation.source, evaluation.view, None)
+    smaller.__dict__.pop("judged_references", None)
     return smaller
 
 

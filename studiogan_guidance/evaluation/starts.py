@@ -14,6 +14,7 @@ from studiogan_guidance.evaluation.search import STEPS, Line, Options
 from studiogan_guidance.latents import LatentView, Networks, view_for
 from studiogan_guidance.options import nested
 from studiogan_guidance.samplers import SAMPLERS, GANdance
+from studiogan_guidance.samplers.base import AUTO
 from studiogan_guidance.samplers.gandance import spread_option
 
 OBJECTIVES = {  # each with the metric that gives it
@@ -80,6 +81,8 @@ def check_request(cfg: RunConfig, over: Mapping[str, tuple[float, float]] | None
     if objective not in OBJECTIVES:
         raise UserError(f"the objective is '{objective}': {nearest(objective, OBJECTIVES)}")
 
+    if cfg.options.get("scale") == AUTO:
+        raise UserError("tune searches for what auto stands for: leave out scale=auto")
     if over is not None and not over:
         raise UserError("no option to search: add --over with an option and its range, such as scale=0.8:2")
     kinds = typing.get_type_hints(SAMPLERS[cfg.sampler].target)

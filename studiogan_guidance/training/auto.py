@@ -54,21 +54,23 @@ WAYS = (
 
 def auto(
     cfg: RunConfig,
+    with_training: bool = False,
     over: Mapping[str, tuple[float, float]] | None = None,
     objective: str = "fid",
     budget: int = 24,
     repeats: int = 4,
     ways: Sequence[Way] = WAYS,
 ) -> dict[str, Any]:
-    """Choose among the settings of ``evaluation.auto`` and what the stages of ``ways`` learn.
+    """Choose among the settings of ``evaluation.auto`` and, ``with_training``, what the stages of ``ways`` learn.
 
     The first half of the search is for free settings. Each stage then starts from the best of these, with its options
-    in the configuration's ``stages`` if it is there, in a folder of its name in ``cfg.out``; the second half is for what
-    they wrote. A stage that is refused is left out, with a line on stderr. What the trainings cost is not counted as
-    evaluations; like these, they go on where they stopped.
+    in the configuration's ``stages`` if it is there, in a folder of its name in ``cfg.out``; the second half is for
+    what they wrote. A stage that is refused is left out, with a line on stderr. What the trainings cost is not counted
+    as evaluations; like these, they go on where they stopped.
 
     Args:
         cfg: see ``evaluation.auto.auto``.
+        with_training: train the stages.
         over: see there.
         objective: see there.
         budget: see there.
@@ -81,6 +83,8 @@ def auto(
     Raises:
         UserError: see there.
     """
+    if not with_training:
+        return free.auto(cfg, over, objective, budget, repeats)
     start = free.best_start(cfg, over, objective, budget, repeats, searches=2)
     learned = [family for way in ways if (family := _trained(cfg, way, start)) is not None]
     return free.auto(cfg, over, objective, budget, repeats, groups=[learned], searches=2)
