@@ -129,11 +129,11 @@ def test_what_is_learned_is_tried_too(tmp_path: Path, capsys: pytest.CaptureFixt
         Way("joint", {"steps": -1}, fixed={"joint": "learned"}),
     ]
     cfg = RunConfig(out=str(tmp_path), num=100, metrics=("fid",), judges=("random",))
-    result = auto(cfg, True, budget=14, repeats=2, ways=ways)
+    result = auto(cfg, True, budget=12, repeats=2, ways=ways)
     assert "joint is left out: " in capsys.readouterr().err
     kinds = {trial["kind"] for trial in result["trials"]}
     assert "latent_reweighting" in kinds and "joint" not in kinds
-    start = free.best_start(cfg, budget=14, repeats=2)
+    start = free.best_start(cfg, budget=12, repeats=2)
     (learned,) = [trial for trial in result["trials"] if trial["kind"] == "latent_reweighting"]
     assert learned["options"]["base"] == start.sampler
     assert Path(learned["options"]["weights_ckpt"]).exists()
