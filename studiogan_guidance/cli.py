@@ -197,7 +197,9 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
 @argument("tune", "--objective", metavar="NAME", help="fid, fid_infinity, kid or class_fid.")
 @argument("tune", "--min-recall", type=float, metavar="R", help="Prefer candidates of at least this recall. [no bound]")
 @argument("tune", "--budget", type=int, metavar="N", help="Evaluations in all.")
-@argument("tune", "--repeats", type=int, metavar="N", help="Fresh seed ranges for the comparison with plain; --auto: 4.")
+@argument(
+    "tune", "--repeats", type=int, metavar="N", help="Fresh seed ranges for the comparison with plain; --auto: 4."
+)
 @argument(
     "tune",
     "--per-layer",

@@ -132,7 +132,8 @@ def test_what_is_learned_is_tried_too(tmp_path: Path, capsys: pytest.CaptureFixt
     result = auto(cfg, True, budget=12, repeats=2, ways=ways)
     assert "joint is left out: " in capsys.readouterr().err
     kinds = {trial["kind"] for trial in result["trials"]}
-    assert "latent_reweighting" in kinds and "joint" not in kinds
+    assert "latent_reweighting" in kinds
+    assert "joint" not in kinds
     start = free.best_start(cfg, budget=12, repeats=2)
     (learned,) = [trial for trial in result["trials"] if trial["kind"] == "latent_reweighting"]
     assert learned["options"]["base"] == start.sampler
