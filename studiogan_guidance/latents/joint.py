@@ -39,7 +39,13 @@ class JointOptions:
     weights: Tensor | None = None
 
 
-OF_CODES = ("global_mean", "gaussian", "gaussian_shift", "frechet")  # functions of code and class, of class means, too
+OF_CODES = (
+    "global_mean",
+    "gaussian",
+    "gaussian_shift",
+    "frechet",
+    "amortised",
+)  # functions of code and class, of class means, too
 WITHOUT_Z = ("class_mean", "global_mean", "class_shift", "mean_embedding")  # one joint, where codes ignore z
 SMALLEST = 1e-9  # weight of a class that is never drawn, among a few that are averaged
 GANDANCE = "Zhang et al., GANdance, ECCV 2024"

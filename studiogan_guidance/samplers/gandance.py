@@ -177,9 +177,12 @@ class GANdance(Sampler):
                 f"gandance.keep_norm needs a generator with w: on {view.networks.backbone}, whose codes are one vector "
                 "a class, it would undo nearly all of the guidance: leave it out"
             )
-        if self.joint == "amortised" and self.psi not in (None, 1):
-            raise UserError("gandance.psi needs guided means of classes, and amortised moves have none: leave psi out")
-        self._file(view)
+        file = self._file(view)
+        if isinstance(file, Move) and file.shape.depth and self.psi not in (None, 1):
+            raise UserError(
+                f"gandance.psi needs guided means of classes, and the network of this {self.joint} move has none: "
+                "leave psi out"
+            )
         if self.joint in ("gaussian", "gaussian_shift") and self.scale != 1:
             gaussian.check(view)
 
