@@ -211,8 +211,7 @@ def create(
 
 def blocks_of(view: LatentView) -> int:
     """Rows of w, or conditional blocks, that can have codes of their own."""
-    blocks: int = getattr(view, "blocks", 1)
-    return view.rows or blocks
+    return max(1, view.blocks)
 
 
 def shape_of(view: LatentView, blocks: int, hidden: int, depth: int) -> Shape:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studiogan_guidance.batches import is_out_of_memory
-from studiogan_guidance.critics.critic import Critic
+from studiogan_guidance.critics.critic import Critic, Scores
 from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.evaluation.distributed import Group
@@ -97,17 +97,7 @@ class Adversary:
     def _new_head(self, view: LatentView, group: Group, inputs: Inputs, hidden: int, seed: int) -> Head:
         """A head whose unit is the root mean square of the features of a batch, alike in all processes."""
         with frozen_parameters(self.critic.module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            # Features of a batch of generated images.
-            images = view.images(inputs)
-            try:
-                features = self.critic(images)[0]
-            except (RuntimeError, IndexError) as error:
-                if is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"the discriminator cannot take {len(images)} images at once ({one_line(error, 120)}): make the "
-                    "option batch a multiple of its minibatch groups, for each process"
-                ) from error
+            features = scores_of(self.critic, view.images(inputs))[0]
 
             # Their root mean square over all processes.
             power = features.square().mean()
@@ -149,3 +139,16 @@ class Adversary:
     def _logits(self, evidence: Evidence) -> Tensor:
         logits: Tensor = evidence.score + self.head(evidence.features)
         return logits.float()
+
+
+def scores_of(critic: Critic, images: Tensor) -> Scores:
+    """Features and logits of images; UserError where the discriminator cannot take this many at once."""
+    try:
+        return critic(images)
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"the discriminator cannot take {len(images)} images at once ({one_line(error, 120)}): make the option "
+            "batch a multiple of its minibatch groups, for each process"
+        ) from error
