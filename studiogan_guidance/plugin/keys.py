@@ -22,6 +22,7 @@ from studiogan_guidance.host.locate import Checkout, host_configuration
 from studiogan_guidance.host.networks import describe, host_sections, yaml_file
 from studiogan_guidance.host.sections import STYLE, check_sections
 from studiogan_guidance.host.source import model_digest
+from studiogan_guidance.latents import learned
 from studiogan_guidance.options import Spec
 from studiogan_guidance.plugin import preflight
 from studiogan_guidance.rng import check_images
@@ -42,15 +43,18 @@ def sampler_of(run: Any, training: bool = False) -> Sampler | None:
     Args:
         run: the host's RUN section.
         training: whether the host's training loop is running. If one of its stages will learn the joint, ``class_mean``
-            replaces the learned joint until then.
+            replaces the learned joint until then, and plain sampling replaces learned moves.
     """
     if not getattr(run, "sampler", None):
         return None
     spec = Spec.parse(run.sampler)
     names = [Spec.parse(stage).name for stage in getattr(run, "stages", None) or ()]
-    asks_learned = spec.options.get("joint") == "learned" and not spec.options.get("joint_ckpt")
-    if training and run.train and "joint" in names and asks_learned:
-        return samplers.create(spec, {"joint": "class_mean", "strengths": False})
+    joint = spec.options.get("joint")
+    stage = "joint" if joint == "learned" else joint
+    is_learned = joint in learned.TRAINED and not spec.options.get("joint_ckpt")
+    if training and run.train and stage in names and is_learned:
+        plain = {} if stage == "joint" else {"scale": 1.0}  # the scale of a move is no strength of guidance
+        return samplers.create(spec, {"joint": "class_mean", "strengths": False, **plain})
     return samplers.create(spec)
 
 
