@@ -66,11 +66,11 @@ def default_grid(cfg: RunConfig, networks: Networks) -> dict[str, tuple[float, .
 
 def affordable(ranges: Mapping[str, tuple[float, float]], budget: int, repeats: int, groups: int) -> dict[str, Any]:
     """``ranges``, or the first of them where a budget is too small for more, with a notice."""
-    if len(ranges) > 1 and budget < _least(repeats, len(ranges) + groups):
+    if len(ranges) > 1 and budget < least(repeats, len(ranges) + groups):
         name, *others = ranges
         notice(
             f"a budget of {budget} is too small to search {name} and {' and '.join(others)} together: only {name} is "
-            f"searched, give --budget {_least(repeats, len(ranges) + groups)} for all"
+            f"searched, give --budget {least(repeats, len(ranges) + groups)} for all"
         )
         return {name: ranges[name]}
     return dict(ranges)
@@ -114,20 +114,20 @@ def _takes_fractions(kind: Any) -> bool:
 
 def check_budget(budget: int, repeats: int, lines: int) -> None:
     """Raise UserError unless each of ``lines`` line searches can take its first look."""
-    least = _least(repeats, lines)
+    fewest = least(repeats, lines)
     if max(budget, repeats) > MOST:
         raise UserError(
             f"--budget and --repeats are at most {MOST}, found {budget} and {repeats}: each is a measurement of "
             "seconds to hours, and a search ends long before"
         )
-    if repeats < 2 or budget < least:
+    if repeats < 2 or budget < fewest:
         raise UserError(
             f"a budget of {budget} with {repeats} repeats is too small for {lines} line searches: give at least 2 "
-            f"repeats and --budget {max(least, 5 + STEPS * lines)}"
+            f"repeats and --budget {max(fewest, 5 + STEPS * lines)}"
         )
 
 
-def _least(repeats: int, lines: int) -> int:
+def least(repeats: int, lines: int) -> int:
     """The evaluations of plain sampling, of the first look along each line, and of the comparison at the end."""
     return 2 * repeats + 1 + STEPS * lines
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import choice, distributed, results
 from studiogan_guidance.evaluation.evaluation import Evaluation
+from studiogan_guidance.evaluation.metrics import need
+from studiogan_guidance.evaluation.one_pass import OnePass, one_pass
+from studiogan_guidance.evaluation.parts import feasible, part
 from studiogan_guidance.evaluation.search import Options, Score, lines_of, profile_lines, search
 from studiogan_guidance.evaluation.source import current_device, open_source, validated
 from studiogan_guidance.evaluation.starts import (
@@ -30,12 +33,17 @@ from studiogan_guidance.evaluation.starts import (
     default_ranges,
     ends,
     is_idle,
+    least,
     starts,
 )
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
 from studiogan_guidance.rng import check_images
+from studiogan_guidance.samplers import SAMPLERS, GANdance
+
+PASSES = 2  # evaluations that the closed form counts as: at most three passes over half of the images
+SHARE = 0.5
 
 
 def tune(
@@ -50,8 +58,9 @@ def tune(
     """Choose options of ``cfg.sampler`` on the validation split; the choice is a configuration that ``eval`` takes.
 
     The search starts from plain sampling, or from the options of ``cfg`` with the neutral ones of the sampler, if these
-    are better. Where the options to search have no effect there (such as the step of a chain of no steps), it starts
-    from the options of ``cfg``.
+    are better; or, by default and where features are kept (metric prdc), from scale and spread in closed form, which
+    cost two evaluations, if these are. Where the options to search have no effect there (such as the step of a chain of
+    no steps), it starts from the options of ``cfg``.
 
     Args:
         cfg: the run; the split is that of validation unless ``cfg.reference`` names another.
@@ -69,8 +78,9 @@ def tune(
     Returns:
         ``plain``, ``found`` and ``chosen``, the better of the two (options; values, mean and deviation over the fresh
         seeds of the objective and of recall), ``difference`` (found minus plain, paired by seeds), ``paired`` (the same
-        of every metric, with standard errors), ``evaluations``, ``searched`` (options and metrics of each candidate),
-        ``reference`` (the split), ``config`` (the file written); in processes above rank 0, nothing.
+        of every metric, with standard errors), ``one_pass`` (the start in closed form, if any), ``evaluations``,
+        ``searched`` (options and metrics of each candidate), ``reference`` (the split), ``config`` (the file written);
+        in processes above rank 0, nothing.
 
     Raises:
         UserError: an unknown objective, an empty range, a budget too small, options that have no meaning on this
@@ -106,8 +116,10 @@ def tune(
         if measured.score(plain)[1] == math.inf:
             raise UserError(f"{objective} cannot be measured here: raise --num")
 
-        # Search from the better start.
+        # Search from the best start, one of which may be known in closed form.
         candidates = [start] if is_idle(cfg.sampler, lines, plain) else [plain, start]
+        if over is None and budget >= PASSES + 1 + least(repeats, len(lines)):
+            candidates += measured.closed_form(start, ranges)
         best = min(candidates, key=measured.score)
         left = budget - 2 * repeats - measured.evaluations
         best = search(measured, together, lines[len(together) :], best, left)
@@ -129,11 +141,30 @@ class Measured:
         self.objective = objective
         self.min_recall = min_recall
         self.seen: dict[str, dict[str, Any]] = {}
+        self.one_pass: OnePass | None = None
 
     @property
     def evaluations(self) -> int:
-        """How many rows the search has asked for."""
-        return len(self.seen)
+        """How many rows the search has asked for, and those that the closed form cost."""
+        return len(self.seen) + (PASSES if self.one_pass else 0)
+
+    def closed_form(self, start: Options, ranges: Mapping[str, tuple[float, float]]) -> list[Options]:
+        """The options that one pass with each number moved finds best, within the ranges; see ``one_pass``.
+
+        It takes half of the images. There are none for samplers other than gandance, without a metric that keeps
+        features, and where the closed form is refused.
+        """
+        cfg = self.evaluation.cfg
+        if SAMPLERS[cfg.sampler].target is not GANdance or not need(cfg, "features"):
+            return []
+        fixed = {key: value for key, value in start.items() if key not in ranges}
+        spread = next((name for name in ranges if name != "scale"), None)
+        try:
+            shares = feasible(self.evaluation, [SHARE, 1])
+            self.one_pass = one_pass(part(self.evaluation, shares[0]), fixed, spread)
+        except UserError:
+            return []
+        return [{**start, **dict(zip(ranges, _within(ranges, self.one_pass.knobs)))}]
 
     def row(self, options: Options, seed: int) -> dict[str, Any]:
         """The row of ``options`` from ``seed`` on, in every process."""
@@ -182,6 +213,11 @@ class Measured:
         return max(0.0, self.min_recall - statistics.mean(recalls) - error), value
 
 
+def _within(ranges: Mapping[str, tuple[float, float]], values: Sequence[float]) -> list[float]:
+    """The values as far as their ranges go, with three decimals."""
+    return [round(min(max(value, low), high), 3) for value, (low, high) in zip(values, ranges.values())]
+
+
 def _outcome(measured: Measured, best: Options, plain: Options, seeds: list[int]) -> dict[str, Any]:
     """What the search found, and what is chosen: plain sampling unless the best candidate beats it on fresh seeds."""
     searched = [{"options": row["options"], "metrics": row["metrics"]} for row in measured.seen.values()]
@@ -199,6 +235,7 @@ def _outcome(measured: Measured, best: Options, plain: Options, seeds: list[int]
         "plain": measured.summary(plain, seeds),
         "difference": {"mean": statistics.mean(pairs), "std": statistics.stdev(pairs)},
         "paired": measured.paired(best, plain, seeds),
+        "one_pass": dataclasses.asdict(measured.one_pass) if measured.one_pass else None,
         "evaluations": measured.evaluations,
         "searched": searched,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,25 @@ def test_scale_with_psi_and_scales_per_layer(toys: Any, tmp_path: Path) -> None:
     effective = 1 + (chosen["scale"] - 1) * chosen.get("profile", [1, 1, 1])[2]
     assert effective == pytest.approx(1.6, abs=0.15)  # the toy draws its image from the last row
     assert result["evaluations"] <= 40
+
+
+def test_by_default_scale_and_spread_are_searched_from_the_closed_form(toys: Any, tmp_path: Path) -> None:
+    """Data R b_c + S noise with R = 1.6 and S = 1.3; pixels are linear in both numbers."""
+    toys(ToyGAN(interaction=0), ToyGAN(between=1.6, interaction=0, spread=1.3), "wider")
+    cfg = RunConfig(out=str(tmp_path), num=800, metrics=("fid", "prdc"), options={"joint": "class_shift"})
+    result = tune(cfg)
+    assert result["one_pass"]["knobs"] == pytest.approx([1.6, 1.3], abs=0.08)
+    first = result["searched"][1]["options"]
+    assert [first["scale"], first["psi"]] == pytest.approx(result["one_pass"]["knobs"], abs=1e-3)
+    chosen = result["chosen"]["options"]
+    assert (chosen["scale"], chosen["psi"]) == pytest.approx((1.6, 1.3), abs=0.08)
+    assert result["evaluations"] == 2 + len(results.read(tmp_path / "results.jsonl")) <= 24
+    paired = result["paired"]["fid"]
+    assert paired["mean"] == pytest.approx(result["difference"]["mean"])
+    assert paired["se"] == pytest.approx(result["difference"]["std"] / 3**0.5)
+    small = tune(dataclasses.replace(cfg, metrics=("fid",), out=str(tmp_path / "small")), budget=9, repeats=2)
+    assert small["one_pass"] is None
+    assert {point["options"]["psi"] for point in small["searched"]} == {None}  # too little for two numbers
 
 
 def test_the_choice_is_a_configuration_that_eval_takes(tmp_path: Path) -> None:
