@@ -49,13 +49,14 @@ class ImportanceWeights(nn.Module):
         self.shape = {"z_width": z_width, "num_classes": num_classes, "hidden": hidden, "depth": depth}
         self.base = base
 
-        # Layers; the vectors of the classes and the last layer are 0.
+        # Layers; the last one is 0.
         self.first = nn.Linear(z_width, hidden)
         self.classes = nn.Embedding(num_classes, hidden)
         self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.last = nn.Linear(hidden, 1)
-        for value in (self.classes.weight, self.last.weight, self.last.bias):
-            nn.init.zeros_(value)
+        nn.init.normal_(self.classes.weight, std=0.5)  # about what noise adds to the first layer
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """The weights [B] of noise [B, Z] with labels int64 [B], or class weights float [B, C]."""
