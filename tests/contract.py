@@ -75,6 +75,9 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
         {"steps": 3, "step": 0.3, "mala": True, "target_acceptance": 0.67},
         {"steps": 2, "step": 0.2, "space": "w"},
     ],
+    "repgan": [
+        {"steps": 3, "step": 0.3},
+    ],
     "ex2mcmc": [
         {"steps": 2, "particles": 4},
         {"steps": 1, "space": "w", "base": "truncation"},
@@ -114,6 +117,7 @@ REAL: dict[str, dict[str, object]] = {  # the same, cheap enough for real networ
     "metropolis": {"proposals": 3},
     "isir": {"steps": 1, "particles": 3},
     "ddls": {"steps": 2, "step": 0.2, "base": "gandance"},
+    "repgan": {"steps": 2, "step": 0.2},
     "ex2mcmc": {"steps": 1, "particles": 3, "mala_steps": 1},
     "dgflow": {"steps": 2},
     "dot": {"steps": 2, "pairs": 3, "rate": 0.02},

@@ -22,6 +22,7 @@ from studiogan_guidance.samplers import (  # noqa: F401  each registers itself
     metropolis,
     plain,
     polarity,
+    repgan,
     simplicial,
     truncation,
 )
@@ -53,6 +54,7 @@ SAMPLERS.arrange(
     "metropolis",
     "isir",
     "ddls",
+    "repgan",
     "ex2mcmc",
     "dgflow",
     "dot",

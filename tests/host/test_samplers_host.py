@@ -125,7 +125,7 @@ ON_GPU = ["big_resnet", "stylegan2", "stylegan3"]
         *(pytest.param(backbone, "cuda", marks=pytest.mark.gpu) for backbone in ON_GPU),
     ],
 )
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [name for name in REAL if name != "repgan"])  # which walks as ddls does
 def test_every_sampler_on_every_view(backbone: str, device: str, name: str, checkout: Checkout) -> None:
     reason = keeps_the_contract(view_for(gan(backbone, checkout, device)), name, TOLERANCES[device].chain)
     family = backbone.partition("_deep")[0] if "+" not in backbone else backbone.partition("+")[0]
@@ -140,7 +140,7 @@ FAMILIES = ("deep_conv", "resnet", "stylegan2", "resnet+info")  # uniform z: res
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
-@pytest.mark.parametrize("name", [name for name in REAL if "classes" not in SAMPLERS[name].needs])
+@pytest.mark.parametrize("name", [name for name in REAL if "classes" not in SAMPLERS[name].needs and name != "repgan"])
 def test_every_sampler_that_needs_no_class_on_views_without_labels(
     backbone: str, name: str, checkout: Checkout
 ) -> None:

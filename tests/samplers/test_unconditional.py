@@ -76,8 +76,8 @@ def test_what_needs_classes_is_refused_by_name_as_a_base_too(name: str, options:
     stacked = samplers.create("ddls", {"base": {"name": name}}) if options else samplers.create(name)
     message = (
         f"sampler '{name}' needs a conditional generator, but a tiny GAN is unconditional (MODEL.g_cond_mtd 'W/O'): "
-        "use plain, truncation, simplicial, drs, metropolis, isir, ddls, ex2mcmc, dgflow, dot, collaborative, hubness, "
-        "polarity"
+        "use plain, truncation, simplicial, drs, metropolis, isir, ddls, repgan, ex2mcmc, dgflow, dot, collaborative, "
+        "hubness, polarity"
     )
     with pytest.raises(UserError) as error:
         samplers.checked(stacked, view)
