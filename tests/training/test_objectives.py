@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance.evaluation.fid import factor, frechet_distance, moments
-from studiogan_guidance.training.objectives import energy_distance, frechet, sliced_wasserstein
+from studiogan_guidance.training.objectives import energy_descent, energy_distance, frechet, sliced_wasserstein
 
 
 def test_energy_distance_is_its_double_sum() -> None:
@@ -22,6 +22,21 @@ def test_energy_distance_is_its_double_sum() -> None:
         return sum(pairs) / len(pairs)
 
     assert energy_distance(x, y).item() == pytest.approx(2 * mean(x, y) - mean(x, x) - mean(y, y), rel=1e-5)
+
+
+def test_energy_descent_has_the_gradient_of_the_energy_distance() -> None:
+    """Alone; with earlier rows, it is that of the distance of all rows, as far as they are those of x."""
+    gen = torch.Generator().manual_seed(0)
+    x, y, earlier = (torch.randn(n, 3, generator=gen, dtype=torch.float64) for n in (5, 7, 4))
+    x.requires_grad_()
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, x)[0]
+
+    alone = gradient(energy_descent(x, earlier[:0], y))
+    torch.testing.assert_close(alone, gradient(energy_distance(x, y)))
+    among = gradient(energy_descent(x, earlier, y))
+    torch.testing.assert_close(among, 9 / 5 * gradient(energy_distance(torch.cat([x, earlier]), y)))
 
 
 def test_energy_distance_of_two_gaussians() -> None:
