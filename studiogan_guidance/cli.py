@@ -24,6 +24,7 @@ from studiogan_guidance.flags import (
     COMPARED,
     CONFIG,
     DATA,
+    JUDGED,
     MEASURED,
     REAL,
     SHARED,
@@ -284,7 +285,7 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
 
 
 @main.command(short_help="Train a joint, or strengths of guidance, for a generator.")
-@shared(BASIC, BENCH)
+@shared(BASIC, BENCH, JUDGED)
 @click.option("--stage", default="joint", show_default=True, help="What to train; see 'list'.")
 @option_pairs("the stage")
 @click.option(
@@ -298,7 +299,8 @@ def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], 
     """Train a stage on a frozen generator: the learned joint, or after it the strengths, both in DIR/joint.safetensors.
 
     'eval' takes this file as -o joint_ckpt=FILE. Give the same command again to resume a training that was stopped,
-    exactly where it was.
+    exactly where it was. With --judge, the step that is kept is that of the least FID by the geometric mean of all
+    feature spaces.
 
     \b
     studiogan-guidance train --out runs/joint

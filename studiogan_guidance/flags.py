@@ -212,9 +212,7 @@ BENCH = (
     setting("--channels-last/--no-channels-last", None, "Memory format of the feature network."),
     setting("--compile/--no-compile", None, "Run the feature network through torch.compile."),
 )
-MEASURED = (
-    setting("--metrics", "WORDS", f"What to measure, of {','.join(METRICS)}.", callback=WORDS),
-    *BENCH,
+JUDGED = (
     setting(
         "--judge",
         "SPEC",
@@ -223,6 +221,11 @@ MEASURED = (
         key="judges",
         multiple=True,
     ),
+)
+MEASURED = (
+    setting("--metrics", "WORDS", f"What to measure, of {','.join(METRICS)}.", callback=WORDS),
+    *BENCH,
+    *JUDGED,
     setting("--classifier", "SPEC", "torchscript:PATH, whose logits give class accuracy.", "the feature network's"),
     setting("--reference-stats", "FILE", "Statistics in place of real images; see 'stats'.", "none"),
     setting("--fast/--no-fast", None, "Lower precision where FID stays within 0.05, CUDA graphs; for GPUs."),

@@ -30,7 +30,7 @@ from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.label_head import Opponent
 from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, moving_average, step_seeds
-from studiogan_guidance.training.stage import STAGES, Stage, Trained
+from studiogan_guidance.training.stage import STAGES, Stage, Trained, validation_distance
 
 OBJECTIVES = ("energy", "deceive", "classify")
 LEAST = {
@@ -332,8 +332,7 @@ class Training:
     def _measure(self, evaluation: Evaluation) -> float:
         """FID of the moved images on validation data; inf in processes above rank 0."""
         sampler = GANdance(scale=self.stage.scale, joint="amortised").away_from(self.average)
-        row = evaluation.measure("gandance", sampler)
-        return float(row["metrics"]["fid"]) if row else math.inf
+        return validation_distance(evaluation, "gandance", sampler)
 
 
 def moved_images(move: Move, view: LatentView, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:

@@ -28,13 +28,12 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents import learned, moves, view_for
 from studiogan_guidance.latents.base import LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import OURS
-from studiogan_guidance.latents.moves import Move
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import scores_of
 from studiogan_guidance.training.loop import Loop, deterministic, frozen_parameters, step_seeds
 from studiogan_guidance.training.objectives import frechet
-from studiogan_guidance.training.stage import STAGES, Stage, Trained
+from studiogan_guidance.training.stage import STAGES, Stage, Trained, validation_distance
 
 PARTS = {"offsets": ("offsets",), "affine": ("affine",), "noise": ("temperature", "shift")}
 LEAST = {
@@ -409,11 +408,5 @@ class Training:
 
     def _measure(self, evaluation: Evaluation) -> float:
         """FID of guidance to what is learned, on validation data."""
-        return self.group.agree(validation_fid(evaluation, self.move))
-
-
-def validation_fid(evaluation: Evaluation, move: Move) -> float:
-    """FID of guidance at the scale of ``move`` on validation data; inf in processes above rank 0."""
-    sampler = GANdance(scale=move.scale, joint=move.kind).away_from(move)
-    row = evaluation.measure("gandance", sampler)
-    return float(row["metrics"]["fid"]) if row else math.inf
+        sampler = GANdance(scale=self.move.scale, joint="frechet").away_from(self.move)
+        return self.group.agree(validation_distance(evaluation, "gandance", sampler))

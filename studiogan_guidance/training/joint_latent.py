@@ -37,7 +37,7 @@ from studiogan_guidance.training.adversary import Adversary
 from studiogan_guidance.training.blocks import Blocks, StepData
 from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, moving_average, step_seeds
 from studiogan_guidance.training.objectives import energy_distance, sliced_wasserstein
-from studiogan_guidance.training.stage import STAGES, Stage, Trained
+from studiogan_guidance.training.stage import STAGES, Stage, Trained, validation_distance
 
 DISTANCES = ("energy", "sliced")
 DIRECTIONS = 64  # of the sliced Wasserstein distance
@@ -446,8 +446,7 @@ class Training:
 def validation_fid(evaluation: Evaluation, joint: LearnedJoint, scale: float, strengths: bool = False) -> float:
     """FID of guidance away from ``joint`` on validation data; inf in processes above rank 0."""
     sampler = GANdance(scale=scale, joint="learned", strengths=strengths).away_from(joint)
-    row = evaluation.measure("gandance", sampler)
-    return float(row["metrics"]["fid"]) if row else math.inf
+    return validation_distance(evaluation, "gandance", sampler)
 
 
 def first_row(codes: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from studiogan_guidance.samplers.latent_reweighting import LatentReweighting
 from studiogan_guidance.training.adversary import Head
 from studiogan_guidance.training.evidence import filled
 from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, moving_average, step_seeds
-from studiogan_guidance.training.stage import STAGES, Stage, Trained
+from studiogan_guidance.training.stage import STAGES, Stage, Trained, validation_distance
 
 LEAST = {
     0: ("steps", "mean_weight", "cap_weight", "r1", "weight_decay", "eval_every"),
@@ -331,8 +331,7 @@ class Training:
     def _measure(self, evaluation: Evaluation) -> float:
         """FID of the sampler with the averaged weights on validation data."""
         sampler = LatentReweighting(base=create(self.stage.base)).with_weights(self.average)
-        row = evaluation.measure("latent_reweighting", sampler)
-        return self.group.agree(float(row["metrics"]["fid"]) if row else math.inf)
+        return self.group.agree(validation_distance(evaluation, "latent_reweighting", sampler))
 
     def _write(self, facts: Mapping[str, Any]) -> None:
         if self.group.rank == 0:

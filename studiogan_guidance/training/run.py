@@ -83,7 +83,7 @@ def _trained(cfg: RunConfig, folder: Path, group: Group, record: Record) -> Trai
     """The checkpoint of ``cfg`` as a stage sees it; discriminator, data and evaluation are opened when asked for."""
     source = open_source(cfg)
     networks = source.networks(current_device(cfg.device))
-    measured = dataclasses.replace(validated(cfg, source), metrics=("fid",), judges=(), classifier=None, seed=0)
+    measured = dataclasses.replace(validated(cfg, source), metrics=("fid",), classifier=None, seed=0)
 
     @functools.cache
     def real() -> Real:

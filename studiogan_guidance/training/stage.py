@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +14,23 @@ from torch import Tensor, nn
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents.base import Networks
 from studiogan_guidance.registry import Registry
+from studiogan_guidance.samplers import Sampler
 
 Record = Callable[[int, Mapping[str, float]], None]  # takes numbers by step
+TINY = 1e-12  # FID of what cannot be told apart, which rounding may make 0
+
+
+def validation_distance(evaluation: Evaluation, name: str, sampler: Sampler) -> float:
+    """FID of a sampler on validation data, inf in processes above rank 0.
+
+    With judges it is the geometric mean of the FIDs in all feature spaces, so that a step that gains in one and loses
+    in another is not kept.
+    """
+    row = evaluation.measure(name, sampler)
+    if not row:
+        return math.inf
+    fids = [float(value) for key, value in row["metrics"].items() if key.partition("@")[0] == "fid"]
+    return fids[0] if len(fids) == 1 else statistics.geometric_mean(max(fid, TINY) for fid in fids)
 
 
 class Batches(Protocol):

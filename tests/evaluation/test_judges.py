@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from studiogan_guidance.features.stats import FeatureStats, to_uint8
 from studiogan_guidance.latents import LabelPlan, view_for
 from studiogan_guidance.options import Spec
 from studiogan_guidance.samplers import Plain
+from studiogan_guidance.training.stage import validation_distance
 
 NUM = 60
 
@@ -171,3 +173,16 @@ def test_files_and_flags_name_judges(tmp_path: Path, monkeypatch: pytest.MonkeyP
         row["metrics"]["fid@random"]["values"][0] for row in (plain, guided)
     ]
     assert run("eval", *flags, "--judge", "x").stderr.startswith("Error: --judge is 'x'")
+
+
+def test_stages_choose_their_step_by_all_spaces() -> None:
+    cfg = RunConfig(metrics=("fid",), num=NUM, batch_size=25, judges=("random", "discriminator"))
+    evaluation = Evaluation(cfg, Group(), [Spec("plain")])
+    row = evaluation.measure("plain", Plain())
+    assert row is not None
+    fids = [row["metrics"][key] for key in ("fid", "fid@random", "fid@discriminator")]
+    expected = math.prod(fids) ** (1 / 3)
+    assert validation_distance(evaluation, "plain", Plain()) == pytest.approx(expected, rel=1e-6)
+
+    alone = Evaluation(dataclasses.replace(cfg, judges=()), Group(), [Spec("plain")])
+    assert validation_distance(alone, "plain", Plain()) == fids[0]
