@@ -276,6 +276,7 @@ class GuidedWorker:
         sampler = sampler_of(self.RUN, state.training)
         assert sampler is not None
         view = state.session.view if state.session else None
+        used = sampler.resolved(view) if view else sampler
 
         # The generator, as in rows of eval.
         generator = {
@@ -286,15 +287,15 @@ class GuidedWorker:
             "step": step,
         }
         if view:
-            generator.update(sampler.files(view))
+            generator.update(used.files(view))
 
         # The host's configuration takes the place of ours.
         config = {name: dict(vars(getattr(self.cfgs, name))) for name in ("DATA", "MODEL", "RUN")}
         processes = f", {self.OPTIMIZATION.world_size} processes" if self.DDP else ""
 
         return results.row(
-            sampler=self.RUN.sampler["name"],
-            options=samplers.options(sampler),
+            sampler=self.RUN.sampler["name"] if used is sampler else samplers.SAMPLERS.name_of(used),
+            options=samplers.options(used),
             metrics={METRIC_NAMES[name]: float(value) for name, value in values.items() if name in METRIC_NAMES},
             protocol=self._protocol(),
             cost=state.per_image(),

@@ -18,7 +18,9 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
+from studiogan_guidance.options import Spec
 from studiogan_guidance.plugin import seam
+from studiogan_guidance.samplers import choices
 
 pytestmark = pytest.mark.studiogan
 GUIDED = "sampler: {name: gandance, scale: 1.5}"
@@ -114,6 +116,7 @@ def test_a_name_among_the_hosts_own_configurations_is_found(host: None) -> None:
         ("RUN: {sede: 3}", {}, "the host has no key RUN.sede"),
         ("stages: [nothing]", {}, "unknown stage 'nothing'"),
         ("restat: 4", {}, "restat needs a sampler"),
+        ("sampler: {name: gandance, scale: auto}", {"train": True}, "scale=auto stands for a choice for finished"),
         (GUIDED, {"seed": 2**31}, "choose a seed of at most 2147483647"),
         ("restat: many", {}, "restat must be a whole number"),
         (GUIDED, {"langevin_sampling": True, "vis_fake_images": True}, r"-lgv .* sampler 'gandance'"),
@@ -264,6 +267,17 @@ def test_guided_images_are_those_of_our_own_evaluation(host: None, checkout: Che
     assert torch.equal(torch.cat([first[1], second[1]]), ours.labels)
     assert not first[0].requires_grad
     assert not any(module.training for module in made.generator.modules())
+
+
+def test_scale_auto_is_the_choice_for_the_weights(host: None, checkout: Checkout, tmp_path: Path) -> None:
+    path = write_yaml(tmp_path / "a.yaml", "big_resnet", "sampler: {name: gandance, scale: auto}")
+    run = configured(path).RUN.sampler
+    assert run == {"name": "gandance", "scale": "auto"}
+    made = networks("big_resnet", checkout)
+    choices.keep(choices.facts(view_for(made), Spec("gandance", {"scale": 1.7, "profile": [1.0, 0.5]})))
+    images, *_ = generate(made, spec(run))
+    ours = stream(made, "gandance", {"scale": 1.7, "profile": [1.0, 0.5]}, range(5, 5 + len(images)))
+    assert_same_images(images, ours.images)
 
 
 @pytest.mark.parametrize("y", [2, "acending_all", "acending_some"])
