@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {  # options under which images d
         {"scale": 2, "psi": 0.5, "layers": [0, 1]},
         {"scale": 2, "psi": 0.5},
         {"scale": 1, "threshold": 0.5},
+        {"scale": 1.2, "psi": 1.5, "tau": 1.3},
     ],
     "truncation": [
         {"psi": 0.5},

@@ -51,19 +51,23 @@ class ConditionalBlocks:
         handles = []
         try:
             for readers, code in zip(self._readers, codes.unbind(1)):
-                handles += [reader.register_forward_pre_hook(self._put(code)) for reader in readers]
+                hook = self._put(code)
+                handles += [reader.register_forward_pre_hook(hook) for reader in readers]
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def _put(self, code: Tensor) -> Any:
-        """A hook that puts ``code`` [B, D] into the last argument of a module, y [B, Y]."""
+        """A hook that puts ``code`` [B, D] into the last argument of a module, y [B, Y], which norms of a block share."""
+        known: list[Tensor] = []
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             *others, y = args
-            parts = [y[:, : self._code.start], code, y[:, self._code.stop :]]
-            filled = [part for part in parts if part.shape[1]]
-            return (*others, filled[0] if len(filled) == 1 else torch.cat(filled, 1))
+            if not (known and known[0] is y):
+                parts = [y[:, : self._code.start], code, y[:, self._code.stop :]]
+                filled = [part for part in parts if part.shape[1]]
+                known[:] = [y, filled[0] if len(filled) == 1 else torch.cat(filled, 1)]
+            return (*others, known[1])
 
         return hook

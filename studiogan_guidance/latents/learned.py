@@ -54,7 +54,7 @@ class LearnedJoint(nn.Module):
         z_width: numbers of noise an image, InfoGAN's included.
         width: of a code: w_dim, g_shared_dim, or the number of classes.
         num_classes: C.
-        rows: w rows of a code; 1 for codes without rows.
+        rows: w rows of a code, or conditional blocks that read it, each with a strength; 1: all share it.
         base: name of the training-free estimator in ``JOINTS``.
         hidden: width of the hidden layers.
         depth: their number; 0 for a constant.
@@ -109,10 +109,10 @@ class LearnedJoint(nn.Module):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def strength(self, labels: Tensor, code: Tensor) -> Tensor:
-        """class_strength + row_strength - 1 of each image (and row): [B, 1], or [B, rows, 1] if codes have rows."""
+        """class_strength + row_strength - 1 of each image (and row): [B, 1], or [B, rows, 1] if rows have their own."""
         strength = self.class_strength[labels] if labels.dim() == 1 else labels @ self.class_strength
-        if code.dim() == 2:
-            return strength[:, None]
+        if code.dim() == 2 and len(self.row_strength) == 1:
+            return strength[:, None] + (self.row_strength - 1)
         return strength[:, None, None] + (self.row_strength - 1)[:, None]
 
 
@@ -137,12 +137,12 @@ def create(view: LatentView, base: str | None = None, hidden: int = 256, depth: 
     return joint.to(view.device)
 
 
-def _untrained(view: LatentView, base: str, hidden: int, depth: int) -> LearnedJoint:
-    """A joint of the widths of a view."""
+def _untrained(view: LatentView, base: str, hidden: int, depth: int, rows: int | None = None) -> LearnedJoint:
+    """A joint of the widths of a view, with a strength for each of ``rows``; None: for each of its blocks."""
     net = view.networks
     z_width = net.z_dim + net.info_discrete * net.info_discrete_dim + net.info_continuous
     width = view.global_mean().shape[-1]
-    return LearnedJoint(z_width, width, net.num_classes, view.rows or 1, base, hidden, depth)
+    return LearnedJoint(z_width, width, net.num_classes, rows or view.blocks or 1, base, hidden, depth)
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -175,7 +175,8 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
     metadata, state = KIND.read(path)
     KIND.refuse_damage(path, _damage(metadata, state))
 
-    joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"])
+    shared = metadata["rows"] == 1 and view.rows is None  # one strength for all blocks
+    joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"], 1 if shared else None)
     check_generator(view, path, "joint", metadata, joint.shape)
 
     joint.load_state_dict(state)

@@ -32,6 +32,13 @@ from studiogan_guidance.samplers.truncation import Truncation
 IN_FILES = ("learned", *moves.KINDS)  # joints that were learned and are read from a file
 
 
+def by_block(scale: float | Tensor, *codes: Tensor) -> tuple[Tensor, ...]:
+    """Codes [B, D] as [B, 1, D] where each block has a scale of its own, [B, blocks, 1]; otherwise as they are."""
+    if not isinstance(scale, Tensor) or scale.dim() < 3:
+        return codes
+    return tuple(code[:, None] if code.dim() == 2 else code for code in codes)
+
+
 def spread_option(view: LatentView) -> str:
     """The option of ``gandance`` that widens or narrows each class on a view: ``psi`` of w, else ``tau`` of z."""
     return "tau" if view.rows is None else "psi"
@@ -378,6 +385,7 @@ class GANdance(Sampler):
 
         # Extrapolate; where the scale is 1, without rounding.
         scale = self._scale(view, labels, code)
+        code, joint = by_block(scale, code, joint) if view.rows is None else (code, joint)
         guided = guide(code, joint, scale)
         if isinstance(scale, Tensor):
             guided = torch.where(scale == 1, code, guided)

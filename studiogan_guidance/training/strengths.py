@@ -1,4 +1,4 @@
-"""The stage ``strengths``: how strongly each class and each w row is guided away from a learned joint."""
+"""The stage ``strengths``: how strongly each class, and each w row or block, is guided away from a learned joint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from studiogan_guidance.latents.base import LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import OURS
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
-from studiogan_guidance.samplers.gandance import guide
+from studiogan_guidance.samplers.gandance import by_block, guide
 from studiogan_guidance.training.joint_latent import validation_fid
 from studiogan_guidance.training.loop import deterministic, frozen_parameters, step_seeds
 from studiogan_guidance.training.objectives import frechet
@@ -35,12 +35,12 @@ RATE = 0.05  # of Adam at the first step; it falls linearly to 0
 MEMORY = 7  # earlier batches whose features are in the moments
 
 
-@STAGES.register("strengths", "learns how strongly gandance guides each class and w row", OURS)
+@STAGES.register("strengths", "learns how strongly gandance guides each class and w row or block", OURS)
 @dataclass(frozen=True)
 class StrengthStage(Stage):
-    """Learn what multiplies scale - 1 for each class and w row, by the Frechet distance on validation data.
+    """Learn what multiplies scale - 1 for each class and w row or block, by the Frechet distance on validation data.
 
-    A code of class c is guided in w row l with
+    A code of class c is guided in w row l (without w: in conditional block l) with
 
         scale_eff = 1 + (scale - 1) (class_strength[c] + row_strength[l] - 1),
 
@@ -49,7 +49,7 @@ class StrengthStage(Stage):
     They are learned anew in each run, on a GPU with deterministic algorithms, as the joint is.
 
     Args:
-        per: learn strengths per class, per w row, or both.
+        per: learn strengths per class, per row (of w, or conditional block), or both.
         joint_ckpt: file of the learned joint; None: ``joint.safetensors`` in the run's folder, where ``joint`` left it.
         scale: finite guidance scale at which they are learned; at 1 they change nothing.
         steps: number of Adam steps, 0 or more.
@@ -173,6 +173,7 @@ def learn_strengths(
 
             # Guide them with the strengths so far.
             scale = 1 + (stage.scale - 1) * joint.strength(inputs.labels, code)
+            code, h = by_block(scale, code, h)
             images = view.decode(guide(code, h, scale), inputs.z, inputs.noise)
             features = soft(images).float()
             if failed := int((~features.isfinite().all(1)).sum()):

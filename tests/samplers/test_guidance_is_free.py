@@ -192,6 +192,7 @@ LIMITS: list[tuple[str, dict[str, object], int]] = [
     *(("big_resnet", {"joint": joint}, 0) for joint in FREE),
     *(("resnet", {"joint": joint}, 0) for joint in FREE),
     ("resnet", {"joint": "class_mean", "profile": [1, 0.5]}, 0),
+    ("big_resnet", {"joint": "class_mean", "profile": [1, 0.5]}, 2),
     ("big_resnet", {"joint": "class_mean", "tau": 1.2}, 1),
     ("big_resnet", {"joint": "class_mean", "tau": 1.2, "tau_profile": [1, 0, 2]}, 1),
     ("builtin", {"joint": "class_shift"}, 2),
@@ -211,7 +212,7 @@ def test_operations_of_guidance(family: str, options: dict[str, object], limit: 
     ("family", "depth", "strengths", "limit"),
     [
         ("big_resnet", 0, False, 0),
-        ("big_resnet", 0, True, 0),
+        ("big_resnet", 0, True, 2),  # a condition for each block
         ("resnet", 0, False, 0),
         ("builtin", 0, False, 2),
         ("builtin", 0, True, 2),

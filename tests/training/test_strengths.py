@@ -10,10 +10,13 @@ import pytest
 import torch
 from conftest import ToyGAN, ok, run, toy_networks
 from safetensors.torch import load_file
+from toy_families import toy_of
 
+from studiogan_guidance import samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.fid import factor, moments
 from studiogan_guidance.latents import LabelPlan, learned, view_for
+from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training import STAGES
 from studiogan_guidance.training.strengths import StrengthStage, learn_strengths
 
@@ -35,6 +38,31 @@ def test_strengths_find_how_far_each_class_is_contracted(kind: str) -> None:
     found = 1 + 0.5 * chosen.detach()
     expected = far if kind == "class" else torch.tensor([1.5, 1.5, 1.6])  # the toy's image shows its last row only
     torch.testing.assert_close(found, expected, atol=0.06, rtol=0)
+
+
+def test_strengths_of_blocks_are_found() -> None:
+    """The data are guided by 1.5 in the first block and not in the second, from the same noise; that is learned."""
+    view = toy_of("resnet")
+    joint = learned.create(view, "class_mean", depth=0)
+    assert joint.row_strength.shape == (2,)
+    inputs = view.draw(range(10**6, 10**6 + 4000), 0, LabelPlan())
+    target = samplers.create("gandance", {"scale": 1.5, "profile": "1:0"}).images(view, inputs)
+    mean, cov = moments(target.flatten(1).numpy())
+    given = (torch.from_numpy(value).float() for value in (mean, factor(cov)))
+    stage = StrengthStage(scale=1.5, steps=60, batch=256)
+    learn_strengths(view, joint, [joint.row_strength], lambda images: images.flatten(1), *given, stage, 0)
+    torch.testing.assert_close(joint.row_strength.detach(), torch.tensor([1.0, 0.0]), atol=0.25, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["big_resnet", "resnet"])
+def test_strengths_of_blocks_are_a_profile(family: str) -> None:
+    view = toy_of(family)
+    inputs = view.draw(range(6), 0, LabelPlan())
+    joint = learned.create(view, "class_mean", depth=0).requires_grad_(False)
+    joint.row_strength.copy_(torch.tensor([1.0, 0.0]))
+    with_strengths = GANdance(scale=1.5, joint="learned", strengths=True).away_from(joint)
+    profiled = samplers.create("gandance", {"scale": 1.5, "profile": "1:0"})
+    torch.testing.assert_close(with_strengths.images(view, inputs), profiled.images(view, inputs), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
