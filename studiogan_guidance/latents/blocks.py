@@ -59,7 +59,7 @@ class ConditionalBlocks:
                 handle.remove()
 
     def _put(self, code: Tensor) -> Any:
-        """A hook that puts ``code`` [B, D] into the last argument of a module, y [B, Y], which norms of a block share."""
+        """A hook that puts ``code`` [B, D] into y [B, Y], the last argument of a module; norms of a block share it."""
         known: list[Tensor] = []
 
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
