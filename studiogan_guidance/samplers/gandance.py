@@ -77,7 +77,7 @@ class GANdance(Sampler):
 
     Args:
         scale: finite number; 1 is plain sampling (neutral), more guides, less goes towards the joint; 1.05 to 2 is
-            usual.
+            usual. The word auto, as the only option, is the sampler that ``tune --auto`` chose for the generator.
         joint: name of the estimator: class_mean, class_subset, global_mean, class_shift, mean_embedding, gaussian,
             gaussian_shift, learned, frechet or amortised.
         joint_ckpt: file of a joint that was learned (see ``training``); None: the one beside the checkpoint,

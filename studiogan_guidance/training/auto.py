@@ -94,9 +94,9 @@ def _trained(cfg: RunConfig, way: Way, start: Start) -> Family | None:
     """What a stage learns, as settings to try; None where it is refused."""
     folder = Path(cfg.out) / way.stage
     base = {way.base_option: start.sampler} if way.base_option else {}
+    unjudged = dataclasses.replace(cfg, out=str(folder), options={}, judges=())  # spaces that training never sees
     try:
-        options = {**way.options, **base, **_starts(way, start)}
-        train(dataclasses.replace(cfg, out=str(folder), options={}), way.stage, options)
+        train(unjudged, way.stage, {**way.options, **base, **_starts(way, start)})
     except UserError as error:
         if torchrun_number("RANK", 0) == 0:
             print(f"{way.stage} is left out: {one_line(error, limit=1000)}", file=sys.stderr)
