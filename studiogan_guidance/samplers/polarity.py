@@ -105,7 +105,8 @@ class Polarity(BasedSampler):
 
     def check(self, view: LatentView) -> None:
         super().check(view)
-        rank = min(view.networks.z_dim, self.projections, 3 * view.networks.image_size**2)
+        directions = view.networks.z_dim - view.normalises_z  # images do not change along z where it is normalised
+        rank = min(directions, self.projections, 3 * view.networks.image_size**2)
         if not self._is_identity and self.k > rank:
             raise UserError(f"polarity.k is {self.k}, but these Jacobians have rank {rank} at most: lower k")
 

@@ -107,6 +107,18 @@ def test_volumes_do_not_depend_on_a_norm_that_the_generator_does_not_read() -> N
         torch.testing.assert_close(official.volume(view, on_sphere), volumes, atol=1e-4, rtol=0)
 
 
+def test_a_generator_that_normalises_z_has_one_direction_less() -> None:
+    view = view_for(builtin.networks())
+    with pytest.raises(UserError, match="polarity.k is 32, but these Jacobians have rank 31 at most"):
+        samplers.create("polarity", {"k": 32}).check(view)
+    sampler = samplers.create("polarity", {"k": 31})
+    sampler.check(view)
+    with view.frozen():
+        jacobian = sampler.jacobian(view, view.draw([0], 0, LabelPlan(), "const"))
+    sigma = torch.linalg.svdvals(jacobian[0])
+    assert sigma[31] < 1e-5 * sigma[0] < 0.1 * sigma[30]
+
+
 def test_the_pools_of_both_weights_are_kept_apart() -> None:
     view = view_for(builtin.networks())
     found = [
