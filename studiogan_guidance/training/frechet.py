@@ -350,11 +350,11 @@ class Training:
     def features(self, step: int) -> Tensor:
         """What the judge sees of this process's share of the images of a step, [B, W], with gradients."""
         seeds = step_seeds(self.stage.batch, self.trained.seed, step)[self.group.rank :: self.group.size]
+        inputs = self.view.draw(seeds, 0, LabelPlan())
+        inputs = dataclasses.replace(inputs, z=self.move.noise(self.view, inputs))
+        target = self.move.target(self.view, inputs, self.view.encode(inputs.z, inputs.labels))
         with self._autocast():
-            inputs = self.view.draw(seeds, 0, LabelPlan())
-            inputs = dataclasses.replace(inputs, z=self.move.noise(self.view, inputs))
-            code = self.view.encode(inputs.z, inputs.labels)
-            images = self.view.decode(self.move.target(self.view, inputs, code), inputs.z, inputs.noise)
+            images = self.view.decode(target, inputs.z, inputs.noise)
             features, logits = scores_of(self.judge.critic, images)
         return self.judge.joined((features.float(), logits.float()), inputs.labels)
 
