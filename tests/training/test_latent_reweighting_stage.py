@@ -123,7 +123,9 @@ def test_on_validation_data_it_is_never_worse_than_plain_sampling(tmp_path: Path
     fids = [line["fid"] for line in lines if "fid" in line]
     assert len(fids) == 2
     assert result["fid"] == min(fids)
-    (plain,) = ok("eval", "--sampler", "plain", "--num", 30, "--out", tmp_path / "plain")["rows"]
+    (plain,) = ok("eval", "--sampler", "plain", "--num", 30, "--out", tmp_path / "plain", "--reference", "valid")[
+        "rows"
+    ]
     assert fids[0] == pytest.approx(plain["metrics"]["fid"], rel=1e-6)
 
 
