@@ -188,6 +188,7 @@ def test_joints_and_stages_of_ours_are_not_ascribed_to_the_paper() -> None:
     papers = {row["name"]: row["paper"] for kind in ("joints", "stages") for row in listed[kind]}
     theirs = "Zhang et al., GANdance, ECCV 2024"
     assert papers.pop("class_mean") == theirs
+    assert papers.pop("latent_reweighting") == "Issenhuth et al. 2022, arXiv:2110.09803"
     assert set(papers.values()) == {f"this package, after {theirs}"}
 
 
