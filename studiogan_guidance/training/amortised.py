@@ -94,7 +94,7 @@ class AmortisedStage(Stage):
 
     Example:
         >>> from studiogan_guidance.training import STAGES
-        >>> STAGES.create("amortised", {"steps": "500"}).classify
+        >>> STAGES.create("amortised", {"steps": "400"}).classify
         0.1
     """
 
@@ -104,7 +104,7 @@ class AmortisedStage(Stage):
     per_block: bool = True
     hidden: int = 256
     depth: int = 2
-    steps: int = 2000
+    steps: int = 200
     batch: int = 64
     lr: float = 5e-4
     energy: float = 50.0
@@ -119,9 +119,9 @@ class AmortisedStage(Stage):
     ema: float = 0.99
     clip: float = 1.0
     bf16: bool = False
-    save_every: int = 250
+    save_every: int = 50
     note_every: int = 10
-    eval_every: int = 500
+    eval_every: int = 50
 
     def __post_init__(self) -> None:
         for name in ("scale", "start_scale", "start_spread"):
