@@ -29,7 +29,7 @@ from studiogan_guidance.latents.stylegan import MAX_ROWS, TABLE_DRAWS, TABLE_SEE
 
 CODES = 4 * TABLE_DRAWS  # behind the covariance within classes, in all
 LEAST = 40  # of each class
-VERSION = 1  # raise it when the directions of the same draws change
+VERSION = 1  # raise it when the covariance of the same draws changes
 SMALLEST = 1e-9  # variance between classes, relative to the largest, that is still more than rounding
 
 
@@ -122,13 +122,34 @@ def shrunk(scatter: Tensor, fourth: float, count: int) -> Tensor:
 
 
 def of_view(view: LatentView) -> Directions:
-    """The directions of a view with w rows, float32 on its device; computed once, and cached on disk as class means.
+    """The directions of a view with w rows, float32 on its device; computed once.
+
+    Raises:
+        UserError: codes that ignore z.
+    """
+    return view.once("gaussian directions", lambda: _of_view(view))
+
+
+def within(view: LatentView) -> Tensor:
+    """The covariance of w about the mean of its class, of all classes together, shrunk; float64 [D, D] on the CPU.
+
+    It is that of the first row of w, as all rows are equal. It is computed once, and cached on disk as class means are.
 
     Raises:
         UserError: codes that ignore z.
     """
     check(view)
-    return view.once("gaussian directions", lambda: _of_view(view))
+    return view.once("covariance within classes", lambda: _within(view))
+
+
+def whitening(view: LatentView) -> Tensor:
+    """A matrix that gives w the identity as covariance, over all classes: w @ matrix; float32 [D, D]."""
+    means = view.class_means()[:, 0].double().cpu()
+    offsets = means - means.mean(0)
+    root = torch.linalg.cholesky(within(view) + offsets.T @ offsets / len(means))
+    identity = torch.eye(len(root), dtype=root.dtype)
+    matrix: Tensor = torch.linalg.solve_triangular(root.T, identity, upper=True)
+    return matrix.float().to(view.device)
 
 
 def check(view: LatentView) -> None:
@@ -141,6 +162,13 @@ def check(view: LatentView) -> None:
 
 
 def _of_view(view: LatentView) -> Directions:
+    means = view.class_means()[:, 0].double().cpu()
+    found = directions(means, within(view))
+    ratio, to, back = (value.float().to(view.device) for value in (found.ratio, found.to, found.back))
+    return Directions(ratio, to, back, found.largest)
+
+
+def _within(view: LatentView) -> Tensor:
     networks = view.networks
     key = {
         "version": f"{TABLE_VERSION}.{VERSION}",
@@ -152,22 +180,12 @@ def _of_view(view: LatentView) -> Directions:
     }
     on_disk = view.on_disk and view.bare is view
     with view.frozen(), torch.no_grad():
-        arrays = cached("class-directions", key, partial(_arrays, view), enabled=on_disk)
-
-    ratio, to, back = (torch.from_numpy(arrays[name]).float() for name in ("ratio", "to", "back"))
-    largest = float(ratio[0]) if len(ratio) else 0.0
-    return Directions(ratio.to(view.device), to.to(view.device), back.to(view.device), largest)
+        arrays = cached("class-covariance", key, partial(_covariance, view), enabled=on_disk)
+    return torch.from_numpy(arrays["within"])
 
 
-def _arrays(view: LatentView) -> Arrays:
-    """The directions of the first row of w, as all rows are equal; float64."""
-    means = view.class_means()[:, 0].double()
-    found = directions(means.cpu(), _within(view, means))
-    return {name: getattr(found, name).numpy() for name in ("ratio", "to", "back")}
-
-
-def _within(view: LatentView, means: Tensor) -> Tensor:
-    """The covariance of w about the mean of its class, of all classes together, float64 [D, D] on the CPU."""
+def _covariance(view: LatentView) -> Arrays:
+    """``within``: the covariance, float64 [D, D]."""
     # Prior draws, those of the class means, in turn for all classes.
     gens = rng.generators(range(TABLE_SEED, TABLE_SEED + TABLE_DRAWS))
     z = torch.cat([view.prior(gens), view.info(gens)], 1).to(view.device)
@@ -176,6 +194,7 @@ def _within(view: LatentView, means: Tensor) -> Tensor:
 
     # Sums over all classes.
     halving = Halving()
+    means = view.class_means()[:, 0].double()
     width = means.shape[1]
     scatter = torch.zeros(width, width, dtype=torch.float64, device=view.device)
     fourth = torch.zeros((), dtype=torch.float64, device=view.device)
@@ -185,7 +204,8 @@ def _within(view: LatentView, means: Tensor) -> Tensor:
                 scatter.addmm_(deviations.T, deviations)
                 fourth += deviations.square().sum(1).square().sum()
 
-    return shrunk(scatter.cpu(), float(fourth), count * view.num_classes)
+    cov = shrunk(scatter.cpu(), float(fourth), count * view.num_classes)
+    return {"within": cov.numpy()}
 
 
 def _deviations(view: LatentView, means: Tensor, label: int, z: Tensor) -> Tensor:

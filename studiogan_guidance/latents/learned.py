@@ -6,6 +6,7 @@ does, and publishes neither network nor objective. Network and objectives here a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ from studiogan_guidance.options import shown
 FILE = "joint.safetensors"
 KEY = "studiogan_guidance.joint"  # of the file's metadata
 KIND = Kind("learned joint", FILE, KEY, "joint", "joint_ckpt")
-TRAINED = ("learned", "frechet", "amortised")  # estimators out of files, from which no other starts
+NONE = "none"  # the base of a joint that is a network of its own
+NO_BASE = ("learned", "frechet", "amortised", "gaussian", "gaussian_shift")  # out of files, or other at each scale
 SIZES = ("z_width", "code_width", "num_classes", "rows", "hidden", "depth")  # whole numbers in the metadata
 
 
@@ -38,11 +40,33 @@ class Constant(nn.Module):
         return self.value.expand(len(z), -1)
 
 
+class Unlabelled(nn.Module):
+    """A copy of a generator's own mapping that sees the mean of all labels in place of one; it can learn anew.
+
+    Args:
+        mapping: the network, z and labels to w of all rows.
+        num_classes: C.
+    """
+
+    def __init__(self, mapping: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.mapping = copy.deepcopy(mapping).requires_grad_(True)
+        self.num_classes = num_classes
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The first row of w, [B, D]."""
+        weights = z.new_full((len(z), self.num_classes), 1 / self.num_classes)
+        codes: Tensor = self.mapping(z, weights)
+        return codes[:, 0]
+
+
 class LearnedJoint(nn.Module):
     """h = base + unit * R(z): a training-free estimator of the joint, and a residual that starts at zero.
 
     R is an MLP of the noise, or, with ``depth`` 0, one vector (a null embedding). It sees no label, so it cannot learn
     the conditional code. ``unit`` is the spread of the class means, so that R is of order 1 on every family.
+
+    With the base "none", h(z) is free: a copy of the generator's own mapping, which starts at ``mean_embedding``.
 
     Where a sampler asks for learned strengths, its scale s becomes, for each class and row of w,
 
@@ -55,9 +79,10 @@ class LearnedJoint(nn.Module):
         width: of a code: w_dim, g_shared_dim, or the number of classes.
         num_classes: C.
         rows: w rows of a code, or conditional blocks that read it, each with a strength; 1: all share it.
-        base: name of the training-free estimator in ``JOINTS``.
+        base: name of the training-free estimator in ``JOINTS``, or "none".
         hidden: width of the hidden layers.
         depth: their number; 0 for a constant.
+        mapping: for the base "none", the network that h is a copy of.
     """
 
     def __init__(
@@ -69,6 +94,7 @@ class LearnedJoint(nn.Module):
         base: str = "class_mean",
         hidden: int = 256,
         depth: int = 2,
+        mapping: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.base = base
@@ -82,25 +108,37 @@ class LearnedJoint(nn.Module):
         }
 
         # A joint equal to its base, with strengths of 1.
-        self.residual = mlp(z_width, width, hidden, depth) if depth else Constant(width)
+        self.residual: nn.Module = mlp(z_width, width, hidden, depth) if depth else Constant(width)
+        if mapping is not None:
+            self.residual = Unlabelled(mapping, num_classes)
         self.register_buffer("unit", torch.ones(()))
         self.class_strength = nn.Parameter(torch.ones(num_classes))
         self.row_strength = nn.Parameter(torch.ones(rows))
 
     def forward(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
         """The joint of each image, of the shape of ``code``."""
-        start = JOINTS[self.base].target(view, inputs, code, JointOptions())
-        return start + self.shift(view, inputs.z)
+        return self.start(view, inputs, code) + self.shift(view, inputs.z)
+
+    def start(self, view: LatentView, inputs: Inputs, code: Tensor) -> Tensor:
+        """What the residual is added to, of the shape of ``code``: the joint of ``base``; zero if there is none."""
+        if self.base == NONE:
+            return torch.zeros_like(code)
+        return JOINTS[self.base].target(view, inputs, code, JointOptions())
 
     def with_code(self, view: LatentView, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """The codes of a batch and their joint, both [B, ...]."""
+        if self.base == NONE:
+            code = view.encode(inputs.z, inputs.labels)
+            return code, self(view, inputs, code)
         code, start = with_code(self.base, view, inputs, JointOptions())
         return code, start + self.shift(view, inputs.z)
 
     def shift(self, view: LatentView, z: Tensor) -> Tensor:
         """What is added to the joint of ``base``, unit * R(z), [B, D] or [B, 1, D]; B passes in the ledger."""
         view.ledger.cost["joint"] += len(z)
-        shift: Tensor = self.get_buffer("unit") * self.residual(z)
+        shift: Tensor = self.residual(z)
+        if self.base != NONE:
+            shift = self.get_buffer("unit") * shift
         return shift if view.rows is None else shift[:, None]
 
     def digest(self) -> str:
@@ -128,8 +166,12 @@ def mlp(width_in: int, width_out: int, hidden: int, depth: int) -> nn.Sequential
 
 
 def create(view: LatentView, base: str | None = None, hidden: int = 256, depth: int = 2) -> LearnedJoint:
-    """A fresh joint for a view, equal to the estimator ``base`` (None: class_shift for w, class_mean for others)."""
-    base = base or ("class_mean" if view.rows is None else "class_shift")
+    """A fresh joint for a view, equal to the estimator ``base`` (None: class_shift for w, class_mean for others).
+
+    With the base "none" it is free. Codes that ignore z have one joint, so there it is that one plus its residual.
+    """
+    if base is None or (base == NONE and view.rows is None):
+        base = "class_mean" if view.rows is None else "class_shift"
     joint = _untrained(view, base, hidden, depth)
     means = view.class_means()
     spread = (means - means.mean(0)).square().mean().sqrt()
@@ -142,7 +184,19 @@ def _untrained(view: LatentView, base: str, hidden: int, depth: int, rows: int |
     net = view.networks
     z_width = net.z_dim + net.info_discrete * net.info_discrete_dim + net.info_continuous
     width = view.global_mean().shape[-1]
-    return LearnedJoint(z_width, width, net.num_classes, rows or view.blocks or 1, base, hidden, depth)
+    if base != NONE:
+        return LearnedJoint(z_width, width, net.num_classes, rows or view.blocks or 1, base, hidden, depth)
+    return LearnedJoint(z_width, width, net.num_classes, rows or view.blocks or 1, base, 0, 0, _mapping(view))
+
+
+def _mapping(view: LatentView) -> nn.Module:
+    """The mapping network of a view; UserError where there is none."""
+    mapping = getattr(view, "mapping", None)
+    if not isinstance(mapping, nn.Module):
+        raise UserError(
+            f"a joint of base none is a copy of a mapping network, and {view.networks.backbone} has none: use another"
+        )
+    return mapping
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -173,7 +227,7 @@ def load(path: Path, view: LatentView) -> LearnedJoint:
             differs is named.
     """
     metadata, state = KIND.read(path)
-    KIND.refuse_damage(path, _damage(metadata, state))
+    KIND.refuse_damage(path, _damage(metadata, state, view))
 
     shared = metadata["rows"] == 1 and view.rows is None  # one strength for all blocks
     joint = _untrained(view, metadata["base"], metadata["hidden"], metadata["depth"], 1 if shared else None)
@@ -199,13 +253,14 @@ def check_generator(
             )
 
 
-def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor], view: LatentView) -> str | None:
     """What is wrong with the content of a joint's file, None if nothing is; sizes are those of its tensors.
 
     Nothing is allocated by what the metadata say, before the tensors say the same.
     """
     # Look at the words and sizes.
-    if metadata.get("base") not in [entry.name for entry in JOINTS if entry.name not in TRAINED]:
+    known = [entry.name for entry in JOINTS if entry.name not in NO_BASE]
+    if metadata.get("base") not in (known if view.rows is None else [*known, NONE]):
         return f"its base is {shown(metadata.get('base'))}, no estimator that is known"
     if reason := wrong_size(metadata, SIZES):
         return reason
@@ -213,10 +268,10 @@ def _damage(metadata: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
     # Compare the tensors with them.
     if metadata["depth"] > len(state):
         return f"its depth is {metadata['depth']:,}, and it has {len(state)} tensors"
-    return wrong_tensor(state, _shapes(metadata))
+    return wrong_tensor(state, _shapes(metadata, view))
 
 
-def _shapes(metadata: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _shapes(metadata: Mapping[str, Any], view: LatentView) -> dict[str, tuple[int, ...]]:
     """The shapes of a joint's tensors by its sizes; see ``LearnedJoint``."""
     hidden = metadata["hidden"]
     width = metadata["code_width"]
@@ -226,6 +281,9 @@ def _shapes(metadata: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         "class_strength": (metadata["num_classes"],),
         "row_strength": (metadata["rows"],),
     }
+    if metadata["base"] == NONE:
+        own = _mapping(view).state_dict()
+        return {**shapes, **{f"residual.mapping.{name}": tuple(value.shape) for name, value in own.items()}}
     if not depth:
         return {**shapes, "residual.value": (width,)}
 

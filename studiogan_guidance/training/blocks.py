@@ -6,9 +6,15 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from studiogan_guidance.latents.base import Inputs
+from studiogan_guidance.evaluation.distributed import Group
+from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.latents.joint import JOINTS, JointOptions
+from studiogan_guidance.latents.learned import LearnedJoint
+from studiogan_guidance.training.joint_losses import first_row
+from studiogan_guidance.training.loop import step_seeds
 
 
 @dataclass(frozen=True)
@@ -17,12 +23,14 @@ class StepData:
 
     Attributes:
         inputs: of B images.
+        code: of these inputs.
         start: the estimator that the joint starts from, of the shape of codes.
         target: codes of ``class_mean``, of the same shape; None where nothing asks for them.
         others: codes [B, D] of other inputs; None where nothing asks for them.
     """
 
     inputs: Inputs
+    code: Tensor
     start: Tensor
     target: Tensor | None = None
     others: Tensor | None = None
@@ -40,7 +48,54 @@ class StepData:
         )
         target = self.target[part] if self.target is not None else None
         others = self.others[part] if self.others is not None else None
-        return StepData(some, self.start[part], target, others)
+        return StepData(some, self.code[part], self.start[part], target, others)
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """Draws and maps what does not learn; a process draws its share of each batch.
+
+    Attributes:
+        view: of the generator.
+        joint: that learns; its estimator is the start.
+        group: the processes of the run.
+        seed: of the run; it and the numbers of the steps alone decide.
+        batch: images of a step, of all processes.
+        images: whether images will be made, with layer noise.
+        target: whether ``class_mean`` is asked for.
+        others: whether codes of other inputs are.
+    """
+
+    view: LatentView
+    joint: LearnedJoint
+    group: Group
+    seed: int
+    batch: int
+    images: bool
+    target: bool
+    others: bool
+
+    def draw(self, *batches: int, noise_mode: str = "random") -> Inputs:
+        """This process's share of the inputs of some batches, by their numbers."""
+        seeds: list[int] = []
+        for batch in batches:
+            seeds += step_seeds(self.batch, self.seed, batch + 1)[self.group.rank :: self.group.size]
+        return self.view.draw(seeds, 0, LabelPlan(), noise_mode)
+
+    @torch.no_grad()
+    def __call__(self, steps: range) -> StepData:
+        """The data of some steps."""
+        # Inputs, their codes, and the estimators of the joint.
+        inputs = self.draw(*(2 * step for step in steps), noise_mode="random" if self.images else "const")
+        code = self.view.encode(inputs.z, inputs.labels)
+        start = self.joint.start(self.view, inputs, code)
+        target = JOINTS["class_mean"].target(self.view, inputs, code, JointOptions()) if self.target else None
+
+        # Codes of other inputs.
+        if not self.others:
+            return StepData(inputs, code, start, target)
+        others = self.draw(*(2 * step + 1 for step in steps), noise_mode="const")
+        return StepData(inputs, code, start, target, first_row(self.view.encode(others.z, others.labels)))
 
 
 class Blocks:

@@ -20,34 +20,40 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from studiogan_guidance.critics.critic import Critic
-from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents import learned, view_for
-from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView, Networks
-from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions
+from studiogan_guidance.latents.base import LatentView, Networks
+from studiogan_guidance.latents.joint import JOINTS, OURS
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
-from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import Adversary
-from studiogan_guidance.training.blocks import Blocks, StepData
-from studiogan_guidance.training.loop import Loop, descend, deterministic, frozen_parameters, moving_average, step_seeds
-from studiogan_guidance.training.objectives import energy_distance, sliced_wasserstein
-from studiogan_guidance.training.stage import STAGES, Stage, Trained, validation_distance
+from studiogan_guidance.training.blocks import Blocks, StepSource
+from studiogan_guidance.training.joint_losses import DISTANCES, Coupling, Marginal, first_row
+from studiogan_guidance.training.loop import (
+    Loop,
+    by_layer,
+    descend,
+    deterministic,
+    frozen_parameters,
+    moving_average,
+)
+from studiogan_guidance.training.stage import STAGES, Stage, Trained
+from studiogan_guidance.training.validation import best_scale
 
-DISTANCES = ("energy", "sliced")
-DIRECTIONS = 64  # of the sliced Wasserstein distance
+AUTO = "auto"  # the base that objectives and family decide
+LAYER_RATE = 5.0  # learning rate of a layer of a free joint: lr, times this, times the root mean square of its weights
 BLOCK = 16  # steps that a GPU draws and maps at once, where images are not needed
 FADE = 10  # beside another objective, ``distill`` fades out over the first 1 / FADE of the steps
 LEAST = {
-    0: ("depth", "head_hidden", "steps", "eval_every", "weight_decay", "head_lr", "r1", "clip"),
+    0: ("depth", "head_hidden", "steps", "eval_every", "weight_decay", "head_lr", "r1", "clip", "coupling"),
     1: ("hidden", "r1_every", "save_every", "note_every"),
     2: ("batch",),
 }
+CLASSES = ("stage 'joint'", "there is no joint of classes to learn")  # what needs them, and why
 FREE = ("save_every", "eval_every")  # options that change no weight
 
 
@@ -57,8 +63,8 @@ class JointStage(Stage):
     """Learn a joint h(z) beside the frozen generator and write it to ``joint.safetensors`` in the run's folder.
 
     h is a training-free estimator plus a residual that starts at zero (``latents.learned``), so at step 0 guidance is
-    that of the estimator. With validation data, the step of the least FID is kept; else the last. The loss is the sum
-    of the objectives times their weights.
+    that of the estimator; with the base none it is a copy of the generator's mapping, and free. With validation data,
+    the step of the least FID is kept; else the last. The loss is the sum of the objectives times their weights.
 
     A run that is stopped and goes on ends with the weights of an uninterrupted one, byte for byte: on a CPU, and on the
     same GPU as far as torch has deterministic algorithms (it warns where not; see ``training.loop.deterministic``).
@@ -71,13 +77,17 @@ class JointStage(Stage):
         adversarial: weight of the non-saturating logistic loss on images of h; real images are used without labels. The
             score is a learned head on the discriminator's features (``training.adversary``).
         distance: of ``latent``: energy (the energy distance) or sliced (sliced Wasserstein, 64 directions).
-        base: the estimator to start from; None: class_shift for w (mean_embedding if ``distill`` is the only
-            objective), class_mean for other codes, where all estimators are one.
+        coupling: weight of |h - w_c|^2 in whitened w, beside objectives, which do not say which h goes with which code:
+            without it guidance adds spread within classes (``training.joint_losses.Coupling``); 0 is none.
+        base: the estimator to start from; auto: class_shift for w (mean_embedding if ``distill`` is the only
+            objective), class_mean for other codes, where all estimators are one; none: for w, a copy of the mapping
+            that sees the mean of all labels learns as a whole; for other codes, as auto.
         hidden: width of the hidden layers of the residual.
         depth: number of those layers; 0 is one vector for all z.
         steps: number of the steps.
         batch: images of a step, which the processes share.
-        lr: learning rate of h; None: 1e-3, but 2e-4 for an MLP with ``adversarial``, since the head has to keep up.
+        lr: learning rate of h; None: 1e-3, but 2e-4 for an MLP with ``adversarial``, since the head has to keep up. A
+            free h has 5 lr times the root mean square of each layer's weights.
         weight_decay: of AdamW (beta 0 and 0.99, as for the GANs themselves), for h and head; 0 makes it Adam.
         head_lr: learning rate of the head.
         head_hidden: units of the head's hidden layer; 0: the head is linear.
@@ -105,7 +115,8 @@ class JointStage(Stage):
     latent: float | None = None
     adversarial: float = 0.0
     distance: str = "energy"
-    base: str | None = None
+    coupling: float = 0.0
+    base: str = AUTO
     hidden: int = 256
     depth: int = 2
     steps: int = 5000
@@ -135,9 +146,9 @@ class JointStage(Stage):
             raise UserError(f"joint.distance is '{self.distance}': {nearest(self.distance, DISTANCES)}")
 
         # The estimator to start from.
-        if self.base is not None:
+        if self.base not in (AUTO, learned.NONE):
             JOINTS[self.base]
-        if self.base in (*learned.TRAINED, "class_subset"):
+        if self.base in (*learned.NO_BASE, "class_subset"):
             raise UserError(f"joint.base is {self.base}: start from another estimator, such as class_mean")
 
         # Numbers.
@@ -153,7 +164,7 @@ class JointStage(Stage):
             raise UserError(f"joint.ema must be in [0, 1) and joint.lr positive, found {self.ema} and {self.lr}")
 
     def check(self, networks: Networks, discriminator: nn.Module, processes: int) -> None:
-        _check_classes(networks)
+        networks.check_conditional(*CLASSES)
         view_for(networks)
         self._check_shares(processes)
         if self.adversarial:
@@ -169,7 +180,7 @@ class JointStage(Stage):
         """Train, keep the best step, write the files; returns the file, and step, FID and scale of what it holds."""
         group = Group(run.rank, run.world_size)
         self._check_shares(group.size)
-        _check_classes(run.networks)
+        run.networks.check_conditional(*CLASSES)
         view = view_for(run.networks)
         with frozen_parameters(run.networks.generator), deterministic(view.device):
             result = Training(self, run, view, group).run_steps()
@@ -198,11 +209,9 @@ class JointStage(Stage):
     @property
     def start(self) -> str | None:
         """The estimator to start from, where the options decide it."""
-        return self.base or ("mean_embedding" if self.distill and not self.fades else None)
-
-
-def _check_classes(networks: Networks) -> None:
-    networks.check_conditional("stage 'joint'", "there is no joint of classes to learn")
+        if self.base != AUTO:
+            return self.base
+        return "mean_embedding" if self.distill and not self.fades else None
 
 
 class Training:
@@ -226,12 +235,15 @@ class Training:
         self.average = copy.deepcopy(self.joint)
         self.unit = self.joint.get_buffer("unit")
         self.learning = list(self.joint.residual.parameters())
+        self.marginal = Marginal(stage.distance, self.unit, group, run.seed)
+        self.coupling = Coupling(view, self.unit) if stage.coupling else None
+        self.source = self._new_source()
         self.adversary = self._new_adversary() if stage.adversarial else None
-        self.blocks = Blocks(self._step_data, self.block)
+        self.blocks = Blocks(self.source, self.block)
 
         # Networks and optimisers of the loop.
         modules: dict[str, nn.Module] = {"joint": self.joint, "average": self.average}
-        self.optimisers: dict[str, torch.optim.Optimizer] = {"joint_optimiser": self._adam(self.learning, stage.rate)}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"joint_optimiser": self._adam(self._rates(), stage.rate)}
         if self.adversary:
             modules["head"] = self.adversary.head
             self.optimisers["head_optimiser"] = self._adam(self.adversary.head.parameters(), stage.head_lr)
@@ -252,13 +264,18 @@ class Training:
             torch.default_generator.manual_seed(self.trained.seed)  # of the CPU alone, which is restored
             return learned.create(self.view, self.stage.start, self.stage.hidden, self.stage.depth)
 
+    def _new_source(self) -> StepSource:
+        stage = self.stage
+        wanted = [bool(weight) for weight in (stage.adversarial, stage.distill, stage.weights["latent"])]
+        return StepSource(self.view, self.joint, self.group, self.trained.seed, stage.batch, *wanted)
+
     def _new_adversary(self) -> Adversary:
         stage = self.stage
         return Adversary(
             self.trained,
             self.view,
             self.group,
-            self._draw(-1),
+            self.source.draw(-1),
             batch=stage.batch,
             hidden=stage.head_hidden,
             marginal=stage.marginal,
@@ -275,7 +292,12 @@ class Training:
     def _on_gpu(self) -> bool:
         return self.view.device.type == "cuda"
 
-    def _adam(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    def _rates(self) -> Iterable[Any]:
+        """What learns; of a free joint layer by layer, each with a learning rate of its own."""
+        is_free = self.joint.base == learned.NONE
+        return by_layer(self.joint.residual, LAYER_RATE * self.stage.rate) if is_free else self.learning
+
+    def _adam(self, parameters: Iterable[Any], lr: float) -> torch.optim.Optimizer:
         fused = self._on_gpu or None  # one kernel for all parameters
         return torch.optim.AdamW(parameters, lr, (0.0, 0.99), weight_decay=self.stage.weight_decay, fused=fused)
 
@@ -312,30 +334,6 @@ class Training:
             raise UserError(f"{self.files['joint']} is missing, though the run is over: remove {loop.state_file}")
         return {"joint": str(self.files["joint"]), **loop.result}
 
-    def _draw(self, *batches: int, noise_mode: str = "random") -> Inputs:
-        """This process's share of the inputs of some batches: the run's seed and their numbers alone decide."""
-        seeds: list[int] = []
-        for batch in batches:
-            seeds += step_seeds(self.stage.batch, self.trained.seed, batch + 1)[self.group.rank :: self.group.size]
-        return self.view.draw(seeds, 0, LabelPlan(), noise_mode)
-
-    @torch.no_grad()
-    def _step_data(self, steps: range) -> StepData:
-        """What does not learn in these steps; layer noise only where there are images."""
-        # Inputs, their codes, and the estimators of the joint.
-        inputs = self._draw(*(2 * step for step in steps), noise_mode="random" if self.adversary else "const")
-        code = self.view.encode(inputs.z, inputs.labels)
-        start = JOINTS[self.joint.base].target(self.view, inputs, code, JointOptions())
-        target = None
-        if self.stage.distill:
-            target = JOINTS["class_mean"].target(self.view, inputs, code, JointOptions())
-
-        # Codes of other inputs.
-        if not self.stage.weights["latent"]:
-            return StepData(inputs, start, target)
-        others = self._draw(*(2 * step + 1 for step in steps), noise_mode="const")
-        return StepData(inputs, start, target, first_row(self.view.encode(others.z, others.labels)))
-
     def _autocast(self, enabled: bool) -> AbstractContextManager[Any]:
         return torch.autocast(self.view.device.type, torch.bfloat16, enabled=enabled)
 
@@ -355,7 +353,9 @@ class Training:
             if data.target is not None:
                 losses["distill"] = ((h - data.target) / self.unit).square().mean()
             if data.others is not None:
-                losses["latent"] = self._latent_loss(first_row(h), data.others, step)
+                losses["latent"] = self.marginal(first_row(h), data.others, step)
+            if self.coupling:
+                losses["coupling"] = self.coupling(first_row(h), first_row(data.code))
             if adversary:
                 fake = adversary.examine(view.decode(h, inputs.z, inputs.noise))
                 losses["adversarial"] = adversary.joint_loss(fake)
@@ -380,34 +380,13 @@ class Training:
 
     def _total(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """The weighted sum of the losses of step ``step``."""
-        weights = self.stage.weights
+        weights = {**self.stage.weights, "coupling": self.stage.coupling}
         if self.stage.fades:
             weights["distill"] *= max(0.0, 1 - FADE * step / self.stage.steps)
         total = torch.zeros((), device=self.view.device)
         for name, loss in losses.items():
             total = total + weights[name] * loss
         return total
-
-    def _latent_loss(self, h: Tensor, codes: Tensor, step: int) -> Tensor:
-        """The distance between joints and codes of other inputs, both [B, D], in units of the spread of classes.
-
-        It is that of the rows of all processes; the gradients of this one's are scaled for the mean over processes.
-        """
-        with self._autocast(False):
-            x = self.group.all_rows((h / self.unit).float())
-            y = self.group.all_rows((codes / self.unit).float())
-            distance = self._distance(x, y, step)
-            others = self.group.size - 1
-            return distance + others * (distance - distance.detach()) if others else distance
-
-    def _distance(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """The distance of step ``step`` between two sets of rows, [B, D]."""
-        if self.stage.distance == "energy":
-            return energy_distance(x, y)
-
-        gen = torch.Generator().manual_seed(step_seeds(1, self.trained.seed, step, 1)[0])
-        directions = F.normalize(torch.randn(DIRECTIONS, x.shape[1], generator=gen))
-        return sliced_wasserstein(x, y, to_device(directions, x.device))
 
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best joint so far; without data, the last."""
@@ -422,7 +401,7 @@ class Training:
                 loop.result = {"step": loop.step}
                 self._write("joint", facts)
         elif last or loop.step % stage.eval_every == 0:
-            fid, scale = self._measure(self.evaluation)
+            fid, scale = best_scale(self.evaluation, self.average, stage.scales)
             loop.note(fid=fid, scale=scale)
             if fid < loop.result.get("fid", math.inf):
                 loop.result = {"step": loop.step, "fid": fid, "scale": scale}
@@ -434,21 +413,3 @@ class Training:
     def _write(self, name: str, facts: Mapping[str, Any]) -> None:
         if self.group.rank == 0:
             learned.save(self.files[name], self.average, self.view, facts)
-
-    def _measure(self, evaluation: Evaluation) -> tuple[float, float]:
-        """The least FID of guidance away from the average over the scales, and its scale."""
-        fids = []
-        for scale in self.stage.scales:
-            fids.append((validation_fid(evaluation, self.average, scale), scale))
-        return self.group.agree(min(fids))
-
-
-def validation_fid(evaluation: Evaluation, joint: LearnedJoint, scale: float, strengths: bool = False) -> float:
-    """FID of guidance away from ``joint`` on validation data; inf in processes above rank 0."""
-    sampler = GANdance(scale=scale, joint="learned", strengths=strengths).away_from(joint)
-    return validation_distance(evaluation, "gandance", sampler)
-
-
-def first_row(codes: Tensor) -> Tensor:
-    """Codes [B, D], of those with rows the first, as all are equal."""
-    return codes[:, 0] if codes.dim() == 3 else codes

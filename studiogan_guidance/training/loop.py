@@ -320,6 +320,20 @@ def moving_average(average: nn.Module, source: nn.Module, decay: float) -> None:
         torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1 - decay)
 
 
+def by_layer(module: nn.Module, rate: float) -> list[dict[str, Any]]:
+    """Parameters of an optimiser, a group for each layer with the learning rate ``rate`` times their root mean square.
+
+    So layers of equalised learning rate, whose weights are large and scaled when used, learn as others do.
+    """
+    groups = []
+    for layer in module.modules():
+        own = list(layer.parameters(recurse=False))
+        if own:
+            size = torch.cat([value.detach().flatten() for value in own]).square().mean().sqrt()
+            groups.append({"params": own, "lr": rate * float(size)})
+    return groups
+
+
 def descend(
     loss: Tensor, parameters: Iterable[Tensor], optimiser: torch.optim.Optimizer, group: Group, clip: float
 ) -> None:

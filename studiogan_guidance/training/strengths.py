@@ -21,10 +21,10 @@ from studiogan_guidance.latents.joint import OURS
 from studiogan_guidance.latents.learned import LearnedJoint
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import by_block, guide
-from studiogan_guidance.training.joint_latent import validation_fid
 from studiogan_guidance.training.loop import deterministic, frozen_parameters, step_seeds
 from studiogan_guidance.training.objectives import frechet
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
+from studiogan_guidance.training.validation import validation_fid
 
 STRENGTHS = {"class": ("class_strength",), "row": ("row_strength",), "both": ("class_strength", "row_strength")}
 NEEDS = (

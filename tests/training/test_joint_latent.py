@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Readout, ToyGAN, toy_networks
+from conftest import Readout, ToyGAN, identity_view, toy_networks
 from fake_gpu import fake_gpu, moved, moved_networks
 from torch import Tensor, nn
 
-from studiogan_guidance import builtin
+from studiogan_guidance import builtin, samplers
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.latents import LabelPlan, LatentView, LearnedJoint, Networks, learned, view_for
 from studiogan_guidance.latents.joint import JOINTS, JointOptions
+from studiogan_guidance.samplers.gandance import guide
 from studiogan_guidance.training import STAGES, Trained
 from studiogan_guidance.training.blocks import Blocks
 from studiogan_guidance.training.joint_latent import JointStage, Training
+from studiogan_guidance.training.joint_losses import Coupling
 from studiogan_guidance.training.loop import frozen_parameters
 from studiogan_guidance.training.objectives import energy_distance
 
@@ -172,6 +174,8 @@ def test_weights_decay_as_in_adamw(tmp_path: Path) -> None:
         ({"latent": -1, "distill": 2}, "joint needs an objective"),
         ({"distance": "energi"}, "joint.distance is 'energi': did you mean 'energy'"),
         ({"base": "learned"}, "joint.base is learned"),
+        ({"base": "gaussian"}, "joint.base is gaussian"),
+        ({"coupling": -1}, "joint.coupling must be 0 or more"),
         ({"base": "class_maen"}, "did you mean 'class_mean'"),
         ({"batch": 1}, "joint.batch must be 2 or more, found 1"),
         ({"r1": math.nan}, "joint.r1 must be a finite number, found nan"),
@@ -199,6 +203,140 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
         learn(gan, tmp_path, base="global_mean", note_every=1, steps=2)
 
 
+# ---------------------------------------------------------------------------- a free joint, and its coupling
+
+
+class Line(nn.Module):
+    """w = m_c + z A with A A' known, and a mapping network that sees labels through a linear layer alone."""
+
+    classes, z_dim, w_dim = 4, 3, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mapping = Mapping()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("w_avg", torch.zeros(2))
+        self.synthesis = Readout(1)
+
+
+class Mapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels = nn.Linear(4, 2, bias=False)
+        self.noise = nn.Linear(3, 2)
+        self.labels.weight.data = 3 * torch.tensor([[1.0, 1, -1, -1], [1, -1, 1, -1]])
+        self.noise.weight.data = torch.tensor([[0.8, 0, 0], [0, 0.5, 0]])
+        self.noise.bias.data = torch.tensor([0.3, -0.2])
+
+    def forward(self, z: Tensor, weights: Tensor) -> Tensor:
+        w: Tensor = self.noise(z) + self.labels(weights)
+        return w[:, None]
+
+
+def test_a_free_joint_starts_at_mean_embedding_and_learns_as_a_whole(tmp_path: Path) -> None:
+    gan = Line()
+    before = [value.clone() for value in gan.parameters()]
+    options = {"base": "none", "latent": 1, "batch": 32, "lr": 1e-2}
+    start = learn(gan, tmp_path / "start", steps=0, **options)
+    view = view_for(toy_networks(gan, ""))  # type: ignore[arg-type]
+    assert torch.equal(codes(view, 0, 50, start), codes(view, 0, 50, "mean_embedding"))
+
+    # Its own layers move, those of the generator do not, and its file gives it back.
+    h = learn(gan, tmp_path / "learned", steps=40, **options)
+    learnt = dict(h.residual.named_parameters())
+    assert set(learnt) == {"mapping.labels.weight", "mapping.noise.weight", "mapping.noise.bias"}
+    mapping: Any = view.mapping  # type: ignore[attr-defined]
+    moved = [not torch.equal(learnt[f"mapping.{name}"], value) for name, value in mapping.named_parameters()]
+    assert all(moved)
+    assert all(torch.equal(value, old) for value, old in zip(gan.parameters(), before))
+    assert h.base == "none"
+
+    # Guidance away from the file is that away from the network.
+    path = str(tmp_path / "learned" / "joint.safetensors")
+    sampler = samplers.create("gandance", {"joint": "learned", "joint_ckpt": path, "scale": 1.5})
+    inputs = view.draw(range(8), 0, LabelPlan())
+    code = view.encode(inputs.z, inputs.labels)
+    joint = mapping_of(h, inputs.z)
+    torch.testing.assert_close(sampler.guided(view, inputs, code)[:, 0], joint + 1.5 * (code[:, 0] - joint))
+
+
+def mapping_of(h: LearnedJoint, z: Tensor) -> Tensor:
+    """w of the label-free copy, by its layers."""
+    layers = dict(h.residual.named_parameters())
+    mean = layers["mapping.labels.weight"].mean(1)
+    return z @ layers["mapping.noise.weight"].T + layers["mapping.noise.bias"] + mean
+
+
+def test_layers_of_a_free_joint_learn_in_units_of_their_weights(tmp_path: Path) -> None:
+    """The first step of Adam moves each weight by its learning rate, whatever the gradient is."""
+    gan = Line()
+    options = {"base": "none", "batch": 16, "lr": 1e-3, "ema": 0, "clip": 0, "steps": 1}
+    h = learn(gan, tmp_path, **options)
+    for layer in ("labels", "noise"):
+        old, new = getattr(gan.mapping, layer), getattr(h.residual.mapping, layer)
+        size = torch.cat([value.flatten() for value in old.parameters()]).square().mean().sqrt()
+        steps = (new.weight - old.weight).abs()
+        torch.testing.assert_close(steps.max(), 5e-3 * size, rtol=1e-2, atol=0)
+
+
+def test_a_free_joint_of_codes_without_noise_is_the_null_code_and_its_residual(tmp_path: Path) -> None:
+    view = identity_view(lambda x, labels: x[:, 0])
+    free, usual = (learned.create(view, base, hidden=4) for base in ("none", "class_mean"))
+    assert free.base == "class_mean"
+    assert {key: value.shape for key, value in free.state_dict().items()} == {
+        key: value.shape for key, value in usual.state_dict().items()
+    }
+
+
+def test_a_joint_of_none_needs_a_mapping_network() -> None:
+    with pytest.raises(UserError, match="base none is a copy of a mapping network, and builtin has none"):
+        learned.create(view_for(toy_networks(ToyGAN())), "none")
+
+
+def test_coupling_takes_back_the_spread_that_the_law_of_h_alone_lets_guidance_add() -> None:
+    """Joints h = m + B a + C e that all have the law of w, from independent of it (B = 0) to its transport (C = 0).
+
+    With w = m_c + a, variances v of a and b of the means, the coupling is 2 - 2 B v / (v + b), and the guided
+    code has variance (s - B (s - 1))^2 v + (s - 1)^2 C^2 within a class, where B^2 v + C^2 = v + b.
+    """
+    gan = Line()
+    view = view_for(toy_networks(gan, ""))  # type: ignore[arg-type]
+    inputs = view.draw(range(20_000), 0, LabelPlan())
+    code = view.encode(inputs.z, inputs.labels)
+    means = torch.stack([code[inputs.labels == c].mean(0) for c in range(4)])
+    a = (code - means[inputs.labels])[:, 0]
+    v, b = torch.tensor([0.64, 0.25]), torch.tensor([9.0, 9.0])
+    fresh = torch.randn(a.shape, generator=torch.Generator().manual_seed(4))
+    loss = Coupling(view, torch.ones(()))
+
+    spreads, losses = [], []
+    for angle in torch.linspace(math.pi / 2, 0, 4):
+        own, other = ((v + b) / v).sqrt() * angle.cos(), (v + b).sqrt() * angle.sin()
+        h = torch.tensor([0.3, -0.2]) + own * a + other * fresh
+        losses.append(loss(h, code[:, 0]))
+        torch.testing.assert_close(losses[-1], (2 - 2 * own * v / (v + b)).mean(), rtol=0.03, atol=0)
+
+        guided = guide(code[:, 0], h, 1.3)
+        within = torch.stack([guided[inputs.labels == c].var(0) for c in range(4)]).mean(0)
+        torch.testing.assert_close(within, (1.3 - 0.3 * own).square() * v + 0.09 * other**2, rtol=0.05, atol=0.01)
+        spreads.append(within)
+    assert losses == sorted(losses, reverse=True)
+    assert all((after < before).all() for before, after in zip(spreads, spreads[1:]))
+    assert (spreads[0] > 1.09 * (v + 0.09 * b)).all()  # guidance added it
+    assert (spreads[-1] < v).all()
+
+
+def test_the_stage_couples_h_with_the_codes(tmp_path: Path) -> None:
+    """Coupling alone would be least at the mean over classes of w, so a large weight leads there."""
+    gan = Line()
+    view = view_for(toy_networks(gan, ""))  # type: ignore[arg-type]
+    options = {"base": "class_shift", "steps": 150, "batch": 64, "lr": 1e-2, "hidden": 16, "ema": 0.9}
+    far, near = (learn(gan, tmp_path / str(w), coupling=w, **options) for w in (0, 30))
+    target = codes(view, 0, 400, "class_mean")
+    distances = [(codes(view, 0, 400, h) - target).square().mean() for h in (far, near)]
+    assert distances[1] < 0.2 * distances[0]
+
+
 def training(
     folder: Path, gan: Any, view: LatentView | None = None, discriminator: Any = None, **options: Any
 ) -> Training:
@@ -216,16 +354,16 @@ def training(
 
 def test_a_block_of_steps_gives_what_its_steps_give_alone(tmp_path: Path) -> None:
     run = training(tmp_path, ToyGAN(), distill=1, latent=1, batch=6)
-    blocks = Blocks(run._step_data, 4)
+    blocks = Blocks(run.source, 4)
     for step in range(10):
-        block, alone = blocks.step(step), run._step_data(range(step, step + 1))
+        block, alone = blocks.step(step), run.source(range(step, step + 1))
         assert torch.equal(block.inputs.z, alone.inputs.z)
         assert torch.equal(block.inputs.labels, alone.inputs.labels)
         for name in ("start", "target", "others"):
             torch.testing.assert_close(getattr(block, name), getattr(alone, name), atol=1e-6, rtol=1e-5)
 
     # A run that goes on in the middle of a block computes the very same.
-    again = Blocks(run._step_data, 4).step(9)
+    again = Blocks(run.source, 4).step(9)
     for name in ("start", "target", "others"):
         assert torch.equal(getattr(block, name), getattr(again, name))
 
