@@ -24,7 +24,7 @@ from studiogan_guidance.batches import Halving, progress
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents.base import Inputs, LatentView
-from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions, of_class
+from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions, mean_of_classes, of_class
 from studiogan_guidance.latents.stylegan import MAX_ROWS, TABLE_DRAWS, TABLE_SEED, TABLE_VERSION
 
 CODES = 4 * TABLE_DRAWS  # behind the covariance within classes, in all
@@ -78,8 +78,10 @@ class Directions:
         return code - step @ self.back
 
 
-def directions(means: Tensor, within: Tensor) -> Directions:
+def directions(means: Tensor, within: Tensor, weights: Tensor | None = None) -> Directions:
     """The directions of class means, float64 [C, D], with a covariance within classes, float64 [D, D].
+
+    ``weights`` [C], of sum 1, say how often each class counts; None: all alike.
 
     Raises:
         UserError: a covariance that is not positive definite.
@@ -91,11 +93,13 @@ def directions(means: Tensor, within: Tensor) -> Directions:
             "Gaussian guidance needs codes that vary within a class, but those of this generator do not: use "
             "class_shift"
         )
-    offsets = torch.linalg.solve_triangular(root, (means - means.mean(0)).T, upper=False)
+    shares = torch.full_like(means[:, 0], 1 / len(means)) if weights is None else weights
+    offsets = shares.sqrt()[:, None] * (means - shares @ means)
 
     # The directions of the class means in it, at most one fewer than classes.
-    basis, spread, _ = torch.linalg.svd(offsets, full_matrices=False)
-    ratio = spread.square() / len(means)
+    whitened = torch.linalg.solve_triangular(root, offsets.T, upper=False)
+    basis, spread, _ = torch.linalg.svd(whitened, full_matrices=False)
+    ratio = spread.square()
     kept = int((ratio > SMALLEST * ratio[0]).sum())
     ratio, basis = ratio[:kept], basis[:, :kept]
     to = torch.linalg.solve_triangular(root.T, basis, upper=True)
@@ -121,13 +125,13 @@ def shrunk(scatter: Tensor, fourth: float, count: int) -> Tensor:
     return share * target + (1 - share) * cov
 
 
-def of_view(view: LatentView) -> Directions:
-    """The directions of a view with w rows, float32 on its device; computed once.
+def of_view(view: LatentView, weights: Tensor | None = None) -> Directions:
+    """The directions of a view with w rows, float32 on its device; computed once. Weights as in ``directions``.
 
     Raises:
         UserError: codes that ignore z.
     """
-    return view.once("gaussian directions", lambda: _of_view(view))
+    return view.once("gaussian directions", lambda: _of_view(view, weights), weights)
 
 
 def within(view: LatentView) -> Tensor:
@@ -161,9 +165,9 @@ def check(view: LatentView) -> None:
         )
 
 
-def _of_view(view: LatentView) -> Directions:
+def _of_view(view: LatentView, weights: Tensor | None) -> Directions:
     means = view.class_means()[:, 0].double().cpu()
-    found = directions(means, within(view))
+    found = directions(means, within(view), None if weights is None else weights.double().cpu())
     ratio, to, back = (value.float().to(view.device) for value in (found.ratio, found.to, found.back))
     return Directions(ratio, to, back, found.largest)
 
@@ -217,7 +221,8 @@ def _deviations(view: LatentView, means: Tensor, label: int, z: Tensor) -> Tenso
 def _joint(view: LatentView, inputs: Inputs, code: Tensor, options: JointOptions, spread: bool) -> Tensor:
     means = view.class_means()
     class_mean = of_class(means, inputs.labels)
-    return of_view(view).joint(code, class_mean, means.mean(0), options.scale, spread)
+    mean = mean_of_classes(means, options)
+    return of_view(view, options.weights).joint(code, class_mean, mean, options.scale, spread)
 
 
 @JOINTS.register("gaussian", "p(w|c)^s p(w)^(1-s) for Gaussian classes: no class leaves the data (free)", OURS)

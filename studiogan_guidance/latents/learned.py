@@ -25,7 +25,8 @@ FILE = "joint.safetensors"
 KEY = "studiogan_guidance.joint"  # of the file's metadata
 KIND = Kind("learned joint", FILE, KEY, "joint", "joint_ckpt")
 NONE = "none"  # the base of a joint that is a network of its own
-NO_BASE = ("learned", "frechet", "amortised", "gaussian", "gaussian_shift")  # out of files, or other at each scale
+TRAINED = ("learned", "frechet", "amortised")  # estimators out of files
+NO_BASE = (*TRAINED, "gaussian", "gaussian_shift")  # estimators from which no other starts; the last differ by scale
 SIZES = ("z_width", "code_width", "num_classes", "rows", "hidden", "depth")  # whole numbers in the metadata
 
 

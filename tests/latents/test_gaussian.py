@@ -88,6 +88,14 @@ def test_no_scale_moves_a_class_farther_than_its_bound() -> None:
     torch.testing.assert_close(moved, offset * (1 + found.ratio) / found.ratio, rtol=1e-4, atol=0)
 
 
+def test_a_class_that_counts_twice_is_as_two_of_it() -> None:
+    means, within = toy(3, 4)
+    found = directions(means, within, torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
+    twice = directions(means[[0, 0, 1, 2]], within)
+    torch.testing.assert_close(found.ratio, twice.ratio)
+    torch.testing.assert_close(found.to @ found.back, twice.to @ twice.back)
+
+
 @pytest.mark.parametrize("classes", [3, 20])
 def test_it_does_not_depend_on_the_basis(classes: int) -> None:
     means, within = toy(classes, 6)
