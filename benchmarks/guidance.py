@@ -46,7 +46,7 @@ FILES = {"joint": "joint", "frechet": "frechet", "amortised": "amortised", "late
 TARGETS = ("frechet", "amortised")  # joints that lead to a target at the scale of their training
 RIVALS: dict[str, list[dict[str, Any]]] = {
     "isir": [{**HEAD, "steps": 2, "particles": 5}, {**HEAD, "steps": 4, "particles": 5}],
-    "dgflow": [{**HEAD, "steps": 5}, {**HEAD, "steps": 5, "step": 0.03}],
+    "dgflow": [{**HEAD, "steps": 5}, {**HEAD, "steps": 5, "eta": 0.03}],
     "drs": [{**HEAD, "burn_in": 1000, "percentile": p} for p in (50, 80)],
 }
 PASSES = ("synthesis", "discriminator", "backward", "joint", "weights")
@@ -81,7 +81,7 @@ def learned(folder: Path) -> dict[str, Method]:
         methods["learned: adversarial"] = "gandance", scales
     for name in TARGETS:
         if Path(path[name]).exists():
-            scales = [{"joint": name, "joint_ckpt": path[name], "scale": scale} for scale in (1.5, 2.0, 2.5)]
+            scales = [{"joint": name, "joint_ckpt": path[name], "scale": scale} for scale in (1.25, 1.5, 2.0)]
             methods[f"learned: {name}"] = "gandance", scales
     if Path(path["latent_reweighting"]).exists():
         methods["latent_reweighting"] = "latent_reweighting", [{"weights_ckpt": path["latent_reweighting"]}]
@@ -95,7 +95,7 @@ def train(cfg: RunConfig, folder: Path, stages: dict[str, dict[str, Any]]) -> di
         if (folder / name / f"{FILES[name]}.safetensors").exists():
             continue
         start = time.perf_counter()
-        out = dataclasses.replace(cfg, out=str(folder / name), seed=0, reference=None, judges=(), classifier=None)
+        out = dataclasses.replace(cfg, out=str(folder / name), seed=0, reference=None, judges=("random",), classifier=None)
         training.train(out, name, options)
         seconds[name] = time.perf_counter() - start
         click.echo(f"{name}: {seconds[name]:.0f} s", err=True)
