@@ -95,7 +95,9 @@ def train(cfg: RunConfig, folder: Path, stages: dict[str, dict[str, Any]]) -> di
         if (folder / name / f"{FILES[name]}.safetensors").exists():
             continue
         start = time.perf_counter()
-        out = dataclasses.replace(cfg, out=str(folder / name), seed=0, reference=None, judges=("random",), classifier=None)
+        out = dataclasses.replace(
+            cfg, out=str(folder / name), seed=0, reference=None, judges=("random",), classifier=None
+        )
         training.train(out, name, options)
         seconds[name] = time.perf_counter() - start
         click.echo(f"{name}: {seconds[name]:.0f} s", err=True)
