@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from studiogan_guidance.critics.critic import Critic, Scores
+from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.devices import to_device
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
@@ -31,13 +30,13 @@ from studiogan_guidance.latents.joint import OURS
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import scores_of
+from studiogan_guidance.training.judge import Judge, Memory
 from studiogan_guidance.training.loop import Loop, deterministic, frozen_parameters, step_seeds
-from studiogan_guidance.training.objectives import frechet
 from studiogan_guidance.training.stage import STAGES, Stage, Trained, validation_distance
 
 PARTS = {"offsets": ("offsets",), "affine": ("affine",), "noise": ("temperature", "shift")}
 LEAST = {
-    0: ("alpha", "logit", "ridge", "steps", "memory", "eval_every"),
+    0: ("alpha", "label", "ridge", "steps", "memory", "eval_every"),
     1: ("save_every", "note_every"),
     2: ("batch", "num_real"),
 }
@@ -52,13 +51,15 @@ class FrechetStage(Stage):
 
     The loss is the Frechet distance of two Gaussians (``evaluation.fid``), over the number of features, of
 
-        [f(x) / u, logit t(x, c), alpha onehot(c)],
+        [f(x) / u, alpha onehot(c)],
 
-    where f are the discriminator's features, u is their root mean square deviation on real images, and t is its own
-    logit of class c less the mean over classes, standardised; the latter two hold the label. Real images count so that
-    all classes weigh the same. A ridge holds what is learned near the start. The moments are those of the batch and of
-    the ``memory`` batches before it, whose features carry no gradients. With validation data, the step of the least FID
-    is kept, the start included; else the last. Sample with ``-o joint=frechet`` and the ``scale`` given here.
+    where f are the discriminator's features and u is their root mean square deviation on real images: so the means of
+    the classes are compared as well. Moments do not see single images that leave their class, so a linear classifier of
+    f, fitted to the real images, adds its cross-entropy, as far as it is above that of real images. (The logits of a
+    projection discriminator cannot tell: they ask whether an image is real, not of which class it is.) Real images
+    count so that all classes weigh the same. A ridge holds what is learned near the start. The moments are those of the batch
+    and of the ``memory`` batches before it, whose features carry no gradients. With validation data, the step of the
+    least FID is kept, the start included; else the last. Sample with ``-o joint=frechet`` and the ``scale`` given here.
 
     A run that is stopped and goes on ends with the weights of an uninterrupted one, as that of ``joint`` does.
 
@@ -68,7 +69,7 @@ class FrechetStage(Stage):
             codes ignore noise); None: offsets, with noise where codes ignore it.
         per_block: offsets for each row of w, or conditional block; else all share them.
         alpha: weight of the labels, in units of the features' deviation; 0 is none.
-        logit: weight of the discriminator's logit of the class, where it has one; 0 is none.
+        label: weight of the cross-entropy; 0 is none; much of it keeps classes narrow.
         ridge: weight of the mean squared change of offsets, affine map, and noise.
         steps: number of Adam steps; the learning rate falls linearly to 0.
         batch: images of a step, which the processes share.
@@ -97,7 +98,7 @@ class FrechetStage(Stage):
     parts: tuple[str, ...] | None = None
     per_block: bool = False
     alpha: float = 3.0
-    logit: float = 1.0
+    label: float = 0.1
     ridge: float = 0.01
     steps: int = 100
     batch: int = 64
@@ -164,91 +165,6 @@ class FrechetStage(Stage):
         return result
 
 
-class Memory(nn.Module):
-    """Features of the latest batches, [batches B, F], the oldest first; part of the state of a run."""
-
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("features", torch.zeros(rows, width))
-
-    @property
-    def rows(self) -> Tensor:
-        """All of them."""
-        return self.get_buffer("features")
-
-    def put(self, rows: Tensor) -> None:
-        """Put new rows in the place of as many of the oldest."""
-        features = self.rows
-        if len(features):
-            features.copy_(torch.cat([features[len(rows) :], rows.detach().to(features.dtype)]))
-
-
-class Judge:
-    """The features in which the distance is taken, and the Gaussian of real images in them.
-
-    Args:
-        stage: gives ``alpha`` and ``logit``.
-        critic: of the checkpoint's discriminator.
-        num_classes: C.
-        scores: features [N, F] and logits [N, K] of real images.
-        labels: int64 [N], their classes.
-
-    Attributes:
-        mean: of the real features, [W].
-        factor: L [W, W] with L L^T their covariance.
-    """
-
-    def __init__(self, stage: FrechetStage, critic: Critic, num_classes: int, scores: Scores, labels: Tensor) -> None:
-        self.critic = critic
-        self.num_classes = num_classes
-        self.alpha = stage.alpha
-        features, logits = (score.double() for score in scores)
-
-        # All classes weigh the same.
-        counts = torch.bincount(labels, minlength=num_classes).clamp_min(1)
-        weights = 1 / counts[labels].double()
-        self._weights = (weights / weights.sum())[:, None]
-
-        # Units, so that a feature is of order 1.
-        self.logit = stage.logit if logits.shape[1] == num_classes > 1 else 0.0
-        self._unit = self._variance(features).mean().sqrt().clamp_min(1e-12)
-        self._logit_unit = torch.ones_like(self._unit)
-        if self.logit:
-            self._logit_unit = self._variance(_own(logits, labels)).sqrt().clamp_min(1e-12)
-
-        # The Gaussian of real images.
-        wide = self.joined((features, logits), labels)
-        mean = (self._weights * wide).sum(0)
-        bias = 1 - self._weights.square().sum()  # 1 - 1 / N where all weigh the same
-        values, vectors = torch.linalg.eigh((wide - mean).T @ (self._weights * (wide - mean)) / bias)
-        self.mean = mean.float()
-        self.factor = (vectors * values.clamp_min(0).sqrt()).float()
-        self.features = features.shape[1]
-
-    def _variance(self, values: Tensor) -> Tensor:
-        mean = (self._weights * values).sum(0)
-        return (self._weights * (values - mean).square()).sum(0)
-
-    def joined(self, scores: Scores, labels: Tensor) -> Tensor:
-        """Features with what holds the label, [B, W]; the discriminator's class logits only where it has them."""
-        features, logits = scores
-        parts = [features / self._unit.to(features.dtype)]
-        if self.logit:
-            parts.append(self.logit * _own(logits, labels) / self._logit_unit.to(features.dtype))
-        if self.alpha:
-            parts.append(self.alpha * F.one_hot(labels, self.num_classes).to(features.dtype))
-        return torch.cat(parts, 1)
-
-    def distance(self, rows: Tensor) -> Tensor:
-        """The Frechet distance of rows [N, W] from the real ones, over the number of features."""
-        return frechet(rows, self.mean, self.factor) / self.features
-
-
-def _own(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logit of each image's own class less the mean of its logits, [B, 1]."""
-    return logits.gather(1, labels[:, None]) - logits.mean(1, keepdim=True)
-
-
 class Training:
     """One run of the stage.
 
@@ -278,6 +194,7 @@ class Training:
         self.learning = {name: self.move.get_parameter(name).requires_grad_(True) for name in names}
         self.start = {name: value.detach().clone() for name, value in self.learning.items()}
         self.discriminator = run.discriminator()
+        self.critic = Critic(self.discriminator)
         self.judge = self._judge()
         self.memory = Memory(stage.memory * stage.batch, len(self.judge.mean)).to(view.device)
 
@@ -301,20 +218,16 @@ class Training:
 
     @torch.no_grad()
     def _judge(self) -> Judge:
-        """The judge with the moments of as many real images as the stage asks for, the same in all processes."""
+        """The judge by as many real images as the stage asks for, the same in all processes."""
         stage = self.stage
-        device = self.view.device
-        critic = Critic(self.discriminator)
+        features, labels = [], []
+        batches = islice(self.trained.real(stage.batch), math.ceil(stage.num_real / stage.batch))
         with frozen_parameters(self.discriminator):
-            features, logits, labels = [], [], []
-            batches = islice(self.trained.real(stage.batch), math.ceil(stage.num_real / stage.batch))
             for images, classes in batches:
-                scores = scores_of(critic, to_device(images, device))
-                features.append(self.group.all_rows(scores[0].float()))
-                logits.append(self.group.all_rows(scores[1].float()))
-                labels.append(self.group.all_rows(to_device(classes, device)))
-        scores = torch.cat(features), torch.cat(logits)
-        return Judge(stage, critic, self.view.num_classes, scores, torch.cat(labels))
+                images = to_device(images, self.view.device)
+                features.append(self.group.all_rows(scores_of(self.critic, images)[0].float()))
+                labels.append(self.group.all_rows(to_device(classes, self.view.device)))
+        return Judge(torch.cat(features), torch.cat(labels), self.view.num_classes, stage.alpha)
 
     def _identity(self) -> dict[str, Any]:
         """All that the weights of a step depend on."""
@@ -345,44 +258,54 @@ class Training:
     @torch.no_grad()
     def _fill_memory(self) -> None:
         for i in range(self.stage.memory):
-            self.memory.put(self.group.all_rows(self.features(WARM + i)))
+            self.memory.put(self.judge.joined(*self.features(WARM + i)))
 
-    def features(self, step: int) -> Tensor:
-        """What the judge sees of this process's share of the images of a step, [B, W], with gradients."""
+    def features(self, step: int) -> tuple[Tensor, Tensor]:
+        """Features [B, F] and labels [B] of the images of a step, those of all processes in turn.
+
+        Gradients reach the images of this process.
+        """
         seeds = step_seeds(self.stage.batch, self.trained.seed, step)[self.group.rank :: self.group.size]
         inputs = self.view.draw(seeds, 0, LabelPlan())
         inputs = dataclasses.replace(inputs, z=self.move.noise(self.view, inputs))
         target = self.move.target(self.view, inputs, self.view.encode(inputs.z, inputs.labels))
         with self._autocast():
             images = self.view.decode(target, inputs.z, inputs.noise)
-            features, logits = scores_of(self.judge.critic, images)
-        return self.judge.joined((features.float(), logits.float()), inputs.labels)
+            features = scores_of(self.critic, images)[0]
+        return self.group.all_rows(features.float()), self.group.all_rows(inputs.labels)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.view.device.type, torch.bfloat16, enabled=self.stage.bf16)
 
     def update(self, step: int) -> dict[str, Tensor]:
-        """Make step ``step``; returns distance and ridge before it."""
+        """Make step ``step``; returns the parts of the loss before it."""
         stage = self.stage
         share = 1 - step / stage.steps
         for group, name in zip(self.adam.param_groups, self.learning):
             group["lr"] = share * self._rate(name)
 
         # The distance of the batches in memory and this one; gradients come from the latter alone.
-        rows = self.group.all_rows(self.features(step))
+        features, labels = self.features(step)
+        rows = self.judge.joined(features, labels)
         distance = self.judge.distance(torch.cat([self.memory.rows, rows]))
         self.memory.put(rows)
-        changes = [(value - self.start[name]).square().mean() for name, value in self.learning.items()]
-        widths = [value.shape[0] if name == "affine" else 1 for name, value in self.learning.items()]
-        ridge = torch.stack([width * change for width, change in zip(widths, changes)]).sum()
 
-        # A step down; that of the rows of this process, times the processes, is averaged over them.
-        loss = (stage.memory + 1) * self.group.size * distance + stage.ridge * ridge
+        # What leaves its class, and the ridge.
+        misread = self.judge.classifier.excess(features, labels)
+        ridge = torch.stack([self._change(name) for name in self.learning]).sum()
+
+        # A step down. Gradients of this process's images, times the processes, are averaged over them.
+        loss = self.group.size * ((stage.memory + 1) * distance + stage.label * misread) + stage.ridge * ridge
         self.adam.zero_grad()
         loss.backward(inputs=list(self.learning.values()))
         self.group.average(value.grad for value in self.learning.values() if value.grad is not None)
         self.adam.step()
-        return {"distance": distance.detach(), "ridge": ridge.detach()}
+        return {"distance": distance.detach(), "misread": misread.detach(), "ridge": ridge.detach()}
+
+    def _change(self, name: str) -> Tensor:
+        """How much a parameter adds to a number of order 1, mean squared."""
+        change = (self.learning[name] - self.start[name]).square().mean()
+        return self.move.shape.affine_width * change if name == "affine" else change
 
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best so far; without data, the last."""

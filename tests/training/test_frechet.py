@@ -14,13 +14,13 @@ from conftest import ToyGAN, ok, toy_networks
 from torch import Tensor, nn
 
 from studiogan_guidance import samplers
-from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.fid import frechet_distance, moments
 from studiogan_guidance.latents import LabelPlan, moves, view_for
 from studiogan_guidance.latents.moves import Move
 from studiogan_guidance.training import STAGES, Trained
-from studiogan_guidance.training.frechet import FrechetStage, Judge, Memory, Training
+from studiogan_guidance.training.frechet import FrechetStage, Training
+from studiogan_guidance.training.judge import Classifier, Judge, Memory
 from studiogan_guidance.training.stage import Batches
 
 
@@ -72,7 +72,15 @@ def learn(gan: ToyGAN, real: Batches, folder: Path, **options: Any) -> Move:
 def test_it_finds_the_offsets_and_the_spread_of_the_real_images(tmp_path: Path) -> None:
     gan = ToyGAN(interaction=0, spread=0.3)
     real, shifts = shifted(gan, 1.5)
-    options = {"parts": ("offsets", "affine"), "ridge": 0, "steps": 150, "batch": 64, "lr": 0.05, "num_real": 3200}
+    options = {
+        "parts": ("offsets", "affine"),
+        "label": 0,
+        "ridge": 0,
+        "steps": 150,
+        "batch": 64,
+        "lr": 0.05,
+        "num_real": 3200,
+    }
     move = learn(gan, real, tmp_path, **options)
     found = move.get_buffer("unit") * move.offsets[:, 0]
     assert shifts.abs().max() > 1
@@ -101,43 +109,47 @@ def test_sampling_at_its_scale_gives_what_was_learned(tmp_path: Path) -> None:
     assert not torch.equal(expected, view.decode(code, inputs.z, None))
 
 
-@pytest.mark.parametrize(("alpha", "logit"), [(0.0, 0.0), (2.0, 0.5)])
-def test_the_loss_is_the_frechet_distance_of_evaluations(alpha: float, logit: float) -> None:
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_the_loss_is_the_frechet_distance_of_evaluations(alpha: float) -> None:
     gen = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 5  # as many of each class, so that weights change nothing
     features = 1 + torch.randn(200, 12, generator=gen)
-    judge = Judge(FrechetStage(alpha=alpha, logit=logit), Critic(Pixels()), 5, (features, features[:, :5]), labels)
     fakes = 2 * torch.randn(150, 12, generator=gen)
-    rows = judge.joined((fakes, fakes[:, :5]), torch.arange(150) % 5)
+    judge = Judge(features, labels, 5, alpha)
 
-    def joined(images: Tensor, labels: Tensor) -> np.ndarray[Any, Any]:
-        own = images.gather(1, labels[:, None]) - images[:, :5].mean(1, keepdim=True)
-        real = features.gather(1, (torch.arange(200) % 5)[:, None]) - features[:, :5].mean(1, keepdim=True)
-        parts = [images / features.var(0, correction=0).mean().sqrt()]
-        parts += [logit * own / real.std(correction=0)] if logit else []
-        parts += [alpha * torch.eye(5)[labels]] if alpha else []
-        return torch.cat(parts, 1).double().numpy()
+    def joined(values: Tensor) -> np.ndarray[Any, Any]:
+        wide = values / features.var(0, correction=0).mean().sqrt()
+        return torch.cat([wide, alpha * torch.eye(5)[labels[: len(values)]]], 1).double().numpy()
 
-    expected = frechet_distance(*moments(joined(features, labels)), *moments(joined(fakes, torch.arange(150) % 5)))
-    assert float(judge.distance(rows)) == pytest.approx(expected / 12, rel=1e-4)
+    expected = frechet_distance(*moments(joined(features)), *moments(joined(fakes)))
+    found = judge.distance(judge.joined(fakes, labels[:150]))
+    assert float(found) == pytest.approx(expected / 12, rel=1e-4)
 
 
 def test_classes_of_few_real_images_weigh_as_much() -> None:
     """Class 0 has three times as many images: each of them counts a third."""
-    gen = torch.Generator().manual_seed(0)
-    features = torch.randn(100, 12, generator=gen)
+    features = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(100) % 5
-    stage = FrechetStage(alpha=1)
-    even, uneven = (
-        Judge(stage, Critic(Pixels()), 5, (rows, rows[:, :5]), classes)
-        for rows, classes in (
-            (features, labels),
-            (torch.cat([features, features[labels == 0].repeat(2, 1)]), torch.cat([labels, torch.zeros(40).long()])),
-        )
-    )
+    even = Judge(features, labels, 5, 1)
+    more = features[labels == 0].repeat(2, 1)
+    uneven = Judge(torch.cat([features, more]), torch.cat([labels, torch.zeros(40).long()]), 5, 1)
     torch.testing.assert_close(uneven.mean, even.mean)
+    assert uneven.classifier.level == pytest.approx(even.classifier.level, abs=1e-3)
     covariances = [judge.factor @ judge.factor.T for judge in (uneven, even)]
     torch.testing.assert_close(covariances[0], covariances[1], rtol=0.02, atol=1e-3)  # but for 1 / (1 - 1 / N)
+
+
+def test_the_classifier_is_that_of_gaussian_classes() -> None:
+    """Of two classes N(-1, 1) and N(1, 1), log p(1|x) / p(0|x) is 2 x; swapped labels cost E 2 x over a class."""
+    gen = torch.Generator().manual_seed(0)
+    labels = torch.arange(20_000) % 2
+    features = torch.randn(20_000, 1, generator=gen) + 2 * labels[:, None] - 1
+    classifier = Classifier(features, labels, 2, torch.full((20_000,), 1 / 20_000))
+    x = torch.linspace(-2, 2, 9)[:, None]
+    right, wrong = (classifier.entropies(x, torch.full((9,), label)) for label in (1, 0))
+    torch.testing.assert_close(wrong - right, 2 * x[:, 0], atol=0.15, rtol=0.05)
+    assert float(classifier.excess(features, labels)) == pytest.approx(0, abs=1e-5)
+    assert float(classifier.excess(features, 1 - labels)) == pytest.approx(2, abs=0.1)
 
 
 def test_memory_holds_the_latest_rows() -> None:
