@@ -57,9 +57,10 @@ class FrechetStage(Stage):
     the classes are compared as well. Moments do not see single images that leave their class, so a linear classifier of
     f, fitted to the real images, adds its cross-entropy, as far as it is above that of real images. (The logits of a
     projection discriminator cannot tell: they ask whether an image is real, not of which class it is.) Real images
-    count so that all classes weigh the same. A ridge holds what is learned near the start. The moments are those of the batch
-    and of the ``memory`` batches before it, whose features carry no gradients. With validation data, the step of the
-    least FID is kept, the start included; else the last. Sample with ``-o joint=frechet`` and the ``scale`` given here.
+    count so that all classes weigh the same. A ridge holds what is learned near the start. The moments are those of
+    the batch and of the ``memory`` batches before it, whose features carry no gradients. With validation data, the
+    step of the least FID is kept, the start included; else the last. Sample with ``-o joint=frechet`` and the
+    ``scale`` given here.
 
     A run that is stopped and goes on ends with the weights of an uninterrupted one, as that of ``joint`` does.
 
