@@ -169,6 +169,8 @@ def _check_request(cfg: RunConfig, objective: str, budget: int, repeats: int, se
     """Raise UserError for another sampler, an unknown objective, a budget that is too small."""
     if objective not in OBJECTIVES:
         raise UserError(f"the objective is '{objective}': {nearest(objective, OBJECTIVES)}")
+
+    # The sampler, and evaluations for it.
     if SAMPLERS[cfg.sampler].target is not GANdance:
         raise UserError(f"--auto chooses among settings of gandance, found '{cfg.sampler}': leave out --sampler")
     least = 2 * max(2, repeats) + LEAST * searches
@@ -177,6 +179,8 @@ def _check_request(cfg: RunConfig, objective: str, budget: int, repeats: int, se
             f"a budget of {budget} with {repeats} repeats is none for --auto: give 2 repeats or more and a --budget "
             f"from {least} to {MOST}"
         )
+
+    # Options that all settings have.
     fixed = _fixed(cfg, ("psi", "tau"))
     if not samplers.create(cfg.sampler, {**fixed, "scale": 1.0}).neutral:
         raise UserError(
@@ -315,12 +319,6 @@ def _outcome(
         "evaluations": round(contest.spent, 3),
         "reference": evaluation.real.fingerprint.get("reference"),
     }
-
-
-def _paired(key: str, *rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The difference of a metric between two lists of rows."""
-    values, plain_values = ([row.get(key) for row in each] for each in rows)
-    return results.paired(values, plain_values)
 
 
 def _intervals(decision: Decision) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class FrechetStage(Stage):
 
     Example:
         >>> from studiogan_guidance.training import STAGES
-        >>> STAGES.create("frechet", {"parts": "offsets:affine"}).parts
+        >>> STAGES.create("frechet", {"parts": "offsets,affine"}).parts
         ('offsets', 'affine')
     """
 
