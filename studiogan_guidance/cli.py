@@ -234,8 +234,7 @@ def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **s
     if not auto:
         from studiogan_guidance.evaluation.tune import tune as function
 
-        _emit(function(cfg, **arguments), as_json, tables.tuned)
-        return
+        return _emit(function(cfg, **arguments), as_json, tables.tuned)
     if {"min_recall", "groups"} & set(arguments):
         raise UserError("--auto searches without --min-recall and --per-layer: leave them out")
     from studiogan_guidance.training.auto import auto as choose
@@ -284,7 +283,7 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
     _emit(result, as_json, tables.compared)
 
 
-@main.command(short_help="Train a joint, or strengths of guidance, for a generator.")
+@main.command(short_help="Train a stage on a frozen generator: a joint, moves, weights of latents.")
 @shared(BASIC, BENCH, JUDGED)
 @click.option("--stage", default="joint", show_default=True, help="What to train; see 'list'.")
 @option_pairs("the stage")
@@ -296,14 +295,13 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
     help=f"More places for losses, of {','.join(LOGS)}. [DIR/joint.jsonl only]",
 )
 def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], **settings: Any) -> None:
-    """Train a stage on a frozen generator: the learned joint, or after it the strengths, both in DIR/joint.safetensors.
+    """Train a stage on a frozen generator, into DIR/STAGE.safetensors ('strengths' after 'joint', into its file).
 
-    'eval' takes this file as -o joint_ckpt=FILE. Give the same command again to resume a training that was stopped,
-    exactly where it was. With --judge, the step that is kept is that of the least FID by the geometric mean of all
-    feature spaces.
+    'eval' takes the file as -o joint_ckpt=FILE, or -o weights_ckpt=FILE of latent_reweighting. The same command resumes
+    a training that was stopped. With --judge, the step that is kept has the least geometric mean of FID in all spaces.
 
     \b
-    studiogan-guidance train --out runs/joint
+    studiogan-guidance train --stage amortised --out runs/amortised
     studiogan-guidance train -c my.yaml --ckpt DIR --data DIR --out runs/joint -o adversarial=1 -o latent=0
     studiogan-guidance eval -o joint=learned -o joint_ckpt=runs/joint/joint.safetensors
     torchrun --nproc-per-node 8 -m -- studiogan_guidance train -c my.yaml --ckpt DIR --data DIR

@@ -257,10 +257,7 @@ class Training:
         with frozen_parameters(self.opponent.discriminator):
             loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep_best)
 
-        # Wait until the first process has written the file, and take its word: another node may see files later.
-        if not self.group.agree(self.file.exists()):
-            raise UserError(f"{self.file} is missing, though the run is over: remove {loop.state_file}")
-        return {"joint": str(self.file), **loop.result}
+        return {"joint": str(self.file), **loop.finished(self.file)}
 
     def _draw(self, step: int) -> Inputs:
         """This process's share of the inputs of a step: the run's seed and its number alone decide."""
@@ -309,30 +306,18 @@ class Training:
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best move so far; without data, the last."""
         stage = self.stage
-        loop = self.loop
-        last = loop.step == stage.steps
-        facts = {**dataclasses.asdict(stage), "seed": self.trained.seed, "step": loop.step}
+        self.loop.keep_best(stage.steps, stage.eval_every, self._measure if self.evaluation else None, self._write)
 
-        # Write the last move, or measure and write the best.
-        if self.evaluation is None:
-            if last:
-                loop.result = {"step": loop.step}
-                self._write(facts)
-        elif last or loop.step % stage.eval_every == 0:
-            fid = self.group.agree(self._measure(self.evaluation))
-            loop.note(fid=fid)
-            if fid < loop.result.get("fid", math.inf):
-                loop.result = {"step": loop.step, "fid": fid}
-                self._write({**facts, "validation_fid": fid})
-
-    def _write(self, facts: Mapping[str, Any]) -> None:
+    def _write(self, facts: Mapping[str, float]) -> None:
         if self.group.rank == 0:
-            moves.save(self.file, self.average, self.view, facts)
+            known = {**dataclasses.asdict(self.stage), "seed": self.trained.seed}
+            moves.save(self.file, self.average, self.view, {**known, **facts})
 
-    def _measure(self, evaluation: Evaluation) -> float:
-        """FID of the moved images on validation data; inf in processes above rank 0."""
+    def _measure(self) -> dict[str, float]:
+        """FID of the moved images on validation data."""
+        assert self.evaluation is not None
         sampler = GANdance(scale=self.stage.scale, joint="amortised").away_from(self.average)
-        return validation_distance(evaluation, "gandance", sampler)
+        return {"fid": self.group.agree(validation_distance(self.evaluation, "gandance", sampler))}
 
 
 def moved_images(move: Move, view: LatentView, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:

@@ -251,10 +251,7 @@ class Training:
                 self._fill_memory()
             loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep_best)
 
-        # Wait until the first process has written the file, and take its word: another node may see files later.
-        if not self.group.agree(self.file.exists()):
-            raise UserError(f"{self.file} is missing, though the run is over: remove {loop.state_file}")
-        return {"joint": str(self.file), **loop.result}
+        return {"joint": str(self.file), **loop.finished(self.file)}
 
     @torch.no_grad()
     def _fill_memory(self) -> None:
@@ -311,26 +308,15 @@ class Training:
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best so far; without data, the last."""
         stage = self.stage
-        loop = self.loop
-        last = loop.step == stage.steps
-        facts = {**dataclasses.asdict(stage), "seed": self.trained.seed, "step": loop.step}
-        if self.evaluation is None:
-            if last:
-                loop.result = {"step": loop.step}
-                self._write(facts)
-        elif last or loop.step % stage.eval_every == 0:
-            fid = self._measure(self.evaluation)
-            loop.note(fid=fid)
-            if fid < loop.result.get("fid", math.inf):
-                first = {"fid_start": fid} if loop.step == 0 else {}
-                loop.result = {**loop.result, **first, "step": loop.step, "fid": fid}
-                self._write({**facts, "validation_fid": fid})
+        self.loop.keep_best(stage.steps, stage.eval_every, self._measure if self.evaluation else None, self._write)
 
-    def _write(self, facts: Mapping[str, Any]) -> None:
+    def _write(self, facts: Mapping[str, float]) -> None:
         if self.group.rank == 0:
-            moves.save(self.file, self.move, self.view, facts)
+            known = {**dataclasses.asdict(self.stage), "seed": self.trained.seed}
+            moves.save(self.file, self.move, self.view, {**known, **facts})
 
-    def _measure(self, evaluation: Evaluation) -> float:
+    def _measure(self) -> dict[str, float]:
         """FID of guidance to what is learned, on validation data."""
+        assert self.evaluation is not None
         sampler = GANdance(scale=self.move.scale, joint="frechet").away_from(self.move)
-        return self.group.agree(validation_distance(evaluation, "gandance", sampler))
+        return {"fid": self.group.agree(validation_distance(self.evaluation, "gandance", sampler))}

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -329,10 +330,7 @@ class Training:
         with frozen_parameters(*opponents):
             loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep_best)
 
-        # Wait until the first process has written the file, and take its word: another node may see files later.
-        if not self.group.agree(self.files["joint"].exists()):
-            raise UserError(f"{self.files['joint']} is missing, though the run is over: remove {loop.state_file}")
-        return {"joint": str(self.files["joint"]), **loop.result}
+        return {"joint": str(self.files["joint"]), **loop.finished(self.files["joint"])}
 
     def _autocast(self, enabled: bool) -> AbstractContextManager[Any]:
         return torch.autocast(self.view.device.type, torch.bfloat16, enabled=enabled)
@@ -391,25 +389,18 @@ class Training:
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best joint so far; without data, the last."""
         stage = self.stage
-        loop = self.loop
-        last = loop.step == stage.steps
-        facts = {**dataclasses.asdict(stage), "seed": self.trained.seed, "step": loop.step}
+        measure = self._measure if self.evaluation else None
+        self.loop.keep_best(stage.steps, stage.eval_every, measure, partial(self._write, "joint"))
+        if self.loop.step == stage.steps:
+            self._write("joint-last", {"step": self.loop.step})
 
-        # Write the last joint, or measure and write the best.
-        if self.evaluation is None:
-            if last:
-                loop.result = {"step": loop.step}
-                self._write("joint", facts)
-        elif last or loop.step % stage.eval_every == 0:
-            fid, scale = best_scale(self.evaluation, self.average, stage.scales)
-            loop.note(fid=fid, scale=scale)
-            if fid < loop.result.get("fid", math.inf):
-                loop.result = {"step": loop.step, "fid": fid, "scale": scale}
-                self._write("joint", {**facts, "validation_fid": fid, "validation_scale": scale})
+    def _measure(self) -> dict[str, float]:
+        """The least FID of guidance over the scales on validation data, and its scale."""
+        assert self.evaluation is not None
+        fid, scale = best_scale(self.evaluation, self.average, self.stage.scales)
+        return {"fid": fid, "scale": scale}
 
-        if last:
-            self._write("joint-last", facts)
-
-    def _write(self, name: str, facts: Mapping[str, Any]) -> None:
+    def _write(self, name: str, facts: Mapping[str, float]) -> None:
         if self.group.rank == 0:
-            learned.save(self.files[name], self.average, self.view, facts)
+            known = {**dataclasses.asdict(self.stage), "seed": self.trained.seed}
+            learned.save(self.files[name], self.average, self.view, {**known, **facts})

@@ -246,10 +246,7 @@ class Training:
             self._keep_best()
         loop.run(stage.steps, self.update, stage.save_every, stage.note_every, self._keep_best)
 
-        # Wait until the first process has written the file.
-        if not self.group.agree(self.file.exists()):
-            raise UserError(f"{self.file} is missing, though the run is over: remove {loop.state_file}")
-        return {"weights": str(self.file), **loop.result}
+        return {"weights": str(self.file), **loop.finished(self.file)}
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Make step ``step``; returns the losses before it."""
@@ -313,26 +310,15 @@ class Training:
     def _keep_best(self) -> None:
         """After a step: measure where its turn has come, and write the best weights so far; without data, the last."""
         stage = self.stage
-        loop = self.loop
-        last = loop.step == stage.steps
-        facts = {**dataclasses.asdict(stage), "seed": self.trained.seed, "step": loop.step}
+        self.loop.keep_best(stage.steps, stage.eval_every, self._measure if self.evaluation else None, self._write)
 
-        if self.evaluation is None:
-            if last:
-                loop.result = {"step": loop.step}
-                self._write(facts)
-        elif last or loop.step % stage.eval_every == 0:
-            fid = self._measure(self.evaluation)
-            loop.note(fid=fid)
-            if fid < loop.result.get("fid", math.inf):
-                loop.result = {"step": loop.step, "fid": fid}
-                self._write({**facts, "validation_fid": fid})
-
-    def _measure(self, evaluation: Evaluation) -> float:
+    def _measure(self) -> dict[str, float]:
         """FID of the sampler with the averaged weights on validation data."""
+        assert self.evaluation is not None
         sampler = LatentReweighting(base=create(self.stage.base)).with_weights(self.average)
-        return self.group.agree(validation_distance(evaluation, "latent_reweighting", sampler))
+        return {"fid": self.group.agree(validation_distance(self.evaluation, "latent_reweighting", sampler))}
 
-    def _write(self, facts: Mapping[str, Any]) -> None:
+    def _write(self, facts: Mapping[str, float]) -> None:
         if self.group.rank == 0:
-            importance.save(self.file, self.average, self.view, facts)
+            known = {**dataclasses.asdict(self.stage), "seed": self.trained.seed}
+            importance.save(self.file, self.average, self.view, {**known, **facts})

@@ -216,6 +216,51 @@ class Loop:
                     print(text, file=sys.stderr)
                     raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))
 
+    def keep_best(
+        self,
+        steps: int,
+        every: int,
+        measure: Callable[[], Mapping[str, float]] | None,
+        write: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        """After a step, write what is learned where it is the best so far; without validation data, at the last step.
+
+        ``result`` is then its step with its values, and with the ``fid`` of step 0 as ``fid_start``.
+
+        Args:
+            steps: in all.
+            every: steps between two measurements; the last one is measured, too.
+            measure: gives values on validation data, ``fid`` among them, the same in all processes; None: no data.
+            write: writes the file, with facts about its step.
+        """
+        is_last = self.step == steps
+        if measure is None:
+            if is_last:
+                self.result = {"step": self.step}
+                write({"step": self.step})
+            return
+        if not is_last and self.step % every:
+            return
+
+        # Measure, and keep it where it is better.
+        values = dict(measure())
+        self.note(**values)
+        if values["fid"] < self.result.get("fid", math.inf):
+            start = values["fid"] if self.step == 0 else self.result.get("fid_start")
+            first = {} if start is None else {"fid_start": start}
+            self.result = {"step": self.step, **values, **first}
+            write({"step": self.step, **{f"validation_{name}": value for name, value in values.items()}})
+
+    def finished(self, file: Path) -> dict[str, Any]:
+        """``result``, once the first process has written ``file``, by its word: another node may see files later.
+
+        Raises:
+            UserError: the file is missing, as after somebody removed it.
+        """
+        if not self.group.agree(file.exists()):
+            raise UserError(f"{file} is missing, though the run is over: remove {self.state_file}")
+        return self.result
+
     def _means(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses, averaged over the processes."""
         means = {name: loss.detach().clone() for name, loss in losses.items()}
