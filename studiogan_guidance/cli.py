@@ -220,10 +220,9 @@ def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **s
     studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --auto --budget 24 --judge discriminator
     studiogan-guidance eval -c runs/tuned/tuned.yaml --reference test
 
-    With --auto, many settings are measured on a few images and the better ones on more: scale and spread, the closed
-    form of Gaussians, coarse and fine layers; with --train, what stages learn. The best is compared with plain sampling
-    on fresh seeds, also in the spaces of --judge [random]; plain is chosen unless it is significantly better. From then
-    on, -o scale=auto stands for the choice.
+    With --auto, many settings are measured on a few images, the better ones on more: scale and spread, Gaussians in
+    closed form, layers; with --train, what stages learn. The best is compared with plain sampling on fresh seeds, also
+    by --judge [random]; plain is chosen unless it is significantly better. Then -o scale=auto stands for the choice.
     """
     arguments = take(settings, "over", "objective", "min_recall", "budget", "repeats", "groups")
     cfg = load(config, settings)
@@ -237,9 +236,9 @@ def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **s
         return _emit(function(cfg, **arguments), as_json, tables.tuned)
     if {"min_recall", "groups"} & set(arguments):
         raise UserError("--auto searches without --min-recall and --per-layer: leave them out")
-    from studiogan_guidance.training.auto import auto as choose
+    from studiogan_guidance.training import auto as choosing
 
-    _emit(choose(cfg, with_training, **arguments), as_json, tables.decided)
+    _emit(choosing.auto(cfg, with_training, **arguments), as_json, tables.decided)
 
 
 @main.command(short_help="Measure several samplers on the same seeds and labels.")
