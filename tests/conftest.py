@@ -38,6 +38,10 @@ def _host() -> tuple[Checkout | None, str]:
     return (None, f"the studiogan extra is not installed ({', '.join(missing)})") if missing else (checkout, "")
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores, and threads that wait for each other would spin
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 CHECKOUT, WHY_NOT = _host()  # looked for before the tests get a cache folder of their own
 
 
