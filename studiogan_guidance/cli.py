@@ -282,7 +282,7 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
     _emit(result, as_json, tables.compared)
 
 
-@main.command(short_help="Train a stage on a frozen generator: a joint, moves, weights of latents.")
+@main.command(short_help="Train a stage on a frozen generator.")
 @shared(BASIC, BENCH, JUDGED)
 @click.option("--stage", default="joint", show_default=True, help="What to train; see 'list'.")
 @option_pairs("the stage")
