@@ -113,20 +113,18 @@ def by_one_pass(evaluation: Evaluation, spread: str, shift: str, folder: Path) -
     return {"one-pass": ("gandance", [both]), "one-pass per class": ("gandance", [by_class])}
 
 
-def summary(result: dict[str, Any], methods: list[str]) -> dict[str, Any]:
-    """What is kept of a comparison: the protocol, and each method's setting, metrics, differences and cost."""
+def summary(result: dict[str, Any], methods: list[str], device: str) -> dict[str, Any]:
+    """What is kept of a comparison: the protocol, and each method's setting, metrics, differences and cost.
+
+    Settings are the options that are not the defaults, files by their names.
+    """
     rows = []
     for method, record in zip(methods, result["rows"], strict=True):
         metrics = {key: {"mean": value["mean"], "std": value["std"]} for key, value in record["metrics"].items()}
-        parts = {key: record[key] for key in ("sampler", "differs", "paired", "cost", "seconds", "time")}
+        differs = {k: Path(v).name if k.endswith("_ckpt") else v for k, v in record["differs"].items()}
+        parts = {key: record[key] for key in ("sampler", "paired", "cost", "seconds", "time")} | {"differs": differs}
         rows.append({"method": method, **parts, "metrics": metrics})
-    return {"protocol": result["protocol"], "machine": machine("cpu"), "rows": rows}
-
-
-def settings(row: dict[str, Any]) -> str:
-    """The options of a row that are not the defaults, without the folders of files."""
-    options = {key: Path(value).name if key.endswith("_ckpt") else value for key, value in row["differs"].items()}
-    return tables.format_options(options)
+    return {"protocol": result["protocol"], "machine": machine(device), "rows": rows}
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -146,7 +144,9 @@ def markdown(summary: dict[str, Any]) -> str:
         accuracy = row["metrics"].get("accuracy", {}).get("mean")
         cells.append("" if accuracy is None else f"{accuracy:.3f}")
         passes = [f"{key} {value:.3g}" for key, value in row["cost"].items() if key in PASSES and value]
-        lines.append(f"| {row['method']} | {settings(row)} | {' | '.join(cells)} | {', '.join(passes)} |")
+        lines.append(
+            f"| {row['method']} | {tables.format_options(row['differs'])} | {' | '.join(cells)} | {', '.join(passes)} |"
+        )
     return "\n".join(lines)
 
 
@@ -207,7 +207,7 @@ def main(
         out=str(folder / "test"),
         compare=tuple(chosen.values()),
     )
-    kept = summary(compare(test, repeats=REPEATS), ["plain", *chosen])
+    kept = summary(compare(test, repeats=REPEATS), ["plain", *chosen], test.device)
     kept["training_seconds"] = seconds
     target.mkdir(parents=True, exist_ok=True)
     (target / f"guidance-{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
