@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from studiogan_guidance.evaluation.evaluation import Evaluation
@@ -84,6 +86,56 @@ class DiscriminatorStep:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training of the host that begins or goes on, as what a stage trains beside it sees it.
+
+    Attributes:
+        networks: the generator that trains, not its moving average.
+        discriminator: that trains, out of its wrappers.
+        optimiser: of the discriminator.
+        augmentation: the host's word for what the discriminator sees images through, such as "ada"; "" for none.
+        mixed_precision: whether the host trains with half precision.
+        processes: number of them.
+        rank: of this process.
+        seed: of the run.
+        log: writes a line to the run's log (on rank 0, nothing elsewhere).
+    """
+
+    networks: Networks
+    discriminator: nn.Module
+    optimiser: torch.optim.Optimizer
+    augmentation: str
+    mixed_precision: bool
+    processes: int
+    rank: int
+    seed: int
+    log: Callable[[str], None]
+
+
+class Companion(Protocol):
+    """What a stage trains beside the discriminator, with an optimiser of its own.
+
+    The optimiser steps when the discriminator's does, on gradients that are averaged over the processes, and is saved
+    and resumed with the host's checkpoint.
+
+    Attributes:
+        network: its parameters and buffers, on the device of the networks.
+        optimiser: of those parameters.
+        losses: the last losses, for logs.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    losses: Mapping[str, Tensor]
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Inside the with-block, which is a discriminator step of the host, it sees the passes of both networks."""
+
+    def loss(self, step: DiscriminatorStep) -> Tensor:
+        """A scalar to add to the discriminator's loss; called after the passes on real and on fake images."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """Base of all stages; subclasses add options as fields and override what they need."""
 
@@ -92,6 +144,13 @@ class Stage:
 
     def after_training(self, run: Trained) -> Any:
         """Called once in every process after the training loop. The run's own networks must be left as they are."""
+
+    def companion(self, run: Training) -> Companion | None:
+        """What trains beside the discriminator; called before the training loop, and None where nothing does.
+
+        It must leave the networks and all random numbers of the process as they are.
+        """
+        return None
 
     def discriminator_loss(self, step: DiscriminatorStep) -> Tensor | None:
         """A scalar to add to the discriminator's loss of this step."""
