@@ -40,6 +40,7 @@ def run(studiogan: str | None = None) -> list[Check]:
         _host_packages,
         _plugins,
         _inception,
+        _lpips,
     ]
     return [check() for check in checks]
 
@@ -142,3 +143,12 @@ def _inception() -> Check:
     return Check(
         "Inception weights", "warn", f"{path} is missing", "the first eval downloads it; offline: copy it there"
     )
+
+
+def _lpips() -> Check:
+    from studiogan_guidance.training.perceptual import cached_alexnet, missing_for_lpips
+
+    if missing := missing_for_lpips():
+        found, fix = missing
+        return Check("LPIPS weights", "warn", found, f"{fix}; the stage glead takes another distance without it")
+    return Check("LPIPS weights", "ok", str(cached_alexnet()))

@@ -1,6 +1,7 @@
 import importlib.metadata
 
 import pytest
+import torch
 
 from studiogan_guidance import doctor
 from studiogan_guidance.latents.joint import JOINTS
@@ -20,6 +21,19 @@ def test_everything_that_can_be_missing_is_checked_with_a_fix(monkeypatch: pytes
     assert checks["host packages"].found == "missing: no-such-package"
     assert all(check.fix for check in checks.values() if check.status != "ok")
     assert checks["host packages"].fix == "pip install no-such-package"
+
+
+def test_weights_of_lpips_are_looked_for_in_the_cache_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    path = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    (check,) = [check for check in doctor.run() if check.name == "LPIPS weights"]
+    assert (check.status, check.found) == ("warn", f"{path} is missing")
+    assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in check.fix
+
+    path.parent.mkdir()
+    path.touch()
+    (check,) = [check for check in doctor.run() if check.name == "LPIPS weights"]
+    assert (check.status, check.found, check.fix) == ("ok", str(path), "")
 
 
 def test_joints_and_stages_of_other_packages_are_checked_as_samplers_are(monkeypatch: pytest.MonkeyPatch) -> None:
