@@ -172,7 +172,7 @@ def _library_network() -> Any:
     """LPIPS of the library with its weights of channels; AlexNet's own weights are random."""
     try:
         import lpips
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
         raise UserError(
             f"LPIPS needs the packages lpips and torchvision ({one_line(error)}): pip install lpips torchvision"
         ) from error
