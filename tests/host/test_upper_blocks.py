@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from host_models import STYLE_RUN, both, networks, sections
 from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError
+from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import build_both
 from studiogan_guidance.latents import Networks
@@ -95,6 +97,26 @@ def test_the_true_latent_gives_the_image(
     assert all(map(torch.equal, present(latent), present(before)))
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_half_precision_is_that_of_the_blocks(training: bool, checkout: Checkout) -> None:
+    made, discriminator = both("stylegan2", checkout)
+    made.generator.train(training)
+    for network in (made.generator.synthesis, discriminator):
+        network.b8.use_fp16 = True
+        network.b16.use_fp16 = True
+    upper = upper_blocks(made, 8)
+    latent, labels, images = true_latent(made, upper)
+    assert latent.feature.dtype == latent.code.dtype == images.dtype == torch.float32
+    assert torch.equal(latent.feature.half().float(), latent.feature)
+    assert torch.equal(upper(latent, labels, "const"), images)
+
+    # So are the features of the discriminator.
+    passes: list[dict[int, Tensor]] = []
+    with DiscriminatorFeatures(made, discriminator).listening(passes), torch.no_grad():
+        discriminator(images[:2], labels[:2])
+    assert {maps.dtype for maps in passes[0].values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", RESOLUTIONS)
 def test_a_call_leaves_the_generator_as_it_was(name: str, known: Callable[[str], Networks]) -> None:
     made = known(name)
@@ -118,6 +140,19 @@ def test_a_call_leaves_the_generator_as_it_was(name: str, known: Callable[[str],
 
     assert everything() == held
     assert not frozen.requires_grad
+    assert all(torch.equal(value, state[key]) for key, value in made.generator.state_dict().items())
+
+
+def test_norms_that_always_track_are_left_as_they_were(checkout: Checkout) -> None:
+    made = networks("big_resnet", checkout)
+    with inside(checkout):
+        synchronised = module("sync_batchnorm.batchnorm").convert_model(made.generator)
+    made = dataclasses.replace(made, generator=synchronised)
+    made.generator.train()
+    upper = upper_blocks(made, 8)
+    latent, labels, images = true_latent(made, upper)
+    state = {key: value.clone() for key, value in made.generator.state_dict().items()}
+    assert torch.equal(upper(latent, labels), images)
     assert all(torch.equal(value, state[key]) for key, value in made.generator.state_dict().items())
 
 

@@ -13,6 +13,7 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.training.decoder import EqualisedConvolution, LatentDecoder, upsampled
 
 CHANNELS = {4: 12, 8: 10, 16: 6}
+KERNEL = EqualisedConvolution(1, 1, torch.Generator(), upsamples=True).get_buffer("kernel")
 
 
 def decoder(resolution: int = 16, target: int = 16, seed: int = 0, has_image: bool = True) -> LatentDecoder:
@@ -33,10 +34,10 @@ def test_upsampling_is_filtered_insertion_of_zeros() -> None:
     spread[:, :, ::2, ::2] = x
     kernel = torch.outer(line, line).expand(3, 1, 4, 4)
     expected = F.conv2d(F.pad(spread, (2, 1, 2, 1)), kernel, groups=3)
-    torch.testing.assert_close(upsampled(x), expected)
+    torch.testing.assert_close(upsampled(x, KERNEL.double()), expected)
 
     # A constant stays itself away from the border.
-    assert torch.equal(upsampled(torch.ones(1, 1, 4, 4))[0, 0, 1:-1, 1:-1], torch.ones(6, 6))
+    assert torch.equal(upsampled(torch.ones(1, 1, 4, 4), KERNEL)[0, 0, 1:-1, 1:-1], torch.ones(6, 6))
 
 
 @pytest.mark.parametrize("width", [4, 400])
@@ -68,8 +69,8 @@ def by_hand(net: LatentDecoder, maps: dict[int, Tensor]) -> tuple[Tensor, Tensor
         return layer.bias.view(1, -1, 1, 1)
 
     first, second = net.levels["8"], net.levels["16"]
-    x = upsampled(conv(first, maps[4])) + bias(first)
-    x = upsampled(conv(second, torch.cat([x, maps[8]], 1))) + bias(second)
+    x = upsampled(conv(first, maps[4]), KERNEL) + bias(first)
+    x = upsampled(conv(second, torch.cat([x, maps[8]], 1)), KERNEL) + bias(second)
     code = (conv(net.code, x) + bias(net.code)).mean((2, 3))
     return conv(net.feature, x) + bias(net.feature), conv(net.image, x) + bias(net.image), code
 
