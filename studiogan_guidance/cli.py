@@ -27,6 +27,7 @@ from studiogan_guidance.flags import (
     JUDGED,
     MEASURED,
     REAL,
+    SAMPLED,
     SHARED,
     STUDIOGAN,
     argument,
@@ -59,14 +60,17 @@ def _emit_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     _emit({"rows": rows} if rows else {}, as_json, lambda result: table(result["rows"]))
 
 
-def load(path: str | None, settings: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a command; ``path`` may also be a name inside the host's ``src/configs``."""
+def load(path: str | None, settings: Mapping[str, Any], trained: bool = False) -> RunConfig:
+    """The configuration of a command; ``path`` may also be a name inside the host's ``src/configs``.
+
+    A notice says that its stages are not trained here, unless the command is about what they ``trained``.
+    """
     if path is not None:
         from studiogan_guidance.host.locate import host_configuration
 
         path = host_configuration(path, settings.get("studiogan"))
     cfg = load_configuration(path, settings)
-    if cfg.stages:
+    if cfg.stages and not trained:
         from studiogan_guidance.training.stage import STAGES
 
         names = [STAGES[stage["name"]].name for stage in cfg.stages]
@@ -81,23 +85,8 @@ def main() -> None:
 
 
 @main.command(short_help="Sample images: a grid to look at, and an archive.")
-@shared(SHARED, CHOSEN)
-@click.option(
-    "--scales",
-    callback=flags.NUMBERS,
-    metavar="1,1.5,2",
-    help="Guidance scales, a column of the grid each.",
-)
-@click.option(
-    "--seeds",
-    callback=flags.seeds,
-    metavar="3,17,40-45",
-    help="Seed of each image, in place of --seed and --num.",
-)
-@click.option("--png", is_flag=True, help="Also write every image as DIR/images/<seed>-<class>.png.")
-def sample(
-    config: str | None, as_json: bool, scales: tuple[float, ...], png: bool, seeds: tuple[int, ...], **settings: Any
-) -> None:
+@shared(SHARED, CHOSEN, SAMPLED)
+def sample(config: str | None, as_json: bool, reconstruct: bool, **settings: Any) -> None:
     """Sample images: DIR/grid.png and DIR/samples.npz (images, labels, seeds).
 
     \b
@@ -105,7 +94,18 @@ def sample(
     studiogan-guidance sample --num 8 --scales 1,1.5,2,3 --out strip
     studiogan-guidance sample --seeds 3,17,40-45 --classes 7 --png
     studiogan-guidance sample -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --png
+    studiogan-guidance sample -c my.yaml --ckpt DIR --data DIR --num 16 --reconstruct
+
+    With --reconstruct, of a checkpoint trained with the stage glead: DIR/reconstructions.png and .npz, real images and
+    generated ones beside what the generator makes of the discriminator's features of them, and the losses.
     """
+    if reconstruct:
+        flags.refuse(settings, "--reconstruct", flags.WITHOUT_RECONSTRUCTION)
+    scales, png, seeds = (settings.pop(key) for key in ("scales", "png", "seeds"))
+    if reconstruct:
+        from studiogan_guidance.training import reconstruct as module
+
+        return _emit(module.reconstruct(load(config, settings, trained=True)), as_json)
     if seeds and (settings["num"] is not None or settings["seed"] is not None):
         raise UserError("--seeds names every image, so --seed and --num have no meaning: drop them, or --seeds")
     cfg = load(config, settings)

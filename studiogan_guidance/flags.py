@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -194,6 +194,38 @@ SHARED = (
     setting("--restat", "N", "Redo batch-norm statistics on N x 64 samples; 0: do not.", type=int),
     setting("--held-out", "DIR", "Real images whose valid split calibrates the discriminator.", "--data"),
 )
+SAMPLED = (
+    click.option(
+        "--scales",
+        callback=NUMBERS,
+        metavar="1,1.5,2",
+        help="Guidance scales, a column of the grid each.",
+    ),
+    click.option(
+        "--seeds",
+        callback=seeds,
+        metavar="3,17,40-45",
+        help="Seed of each image, in place of --seed and --num.",
+    ),
+    click.option("--png", is_flag=True, help="Also write every image as DIR/images/<seed>-<class>.png."),
+    click.option(
+        "--reconstruct",
+        is_flag=True,
+        help="Stage glead: real images beside what G makes of D's features of them.",
+    ),
+    setting("--reference", "SPLIT", "Real split: train, valid or test.", "--reconstruct: valid if it is there"),
+)
+WITHOUT_RECONSTRUCTION = (  # settings of SHARED, CHOSEN and SAMPLED
+    "sampler",
+    "options",
+    "scales",
+    "seeds",
+    "png",
+    "labels",
+    "noise_mode",
+    "restat",
+    "held_out",
+)
 CHOSEN = (
     setting("--sampler", "NAME", "Overrides the sampler of the YAML; see 'list'."),
     option_pairs("the sampler"),
@@ -254,3 +286,12 @@ def take(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
     """Take ``keys`` out of ``settings``; those that stand on the command line are returned."""
     values = {key: settings.pop(key) for key in keys}
     return {key: value for key, value in values.items() if value not in (None, (), {})}
+
+
+def refuse(settings: Mapping[str, Any], flag: str, keys: Sequence[str]) -> None:
+    """Raise UserError if one of ``keys`` stands on the command line, where ``flag`` leaves it without a meaning."""
+    given = [key for key in keys if settings[key] not in (None, (), {}, False)]
+    if given:
+        names = ["-o" if key == "options" else f"--{key.replace('_', '-')}" for key in given]
+        have = "has" if len(names) == 1 else "have"
+        raise UserError(f"with {flag}, {' and '.join(names)} {have} no meaning: drop {' and '.join(names)}, or {flag}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
+    from PIL.ImageFont import FreeTypeFont
 
 Row = Mapping[str, Any]
 Point = tuple[Any, Row]  # value of the axis, row
@@ -256,8 +257,7 @@ def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.u
 
     Where columns are too narrow to read, every pixel becomes a square of pixels.
     """
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     # Enlarge narrow columns.
     factor = math.ceil(NARROWEST * len(captions) / sheet.shape[1])
@@ -265,7 +265,7 @@ def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.u
     width = sheet.shape[1] // len(captions)
 
     # Break the texts into lines.
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT)
+    font = _font()
     broken = [wrapped(text, lambda line: font.getlength(line) <= width - 2 * MARGIN) for text in captions]
 
     # Write them, each line in the middle of its column.
@@ -276,6 +276,36 @@ def captioned(sheet: NDArray[np.uint8], captions: Sequence[str]) -> NDArray[np.u
             place = ((column + 0.5) * width, MARGIN + (number + 0.5) * LINE)
             draw.text(place, line, "black", font, anchor="mm")
     return np.concatenate([np.asarray(head), sheet])
+
+
+def named_rows(sheet: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
+    """A picture uint8 [H, W, 3] of equal rows, with a name in one line left of each.
+
+    Where rows are lower than a line, every pixel becomes a square of pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    # Enlarge low rows.
+    factor = math.ceil(LINE * len(names) / len(sheet))
+    sheet = sheet.repeat(factor, 0).repeat(factor, 1)
+    height = len(sheet) // len(names)
+
+    # Write the names in a margin that is as wide as the longest, each in the middle of its row.
+    font = _font()
+    width = math.ceil(max(map(font.getlength, names))) + 2 * MARGIN
+    margin = Image.new("RGB", (width, len(sheet)), "white")
+    draw = ImageDraw.Draw(margin)
+    for row, name in enumerate(names):
+        draw.text((MARGIN, (row + 0.5) * height), name, "black", font, anchor="lm")
+    return np.concatenate([np.asarray(margin), sheet], 1)
+
+
+def _font() -> FreeTypeFont:
+    """The font of captions; matplotlib brings it."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", FONT)
 
 
 def wrapped(text: str, fits: Callable[[str], bool], breaks: Sequence[str] = BREAKS) -> list[str]:
