@@ -291,7 +291,9 @@ def take(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
 def refuse(settings: Mapping[str, Any], flag: str, keys: Sequence[str]) -> None:
     """Raise UserError if one of ``keys`` stands on the command line, where ``flag`` leaves it without a meaning."""
     given = [key for key in keys if settings[key] not in (None, (), {}, False)]
-    if given:
-        names = ["-o" if key == "options" else f"--{key.replace('_', '-')}" for key in given]
-        have = "has" if len(names) == 1 else "have"
-        raise UserError(f"with {flag}, {' and '.join(names)} {have} no meaning: drop {' and '.join(names)}, or {flag}")
+    if not given:
+        return
+    *names, last = ["-o" if key == "options" else f"--{key.replace('_', '-')}" for key in given]
+    if names:
+        raise UserError(f"with {flag}, {', '.join(names)} and {last} have no meaning: drop them or {flag}")
+    raise UserError(f"with {flag}, {last} has no meaning: drop it or {flag}")

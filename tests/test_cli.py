@@ -254,6 +254,12 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
         (("sample", "--num", 10**12), "num must be at most 2147483648"),
         (("sample", "--batch-size", 10**9), "batch_size must be at most 65536"),
         (("sample", "--seed", 2**31 - 1, "--num", 2), "choose a seed of at most 2147483646"),
+        (("sample", "--reconstruct"), "a checkpoint of the host that was trained with glead: add -c FILE and --ckpt"),
+        (("sample", "--reconstruct", "--sampler", "plain"), "with --reconstruct, --sampler has no meaning: drop it or"),
+        (
+            ("sample", "--reconstruct", "-o", "scale=2", "--scales", "1,2", "--noise-mode", "random"),
+            "with --reconstruct, -o, --scales and --noise-mode have no meaning: drop them or --reconstruct",
+        ),
         (
             ("sweep", "--grid", f"scale={','.join(['1'] * 400)}", "--grid", f"subset={','.join(['1'] * 400)}"),
             "160000 points",

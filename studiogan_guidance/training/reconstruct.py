@@ -260,7 +260,7 @@ def reconstruct(cfg: RunConfig) -> dict[str, Any]:
     of_generated = reconstructor.pairs(*generated(cfg, networks, real, len(numbers)), size)
 
     # Write the files.
-    arrays = {
+    arrays: dict[str, Any] = {
         "numbers": np.asarray(numbers, np.int64),
         "seeds": np.arange(cfg.seed, cfg.seed + len(numbers), dtype=np.int64),
         **_arrays("real", of_real),
@@ -332,14 +332,9 @@ def generated(cfg: RunConfig, networks: Networks, real: Real, count: int) -> tup
 
 def _arrays(name: str, pairs: Pairs) -> dict[str, NDArray[Any]]:
     """Pairs as arrays: images and reconstructions uint8 [N, H, W, 3], and labels int64 [N]."""
-
-    def pixels(images: Tensor) -> NDArray[Any]:
-        array: NDArray[Any] = to_uint8(images).permute(0, 2, 3, 1).numpy()
-        return array
-
     return {
-        name: pixels(pairs.images),
-        f"{name}_reconstructions": pixels(pairs.reconstructions),
+        name: to_uint8(pairs.images).permute(0, 2, 3, 1).numpy(),
+        f"{name}_reconstructions": to_uint8(pairs.reconstructions).permute(0, 2, 3, 1).numpy(),
         f"{name}_labels": pairs.labels.numpy(),
     }
 

@@ -66,6 +66,27 @@ def test_captions_of_small_images_stay_in_their_columns(count: int) -> None:
         assert np.array_equal(dark[:, column], dark[:, column - len(CAPTIONS)])
 
 
+@pytest.mark.parametrize("height", [4, 16, 128])
+def test_a_name_stands_left_of_its_row(height: int) -> None:
+    names = ["real", "reconstructed", "real"]
+    sheet = np.random.default_rng(0).integers(0, 256, (3 * height, 40, 3), np.uint8)
+    picture = pictures.named_rows(sheet, names)
+
+    # Each pixel is a square of pixels right of the names.
+    factor = len(picture) // len(sheet)
+    margin, body = np.split(picture, [picture.shape[1] - 40 * factor], 1)
+    assert len(picture) >= 3 * pictures.LINE
+    assert factor == 1 or height < pictures.LINE
+    assert np.array_equal(body, np.kron(sheet, np.ones((factor, factor, 1), np.uint8)))
+
+    # Equal names are equal ink, each within its row, and the longest within the margin.
+    dark = (margin < 128).all(2).reshape(3, -1, margin.shape[1])
+    assert np.array_equal(dark[0], dark[2])
+    assert dark[1].sum() > dark[0].sum() > 0
+    assert not dark[:, [0, -1]].any()
+    assert not dark[:, :, [0, -1]].any()
+
+
 def test_large_images_are_left_as_they_are_and_lines_lose_nothing() -> None:
     sheet = np.zeros((8, 300, 3), np.uint8)
     assert np.array_equal(pictures.captioned(sheet, ["1", "2"])[-8:], sheet)
