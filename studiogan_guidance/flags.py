@@ -211,7 +211,7 @@ SAMPLED = (
     click.option(
         "--reconstruct",
         is_flag=True,
-        help="Stage glead: real images beside what G makes of D's features of them.",
+        help="Stage glead: real images beside what G makes of D's features of them. [--num: 16]",
     ),
     setting("--reference", "SPLIT", "Real split: train, valid or test.", "--reconstruct: valid if it is there"),
 )

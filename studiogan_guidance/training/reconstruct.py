@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.critics.minibatch import MinibatchPeers
 from studiogan_guidance.errors import UserError, notice, torchrun_number
 from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.generation import CPU_BATCH
@@ -82,13 +84,19 @@ class Reconstructor:
         self.blocks = blocks
         self.measure = measure
         self._features = DiscriminatorFeatures(networks, discriminator)
+        self._group = max(2, MinibatchPeers(discriminator).count + 1)  # MD cannot answer about one image
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """The reconstructions of images [B, 3, H, W] with labels int64 [B], on the device of the networks."""
-        passes: deque[Mapping[int, Tensor]] = deque(maxlen=1)
+        # Fill the last group of StyleGAN2's minibatch statistic, which features do not depend on.
+        count = math.ceil(len(images) / self._group) * self._group
+        rows = torch.arange(count, device=images.device) % len(images)
+        passes: deque[dict[int, Tensor]] = deque(maxlen=1)
         with self._features.listening(passes):
-            self.discriminator(images, labels)
-        return self.blocks(self.decoder(passes[-1]), labels, noise="const")
+            self.discriminator(images[rows], labels[rows])
+
+        features = {side: maps[: len(images)] for side, maps in passes[-1].items()}
+        return self.blocks(self.decoder(features), labels, noise="const")
 
     def pairs(self, images: Tensor, labels: Tensor, batch_size: int = CPU_BATCH) -> Pairs:
         """Images [N, 3, H, W] with labels int64 [N], their reconstructions, and the mean distance between both."""
@@ -117,12 +125,12 @@ def opened(cfg: RunConfig, source: Source) -> Reconstructor:
     Raises:
         UserError: no such checkpoint, weights that cannot be read or do not fit, a generator that the stage refuses.
     """
-    # The generator, and what the stage learned beside it.
-    networks = source.networks(current_device(cfg.device))
-    path = beside(Path(networks.source))
+    # What the stage learned, before larger files are read.
+    path = beside(find(Path(cfg.ckpt or ""), "G", cfg.which))
     weights = read(path)
 
-    # The networks of the stage.
+    # The networks.
+    networks = source.networks(current_device(cfg.device))
     spec = next((spec for spec in cfg.stages if spec["name"] == STAGE), STAGE)
     stage: Any = STAGES.create(spec)
     discriminator = source.discriminator(networks.device)
