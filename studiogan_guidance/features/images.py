@@ -38,7 +38,11 @@ class Real(Protocol):
 def spread_images(real: Real, count: int) -> tuple[Tensor, Tensor]:
     """Up to ``count`` real images, evenly spread over the split, [N, 3, H, W] in [-1, 1], and their labels [N]."""
     count = min(count, len(real))
-    numbers = [i * len(real) // count for i in range(count)]
+    return images_at(real, [i * len(real) // count for i in range(count)])
+
+
+def images_at(real: Real, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Real images by their positions, [N, 3, H, W] in [-1, 1], and their labels [N]."""
     batches = list(real.batches(64, only=numbers))
     images = torch.cat([images for images, _ in batches])
     labels = torch.cat([labels for _, labels in batches])

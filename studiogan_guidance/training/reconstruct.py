@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.critics.minibatch import MinibatchPeers
 from studiogan_guidance.errors import UserError, notice, torchrun_number
@@ -22,7 +23,7 @@ from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.generation import CPU_BATCH
 from studiogan_guidance.evaluation.labels import check_folders, check_labels, resolved_classes
 from studiogan_guidance.evaluation.source import Source, current_device, open_source
-from studiogan_guidance.features.images import Real
+from studiogan_guidance.features.images import Real, images_at
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import replacing
 from studiogan_guidance.host.checkpoints import facts, fill, find
@@ -251,6 +252,8 @@ def reconstruct(cfg: RunConfig) -> dict[str, Any]:
     if torchrun_number("WORLD_SIZE", 1) > 1:
         raise UserError("sample runs in one process, found WORLD_SIZE > 1: start it without torchrun")
     cfg = trained_with(cfg)
+    if not cfg.data:
+        raise UserError("--reconstruct shows real images: add --data DIR, a folder with train/<class>/*")
     folder = results.writable(Path(cfg.out))
 
     # Open networks and images.
@@ -263,7 +266,9 @@ def reconstruct(cfg: RunConfig) -> dict[str, Any]:
     size = cfg.batch_size or CPU_BATCH
 
     # Reconstruct.
-    images, labels = loaded(real, numbers, networks)
+    images, labels = images_at(real, numbers)
+    if not networks.is_conditional:
+        labels = torch.zeros_like(labels)
     of_real = reconstructor.pairs(images, labels, size)
     of_generated = reconstructor.pairs(*generated(cfg, networks, real, len(numbers)), size)
 
@@ -291,8 +296,6 @@ def reconstruct(cfg: RunConfig) -> dict[str, Any]:
 
 def real_images(cfg: RunConfig, source: Source, networks: Networks) -> Real:
     """The real images of the run's split and classes; the split of the training only where there is no other."""
-    if not cfg.data:
-        raise UserError("--reconstruct shows real images: add --data DIR, a folder with train/<class>/*")
     held_out = source.held_out_split
     split = cfg.reference or (held_out if held_out in source.splits else source.default_split)
     real = source.real(split, networks.image_size)
@@ -311,31 +314,13 @@ def chosen(real: Real, cfg: RunConfig) -> list[int]:
     return sorted(numbers)
 
 
-def loaded(real: Real, numbers: list[int], networks: Networks) -> tuple[Tensor, Tensor]:
-    """Real images by their positions, [N, 3, H, W] in [-1, 1], and their labels [N]; all 0 where the generator has
-    no classes."""
-    batches = list(real.batches(CPU_BATCH, only=numbers))
-    images = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
-    return images, labels if networks.is_conditional else torch.zeros_like(labels)
-
-
 def generated(cfg: RunConfig, networks: Networks, real: Real, count: int) -> tuple[Tensor, Tensor]:
     """Plain images of the seeds from ``cfg.seed`` on with constant layer noise, [N, 3, H, W], and their labels [N]."""
-    view = view_for(networks)
     plan = LabelPlan(resolved_classes(cfg, networks.num_classes, real.class_names))
     size = cfg.batch_size or CPU_BATCH
-
-    # Draw and make a batch after the other.
-    images = []
-    labels = []
-    with view.frozen(), torch.no_grad():
-        for first in range(0, count, size):
-            seeds = range(cfg.seed + first, cfg.seed + min(first + size, count))
-            inputs = view.draw(seeds, first, plan, "const")
-            images.append(view.images(inputs).cpu())
-            labels.append(inputs.labels.cpu())
-    return torch.cat(images), torch.cat(labels)
+    stream = samplers.create("plain").stream(view_for(networks), range(cfg.seed, cfg.seed + count), size, plan, "const")
+    batches = [(batch.images.cpu(), batch.labels.cpu()) for batch in stream]
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
 def _arrays(name: str, pairs: Pairs) -> dict[str, NDArray[Any]]:
