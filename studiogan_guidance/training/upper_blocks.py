@@ -150,7 +150,8 @@ class BigGANBlocks(UpperBlocks):
     """Blocks of the BigGAN family, whose conditional batch norms read the class embedding and noise.
 
     Those of BigGAN have a chunk of the noise each, which follow each other in a code; those of BigGAN-deep read all of
-    it. They start after the last module at the resolution, attention included.
+    it. They start after the last module at the resolution, attention included. Where the host trains in half precision,
+    a feature stays in float32 until a convolution reads it, so its image agrees with the host's to rounding.
     """
 
     has_image = False
@@ -282,14 +283,13 @@ def _still(generator: nn.Module) -> Iterator[None]:
     buffers = [dict(norm._buffers) for norm in norms]
 
     try:
+        # Freeze them, and let norms that track statistics do so in copies.
         for parameter in parameters:
             parameter.requires_grad_(False)
         for module in spectral:
             module.training = False
-        for norm in norms:
-            norm._buffers.update(
-                {name: value if value is None else value.clone() for name, value in norm._buffers.items()}
-            )
+        for norm, own in zip(norms, buffers):
+            norm._buffers.update({name: value.clone() for name, value in own.items() if value is not None})
         yield
     finally:
         for parameter in parameters:

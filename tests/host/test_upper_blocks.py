@@ -29,7 +29,7 @@ RESOLUTIONS = {
     "big_resnet_deep_studiogan": (4, 8, 16),
 }
 EVERY = [(name, side) for name, sides in RESOLUTIONS.items() for side in sides]
-COUNT = 3
+COUNT = 2
 
 
 @pytest.fixture(scope="module")
