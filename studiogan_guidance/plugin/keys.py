@@ -29,7 +29,7 @@ from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import Sampler, Truncation
 from studiogan_guidance.samplers.base import BasedSampler, Chosen
 from studiogan_guidance.samplers.ratio import GradientSampler
-from studiogan_guidance.training.stage import STAGES, Stage
+from studiogan_guidance.training.stage import STAGES, Stage, has_companion
 
 BY_CLASS = {"interpolation": "-itp", "intra_class_fid": "-ifid"}  # flags that need classes, by their names in RUN
 
@@ -149,8 +149,31 @@ def _check_training(cfgs: Any) -> None:
     starts_anew = run.ckpt_dir is None or run.freezeD > -1
     if run.train and starts_anew and run.save_freq > steps + 1:
         raise UserError(f"--save_freq {run.save_freq} is more than the {steps} steps of the run: nothing is saved")
-    if any(map(has_loss, stages_of(run))) and cfgs.LOSS.adv_loss == "MH":
+    stages = stages_of(run)
+    if any(has_loss(stage) or has_companion(stage) for stage in stages) and cfgs.LOSS.adv_loss == "MH":
         raise UserError("stages with a discriminator loss do not work with the multi-hinge loss (adv_loss MH)")
+
+    # What trains beside the discriminator.
+    for name in [STAGES.name_of(stage) for stage in stages if has_companion(stage)] if run.train else []:
+        _check_companion(cfgs, name)
+
+
+def _check_companion(cfgs: Any, name: str) -> None:
+    """Raise UserError where the companion of the stage ``name`` cannot train."""
+    run = cfgs.RUN
+    gpus = cfgs.OPTIMIZATION.world_size
+    if [Spec.parse(stage).name for stage in run.stages].count(name) > 1:
+        raise UserError(f"stages has '{name}' more than once: it trains one network beside the discriminator")
+    if gpus > 1 and not run.distributed_data_parallel:
+        raise UserError(
+            f"stage '{name}' needs a process for each GPU, found one for {gpus}: add -DDP, or CUDA_VISIBLE_DEVICES=0"
+        )
+    tracks = run.distributed_data_parallel and run.mixed_precision and run.synchronized_bn
+    if tracks and cfgs.MODEL.backbone not in STYLE:
+        raise UserError(
+            f"stage '{name}' does not go together with -DDP, -mpc and -sync_bn, with which the host's batch norms "
+            "follow every pass: drop one of the three"
+        )
 
 
 def _check_sampler(cfgs: Any) -> None:

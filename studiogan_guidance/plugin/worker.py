@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from studiogan_guidance.host.networks import describe, snapshot
 from studiogan_guidance.host.source import companions
 from studiogan_guidance.latents import Networks
 from studiogan_guidance.latents.base import Companions, weights_digest
+from studiogan_guidance.plugin.companions import attach, augmentation
 from studiogan_guidance.plugin.keys import guides, has_loss, sampler_of, stages_of
 from studiogan_guidance.plugin.seam import RunState, Session, active
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import restat
-from studiogan_guidance.training.stage import DiscriminatorStep, Trained
+from studiogan_guidance.training.stage import DiscriminatorStep, Trained, Training, has_companion
 
+Loss = Callable[[DiscriminatorStep], "Tensor | None"]
 METRIC_NAMES = {
     "FID": "fid",
     "IS": "is",
@@ -122,8 +124,13 @@ class GuidedWorker:
             module("wandb").config.update({key: getattr(self.RUN, key) for key in RUN_KEYS}, allow_val_change=True)
             if self.RUN.eval_metrics:
                 self._protocol()  # reads all file names once, before the training
-        if any(map(has_loss, self._stages)):
-            self._add_losses()
+
+        # Add to the discriminator's loss.
+        losses: list[Loss] = [stage.discriminator_loss for stage in self._stages if has_loss(stage)]
+        if self.RUN.train and any(map(has_companion, self._stages)):
+            losses += [companion.loss for companion in attach(self, self._stages, self._training()).values()]
+        if losses:
+            self._add_losses(losses)
 
     # ------------------------------------------------------------------------ networks and data of the run
 
@@ -156,8 +163,27 @@ class GuidedWorker:
 
     # ------------------------------------------------------------------------ training and stages
 
-    def _add_losses(self) -> None:
-        """Let the stages add to the discriminator's loss: they see its last two passes, on real and on fake images."""
+    def _training(self) -> Training:
+        """What is trained beside the discriminator sees this; the generator is the one that trains."""
+        generator = module("utils.misc").peel_model(self.Gen)
+        return Training(
+            networks=dataclasses.replace(self._networks(), generator=generator),
+            discriminator=self._discriminator(),
+            optimiser=self.OPTIMIZATION.d_optimizer,
+            augmentation=augmentation(self.cfgs.AUG),
+            mixed_precision=bool(self.RUN.mixed_precision),
+            processes=self._processes,
+            rank=int(self.global_rank),
+            seed=self.run_state.seed or 0,
+            log=self._log,
+        )
+
+    def _log(self, line: str) -> None:
+        if self.logger:
+            self.logger.info(line)
+
+    def _add_losses(self, losses: Sequence[Loss]) -> None:
+        """Add to the discriminator's loss; ``losses`` see its last two passes, on real and on fake images."""
         passes: list[tuple[Tensor, Tensor, Any]] = []
         loss = self.LOSS.d_loss
 
@@ -168,8 +194,8 @@ class GuidedWorker:
         def d_loss(*args: Any, **kwargs: Any) -> Any:
             total = loss(*args, **kwargs)
             real, fake = passes
-            for stage in self._stages:
-                extra = stage.discriminator_loss(DiscriminatorStep(*real, *fake))
+            for extra_loss in losses:
+                extra = extra_loss(DiscriminatorStep(*real, *fake))
                 if extra is not None:
                     total = total + extra
             passes.clear()
@@ -231,7 +257,7 @@ class GuidedWorker:
             seed=self.run_state.seed or 0,
             rank=int(self.global_rank),
             world_size=self._processes,
-            log=self.logger.info if self.logger else lambda line: None,
+            log=self._log,
             record=lambda step, values: module("wandb").log({f"stage/{key}": value for key, value in values.items()}),
         )
 

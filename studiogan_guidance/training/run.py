@@ -23,7 +23,7 @@ from studiogan_guidance.evaluation.labels import check_folders
 from studiogan_guidance.evaluation.source import current_device, open_source, validated
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.training.logs import recorder
-from studiogan_guidance.training.stage import STAGES, Batches, Record, Stage, Trained
+from studiogan_guidance.training.stage import STAGES, Batches, Record, Stage, Trained, has_companion
 
 LOCK = "train"  # of the one command that trains in a folder
 
@@ -48,6 +48,11 @@ def train(cfg: RunConfig, name: str, options: Mapping[str, Any], logs: Sequence[
     """
     configured = next((spec for spec in cfg.stages if spec["name"] == name), name)
     stage: Stage = STAGES.create(configured, options)
+    if has_companion(stage):
+        raise UserError(
+            f"the stage '{name}' trains beside the host's discriminator: put it into 'stages' of the YAML, and use "
+            "'studiogan-guidance run -- -t ...'"
+        )
     folder = results.writable(Path(cfg.out))
 
     # Train in it alone.

@@ -157,4 +157,9 @@ class Stage:
         return None
 
 
+def has_companion(stage: Stage) -> bool:
+    """Whether a stage may train something beside the discriminator of a host run."""
+    return type(stage).companion is not Stage.companion
+
+
 STAGES: Registry[type[Stage]] = Registry("stage", "studiogan_guidance.stages")
