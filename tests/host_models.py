@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.host.networks import build_both
 from studiogan_guidance.latents import Networks
 
@@ -82,6 +85,21 @@ def sections(name: str, **model: Any) -> dict[str, Any]:
     """The host's YAML sections of one of ``CONFIGS`` or ``UNCONDITIONAL``."""
     found = {"DATA": DATA, "LOSS": {"adv_loss": "hinge"}, **{**CONFIGS, **UNCONDITIONAL}[name]}
     return {**found, "MODEL": {"backbone": name.partition("+")[0], **found["MODEL"], **model}}
+
+
+@contextmanager
+def narrow(style: Any) -> Iterator[None]:
+    """Inside the with-block, networks of the host's module ``models.stylegan2`` have at most 16 channels."""
+    generator, discriminator = style.Generator, style.Discriminator
+
+    def narrow_generator(*args: Any, synthesis_kwargs: Any, **kwargs: Any) -> Any:
+        return generator(*args, synthesis_kwargs={**synthesis_kwargs, "channel_max": 16}, **kwargs)
+
+    def narrow_discriminator(*args: Any, channel_max: int, **kwargs: Any) -> Any:
+        return discriminator(*args, channel_max=16, **kwargs)
+
+    with swapped(style, "Generator", narrow_generator), swapped(style, "Discriminator", narrow_discriminator):
+        yield
 
 
 def networks(name: str, checkout: Checkout, device: str = "cpu") -> Networks:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_models import STYLE_RUN, both, networks, sections
+from host_models import STYLE_RUN, both, narrow, networks, sections
 from torch import Tensor, nn
 
 from studiogan_guidance.errors import UserError
@@ -30,6 +30,14 @@ RESOLUTIONS = {
 }
 EVERY = [(name, side) for name, sides in RESOLUTIONS.items() for side in sides]
 COUNT = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _narrow(checkout: Checkout) -> Iterator[None]:
+    with inside(checkout):
+        style = module("models.stylegan2")
+    with narrow(style):
+        yield
 
 
 @pytest.fixture(scope="module")

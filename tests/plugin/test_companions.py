@@ -17,14 +17,13 @@ import pytest
 import torch
 import yaml
 from conftest import digit_images, run
-from host_models import sections
+from host_models import narrow, sections
 from PIL import Image
 from torch import Tensor, nn
 
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import Checkout
-from studiogan_guidance.host.modules import swapped
 from studiogan_guidance.plugin import hooks, resuming
 from studiogan_guidance.plugin.companions import Steps
 from studiogan_guidance.training.stage import STAGES, DiscriminatorStep, Stage, Training
@@ -87,24 +86,15 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(STAGES, "_entries", dict(STAGES._entries))
     STAGES.register("painting", "a test", "none")(Painting)
     MADE.clear()
-    narrow(monkeypatch)
+    narrow_runs(monkeypatch)
 
 
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def narrow_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let StyleGAN2 have at most 16 channels in runs of the host."""
     execute = hooks.execute
 
     def execute_narrow(*arguments: Any) -> None:
-        style = module("models.stylegan2")
-        generator, discriminator = style.Generator, style.Discriminator
-
-        def narrow_generator(*args: Any, synthesis_kwargs: Any, **kwargs: Any) -> Any:
-            return generator(*args, synthesis_kwargs={**synthesis_kwargs, "channel_max": 16}, **kwargs)
-
-        def narrow_discriminator(*args: Any, channel_max: int, **kwargs: Any) -> Any:
-            return discriminator(*args, channel_max=16, **kwargs)
-
-        with swapped(style, "Generator", narrow_generator), swapped(style, "Discriminator", narrow_discriminator):
+        with narrow(module("models.stylegan2")):
             execute(*arguments)
 
     monkeypatch.setattr(hooks, "execute", execute_narrow)
@@ -369,7 +359,7 @@ from studiogan_guidance.cli import main
 from studiogan_guidance.plugin import resuming
 from studiogan_guidance.training.stage import STAGES
 STAGES.register("painting", "a test", "none")(test_companions.Painting)
-test_companions.narrow(pytest.MonkeyPatch())
+test_companions.narrow_runs(pytest.MonkeyPatch())
 resuming.remove_others = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
