@@ -153,6 +153,8 @@ class Coupling:
             for stage, companion in self._companions.items()
             for name, loss in companion.losses.items()
         }
+        if not losses:
+            return
         self._run.log("Losses of stages: " + ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
         step = self._worker.wandb_step
         module("wandb").log({f"stage/{name}": loss for name, loss in losses.items()}, step=step)

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import copy
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import digit_images, run
-from host_models import narrow, sections
-from PIL import Image
+from conftest import run
 from torch import Tensor, nn
+from training_runs import EXTRA, assert_same, flags, killed, losses, narrow_runs, train, weights, write, write_images
 
 from studiogan_guidance.evaluation.distributed import Group
-from studiogan_guidance.host.imports import module
 from studiogan_guidance.host.locate import Checkout
-from studiogan_guidance.plugin import hooks, resuming
+from studiogan_guidance.plugin import resuming
 from studiogan_guidance.plugin.companions import Steps
 from studiogan_guidance.training.stage import STAGES, DiscriminatorStep, Stage, Training
 
 HERE = Path(__file__).parent
+
+
+REGISTERED = f"""
+import sys
+sys.path[:0] = [{str(HERE.parent)!r}, {str(HERE)!r}]
+import test_companions
+test_companions.STAGES.register("painting", "a test", "none")(test_companions.Painting)
+"""
 
 
 class Painter:
@@ -89,27 +90,9 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow_runs(monkeypatch)
 
 
-def narrow_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let StyleGAN2 have at most 16 channels in runs of the host."""
-    execute = hooks.execute
-
-    def execute_narrow(*arguments: Any) -> None:
-        with narrow(module("models.stylegan2")):
-            execute(*arguments)
-
-    monkeypatch.setattr(hooks, "execute", execute_narrow)
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageFolder of digits, 4 classes: 8 of each to train, one to validate."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 8), ("valid", 1)):
-        for label, i, image in digit_images(split, count):
-            path = folder / split / str(label) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-    return folder
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 # ---------------------------------------------------------------------------- steps
@@ -219,98 +202,6 @@ def test_two_processes_step_together_as_one_on_both_batches(tmp_path: Path) -> N
 # ---------------------------------------------------------------------------- runs of the host
 
 
-EXTRA: dict[str, dict[str, dict[str, Any]]] = {
-    "big_resnet": {
-        "MODEL": {"apply_g_ema": True, "g_ema_decay": 0.9, "g_ema_start": 1},
-        "PRE": {"apply_rflip": True},
-    },
-    "stylegan2": {
-        "MODEL": {"apply_g_ema": True},
-        "PRE": {"apply_rflip": False},
-        "LOSS": {"adv_loss": "logistic", "apply_r1_reg": True, "r1_lambda": 0.1, "r1_place": "outside_loop"},
-        "AUG": {
-            "apply_ada": True,
-            "ada_aug_type": "blit",
-            "ada_initial_augment_p": 0.5,
-            "ada_target": 0.6,
-            "ada_kimg": 1,
-            "ada_interval": 2,
-        },
-        "STYLEGAN": {
-            "g_ema_kimg": 1,
-            "g_ema_rampup": 0.05,
-            "apply_pl_reg": True,
-            "pl_weight": 2,
-            "d_reg_interval": 2,
-            "g_reg_interval": 2,
-        },
-    },
-}
-
-
-def write(
-    path: Path, name: str, stages: Sequence[Any] = (), changes: Any = EXTRA, batch: int = 8, **optimization: Any
-) -> Path:
-    """A YAML of the host with ``stages``, and with parts of the host that have a state of their own."""
-    made = sections(name)
-    for section, values in changes.get(name, {}).items():
-        made[section] = {**made.get(section, {}), **values}
-    made["OPTIMIZATION"] = {
-        "batch_size": batch,
-        "total_steps": 5,
-        "beta1": 0.0,
-        "d_updates_per_step": 1,
-        **optimization,
-    }
-    path.write_text(yaml.safe_dump({**made, "stages": list(stages)} if stages else made))
-    return path
-
-
-def flags(cfg: Path, images: Path, out: Path, *more: object) -> list[str]:
-    arguments = ["-t", "-metrics", "none", "--print_freq", 1, "--save_freq", 3, "--num_workers", 0, "--seed", 3]
-    arguments += ["-cfg", cfg, "-data", images, "-save", out, "-ref", "valid", "--pre_resizer", "lanczos", *more]
-    return list(map(str, arguments))
-
-
-def train(checkout: Checkout, cfg: Path, images: Path, out: Path, *more: object) -> Path:
-    """A run in this process; returns its folder of checkpoints."""
-    hooks.start(checkout, "main", tuple(flags(cfg, images, out, *more)))
-    return next((out / "checkpoints").iterdir())
-
-
-def losses(out: Path) -> Any:
-    return np.load(next(out.rglob("losses.npy")), allow_pickle=True).item()
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of the current checkpoints of a folder, with optimisers, and of the companions."""
-    tree: dict[str, Any] = {}
-    for kind in ("G", "D", "G_ema"):
-        (path,) = folder.glob(f"model={kind}-current-*.pth")
-        saved = torch.load(path, weights_only=False)
-        tree[kind] = {"network": saved["state_dict"], "optimiser": saved.get("optimizer", {})}
-    for path in folder.glob("stages-*.pt"):
-        tree |= torch.load(path)["companions"]
-
-    # As one dictionary.
-    found: dict[str, Tensor] = {}
-
-    def collect(name: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[name] = value
-        for key, item in value.items() if isinstance(value, dict) else ():
-            collect(f"{name}/{key}", item)
-
-    collect("", tree)
-    return found
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    first, second = weights(folder), weights(other)
-    assert set(first) == set(second)
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
-
-
 @pytest.mark.studiogan
 @pytest.mark.usefixtures("_stage")
 def test_it_steps_with_the_main_step_and_its_loss_reaches_the_discriminator(
@@ -350,28 +241,6 @@ def test_with_weight_0_the_training_is_that_of_the_host(tmp_path: Path, checkout
     assert MADE[0].stepped == 7
 
 
-SCRIPT = f"""
-import os, signal, sys
-import pytest
-sys.path[:0] = [{str(HERE.parent)!r}, {str(HERE)!r}]
-import test_companions
-from studiogan_guidance.cli import main
-from studiogan_guidance.plugin import resuming
-from studiogan_guidance.training.stage import STAGES
-STAGES.register("painting", "a test", "none")(test_companions.Painting)
-test_companions.narrow_runs(pytest.MonkeyPatch())
-resuming.remove_others = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-main(sys.argv[1:])
-"""
-
-
-def killed(arguments: Sequence[str]) -> None:
-    """A run in a process that is killed when its first checkpoint has been saved."""
-    command = [sys.executable, "-c", SCRIPT, "run", "--device", "cpu", "--", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-
-
 @pytest.mark.studiogan
 @pytest.mark.usefixtures("_stage")
 @pytest.mark.parametrize(("name", "workers"), [("big_resnet", 0), ("stylegan2", 1)])
@@ -382,7 +251,7 @@ def test_a_run_that_was_killed_ends_as_an_uninterrupted_one(
     cfg = write(tmp_path / "a.yaml", name, ["painting"], total_steps=9)
     more = ("--num_workers", workers, "--save_freq", 5)
     whole = train(checkout, cfg, images, tmp_path / "whole", *more)
-    killed(flags(cfg, images, tmp_path / "out", *more))
+    killed(flags(cfg, images, tmp_path / "out", *more), REGISTERED)
     (folder,) = (tmp_path / "out" / "checkpoints").iterdir()
     assert {path.name.rpartition("=")[2] for path in folder.iterdir()} == {"5.pth", "5.pt"}
     assert train(checkout, cfg, images, tmp_path / "out", *more, "-ckpt", folder) == folder
