@@ -36,7 +36,7 @@ class Painter:
     """Predicts D's answer to real images by a 1x1 convolution; both are drawn together."""
 
     def __init__(self, weight: float, run: Training | None = None) -> None:
-        self.network = nn.Conv2d(3, 1, 1)
+        self.network = nn.Conv2d(3, 1, 1).to(run.networks.device if run else "cpu")
         self.optimiser = torch.optim.Adam(self.network.parameters(), 0.01)
         self.losses: dict[str, Tensor] = {}
         self.weight = weight
@@ -226,6 +226,23 @@ def test_it_steps_with_the_main_step_and_its_loss_reaches_the_discriminator(
     assert state.networks.generator.training
     log = next((tmp_path / "out" / "logs").iterdir()).read_text()
     assert log.count("Losses of stages: painting/answer ") == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.studiogan
+@pytest.mark.usefixtures("_stage")
+def test_in_half_precision_it_steps_as_often_as_the_discriminator(tmp_path: Path, images: Path) -> None:
+    cfg = write(tmp_path / "a.yaml", "big_resnet", ["painting"])
+    result = run("run", "--device", "cuda", "--", *flags(cfg, images, tmp_path / "out", "-mpc"))
+    assert result.exit_code == 0, result.output
+    saved = torch.load(next(tmp_path.rglob("stages-step=6.pt")), map_location="cpu")
+    host = torch.load(next(tmp_path.rglob("model=D-current*.pth")), map_location="cpu", weights_only=False)
+    steps = [
+        {int(values["step"]) for values in optimiser["state"].values()}
+        for optimiser in (saved["companions"]["painting"]["optimiser"], host["optimizer"])
+    ]
+    assert steps[0] == steps[1] == {MADE[0].stepped}  # fewer than 6 where the scale was too large
+    assert all(value.isfinite().all() for value in saved["companions"]["painting"]["network"].values())
 
 
 @pytest.mark.studiogan
