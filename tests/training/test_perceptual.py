@@ -160,16 +160,20 @@ def test_pixels_in_closed_form() -> None:
     targets = pair(8)[0]
     torch.testing.assert_close(pixels(targets - 5, targets), torch.tensor(5.0))  # a constant, not clamped
 
-    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1  # squares of a pixel: no mean of 2 x 2 sees them
-    torch.testing.assert_close(pixels(targets + board, targets), torch.tensor(1 / 3))
-    spot = torch.zeros(8, 8)
-    spot[0, 0] = 3
-    torch.testing.assert_close(pixels(targets + spot, targets), torch.tensor(3 / 64))  # on every scale
+    # Each image by itself, whatever its error is.
+    offsets = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
+    images = (targets + offsets).requires_grad_()
+    value = pixels(images, targets.requires_grad_())
+    torch.testing.assert_close(value, torch.tensor(2.0))
+    (gradient,) = torch.autograd.grad(value, images)
+    torch.testing.assert_close(gradient, offsets.sign().expand_as(images) / images.numel())
 
-    images = (targets + 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(pixels(images, targets.requires_grad_()), images)
-    torch.testing.assert_close(gradient, torch.full_like(images, 1 / images.numel()))
-    assert pixels(images[..., :1, :1], targets[..., :1, :1]) == 1  # smaller than a square of 2 x 2
+    # One pixel, and none.
+    spot = torch.zeros(3, 8, 8)
+    spot[0, 0, 0] = 5
+    torch.testing.assert_close(pixels(targets + spot, targets), torch.tensor(5 / math.sqrt(spot.numel())))
+    (gradient,) = torch.autograd.grad(pixels(targets, targets), targets)
+    assert not gradient.any()
 
 
 def test_auto_takes_lpips_only_where_its_weights_are(
