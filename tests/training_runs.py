@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from conftest import digit_images
@@ -18,22 +18,20 @@ from host_models import narrow, sections
 from PIL import Image
 from torch import Tensor
 
-from studiogan_guidance.host.imports import module
+from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.plugin import hooks
 
 HERE = Path(__file__).parent
 
 
-def narrow_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let StyleGAN2 have at most 16 channels in runs of the host."""
-    execute = hooks.execute
-
-    def execute_narrow(*arguments: Any) -> None:
-        with narrow(module("models.stylegan2")):
-            execute(*arguments)
-
-    monkeypatch.setattr(hooks, "execute", execute_narrow)
+@contextmanager
+def narrow_networks(checkout: Checkout) -> Iterator[None]:
+    """Inside the with-block, networks of StyleGAN2 have at most 16 channels."""
+    with inside(checkout):
+        style = module("models.stylegan2")
+    with narrow(style):
+        yield
 
 
 def write_images(folder: Path) -> Path:
@@ -140,14 +138,13 @@ def assert_same(folder: Path, other: Path) -> None:
 
 SCRIPT = f"""
 import os, signal, sys
-import pytest
 sys.path[:0] = [{str(HERE)!r}, {str(HERE / "plugin")!r}]
-import training_runs
+import conftest, training_runs
 from studiogan_guidance.cli import main
 from studiogan_guidance.plugin import resuming
-training_runs.narrow_runs(pytest.MonkeyPatch())
 resuming.remove_others = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-main(sys.argv[1:])
+with training_runs.narrow_networks(conftest.CHECKOUT):
+    main(sys.argv[1:])
 """
 
 

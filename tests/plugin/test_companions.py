@@ -13,7 +13,18 @@ import pytest
 import torch
 from conftest import run
 from torch import Tensor, nn
-from training_runs import EXTRA, assert_same, flags, killed, losses, narrow_runs, train, weights, write, write_images
+from training_runs import (
+    EXTRA,
+    assert_same,
+    flags,
+    killed,
+    losses,
+    narrow_networks,
+    train,
+    weights,
+    write,
+    write_images,
+)
 
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.host.locate import Checkout
@@ -82,12 +93,13 @@ class Painting(Stage):
 
 
 @pytest.fixture
-def _stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def _stage(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(STAGES, "_entries", dict(STAGES._entries))
     STAGES.register("painting", "a test", "none")(Painting)
     MADE.clear()
-    narrow_runs(monkeypatch)
+    with narrow_networks(checkout):
+        yield
 
 
 @pytest.fixture(scope="module")
