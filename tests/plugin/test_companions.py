@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import run
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from training_runs import (
     EXTRA,
     assert_same,
@@ -30,6 +33,7 @@ from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.plugin import resuming
 from studiogan_guidance.plugin.companions import Steps
+from studiogan_guidance.plugin.process import kept
 from studiogan_guidance.training.stage import STAGES, DiscriminatorStep, Stage, Training
 
 HERE = Path(__file__).parent
@@ -358,3 +362,51 @@ def test_states_of_steps_without_a_checkpoint_are_removed(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     resuming.remove_others(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*names, states[0], states[2], "stages-step=x.pt", "notes"}
+
+
+class Draws:
+    """A worker that takes batches and random numbers of every kind, in half precision."""
+
+    def __init__(self) -> None:
+        self.local_rank, self.global_rank = "cpu", 0
+        self.train_dataloader = DataLoader(torch.arange(12), batch_size=2, shuffle=True)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        self.prepare_train_iter(0)
+
+    def prepare_train_iter(self, epoch_counter: int) -> None:
+        self.epoch_counter = epoch_counter
+        self.train_iter = iter(self.train_dataloader)
+
+    def sample_data_basket(self) -> list[int]:
+        basket = next(self.train_iter, None)
+        if basket is None:
+            self.prepare_train_iter(self.epoch_counter + 1)
+            basket = next(self.train_iter)
+        return list(map(int, basket))
+
+    def step(self) -> tuple[Any, ...]:
+        random_numbers = random.gauss(0, 1), float(np.random.randn()), float(torch.rand(()))
+        return *random_numbers, self.epoch_counter, *self.sample_data_basket(), self.scaler.get_scale()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6, 8])
+def test_a_position_brings_back_random_numbers_and_the_place_in_the_epoch(steps: int, tmp_path: Path) -> None:
+    """Of epochs of six batches."""
+    with kept():
+        worker = Draws()
+        position = resuming.Position(worker)
+        for _ in range(steps):
+            worker.step()
+        worker.scaler.load_state_dict({**worker.scaler.state_dict(), "scale": 4.0})
+        resuming.write(resuming.state_file(tmp_path, steps), "a", {}, position.state())
+        expected = [worker.step() for _ in range(9)]
+
+        # Another process.
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        other = Draws()
+        saved = resuming.read(tmp_path, steps, "a")
+        assert saved is not None
+        assert resuming.restore(tmp_path, saved, {}, resuming.Position(other)) == []
+        assert [other.step() for _ in range(9)] == expected
