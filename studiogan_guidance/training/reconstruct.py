@@ -31,7 +31,7 @@ from studiogan_guidance.latents import LabelPlan, Networks, view_for
 from studiogan_guidance.training.decoder import DiscriminatorFeatures, LatentDecoder
 from studiogan_guidance.training.perceptual import Distance, distance
 from studiogan_guidance.training.stage import STAGES
-from studiogan_guidance.training.upper_blocks import UpperBlocks, upper_blocks
+from studiogan_guidance.training.upper_blocks import UpperBlocks, upper_blocks, usual_resolution
 from studiogan_guidance.weights import archives
 from studiogan_guidance.weights.archives import is_finite
 
@@ -135,13 +135,13 @@ def opened(cfg: RunConfig, source: Source) -> Reconstructor:
     spec = next((spec for spec in cfg.stages if spec["name"] == STAGE), STAGE)
     stage: Any = STAGES.create(spec)
     discriminator = source.discriminator(networks.device)
-    blocks = upper_blocks(networks, stage.resolution)
+    blocks = upper_blocks(networks, stage.resolution or usual_resolution(networks.image_size))
     decoder = LatentDecoder(
         DiscriminatorFeatures(networks, discriminator).channels,
         blocks.channels,
         blocks.has_image,
         blocks.code_width,
-        stage.decoder_resolution,
+        stage.decoder_resolution or blocks.resolution,
         blocks.resolution,
         seed=0,
     )
