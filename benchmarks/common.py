@@ -120,8 +120,24 @@ def folders(out: Path) -> tuple[Path, Path]:
 def run_host(device: str, save_every: int, *arguments: object) -> None:
     """A training by the host's own program, in a process of its own; it wants to print where it saves."""
     flags = ["--num_workers", 1, "--save_freq", save_every, "--print_freq", math.gcd(100, save_every)]
-    command = [sys.executable, "-m", "studiogan_guidance", "run", "--device", device, "--", "-t", *arguments, *flags]
-    subprocess.run(list(map(str, command)), check=True, env={"WANDB_MODE": "disabled", **os.environ})
+    subprocess.run([*program(), *training(device), *map(str, (*arguments, *flags))], check=True, env=silent())
+
+
+def program(channels: int = 0) -> list[str]:
+    """The command line of this package, with a StyleGAN2 of at most so many channels, if any are given."""
+    if channels:
+        return [sys.executable, str(Path(__file__).with_name("narrow.py")), str(channels)]
+    return [sys.executable, "-m", "studiogan_guidance"]
+
+
+def training(device: str) -> list[str]:
+    """The words of the command line before the host's own, for a training."""
+    return ["run", "--device", device, "--", "-t"]
+
+
+def silent(**more: str) -> dict[str, str]:
+    """The environment, without W&B unless it says otherwise, and ``more``."""
+    return {"WANDB_MODE": "disabled", **os.environ, **more}
 
 
 def biggan(work: Path, num_real: int, width: int = 0, **more: Any) -> RunConfig:
