@@ -15,6 +15,7 @@ repeated: remove a folder of OUT/runs to train anew. RESULTS/glead.json keeps on
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,22 +35,25 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.options import Spec, parse_pairs
 
 PARTS = ("timing", "training", "evaluation", "pictures")
+MOST = 12  # snapshots of a training that are measured
 FIRST_SEED = 100_000  # of generated images
 
 
 # ---------------------------------------------------------------------------- distances
 
 
-def evaluate(run: Run, channels: int, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of all snapshots of a training, each in a line of its rows.jsonl."""
+def evaluate(run: Run, steps: Sequence[int], channels: int, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of these snapshots of a training, each in a line of its rows.jsonl."""
     if channels:
         narrow(channels)
     file = run.folder / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     known = {row["step"] for row in rows}
-    for step, path in run.snapshots().items():
+    snapshots = run.snapshots()
+    for step in steps:
         if step in known:
             continue
+        path = snapshots[step]
         cfg = config.load(str(run.path), {**keys, "ckpt": str(path), "out": str(run.folder / "eval")})
         evaluation = Evaluation(cfg, distributed.Group(), [Spec("plain")])
         row = evaluation.measure(*evaluation.chosen[0])
@@ -57,18 +61,29 @@ def evaluate(run: Run, channels: int, keys: dict[str, Any]) -> list[dict[str, An
         rows.append({"step": step, **row["metrics"], "protocol": row["protocol"]})
         with file.open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
-    return sorted(rows, key=lambda row: row["step"])
+    return sorted((row for row in rows if row["step"] in steps), key=lambda row: row["step"])
+
+
+def chosen(runs: Sequence[Run]) -> dict[Run, list[int]]:
+    """The steps of each training that are measured: at most MOST, evenly spaced, the same ones within a network."""
+    found: dict[Run, list[int]] = {}
+    for run in runs:
+        steps = sorted({step for other in runs if other.network == run.network for step in other.snapshots()})
+        unit = steps[0] * math.ceil(len(steps) / MOST) if steps else 1
+        if own := [step for step in run.snapshots() if step % unit == 0]:
+            found[run] = own
+    return found
 
 
 def evaluate_all(at: Setting, runs: Sequence[Run], keys: dict[str, Any], workers: int) -> dict[Run, list[Any]]:
-    """The rows of all trainings, several at a time; the first process computes what all know of real images."""
+    """The rows of all trainings, several at a time; first of all, what they share of real images is computed."""
     context = multiprocessing.get_context("spawn")
-    jobs = [(run, at.channels_of(run.network), keys) for run in runs if run.snapshots()]
+    jobs = [(run, steps, at.channels_of(run.network), keys) for run, steps in chosen(runs).items()]
     with ProcessPoolExecutor(1, context) as pool:
-        first = [pool.submit(evaluate, *job).result() for job in jobs[:1]]
+        for run, steps, *rest in jobs[:1]:
+            pool.submit(evaluate, run, steps[:1], *rest).result()
     with ProcessPoolExecutor(workers, context) as pool:
-        others = [pool.submit(evaluate, *job) for job in jobs[1:]]
-        found = [*first, *(future.result() for future in others)]
+        found = [future.result() for future in [pool.submit(evaluate, *job) for job in jobs]]
     return {job[0]: rows for job, rows in zip(jobs, found)}
 
 

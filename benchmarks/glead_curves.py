@@ -86,7 +86,7 @@ def markdown(kept: dict[str, Any]) -> str:
         lines += ["", f"| {network} | {' | '.join(names)} | accuracy |", "|---|" + "---|" * (len(names) + 1)]
         for by, rows in facts["differences"].items():
             for row in {id(row): row for row in (rows[len(rows) // 2], rows[-1])}.values() if rows else ():
-                place = f"{row[by]:,.4g} {BY[by]}, {row['pairs']} pairs"
+                place = f"{row[by]:,.{0 if row[by] >= 10 else 2}f} {BY[by]}, {row['pairs']} pairs"
                 lines.append(f"| {place}: without | {' | '.join(shown(row, name, False) for name in names)} | |")
                 lines[-1] = lines[-1][:-2] + f" {shown(row, 'accuracy', False)} |"
                 lines.append(f"| {place}: with | {' | '.join(shown(row, name, True) for name in names)} | |")
