@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from studiogan_guidance import submodules
-from studiogan_guidance.training import amortised, frechet, joint_latent, latent_reweighting, strengths  # noqa: F401  they register their stages
+from studiogan_guidance.training import amortised, frechet, glead, joint_latent, latent_reweighting, strengths  # noqa: F401  they register their stages
 from studiogan_guidance.training.run import train
 from studiogan_guidance.training.stage import STAGES, Stage, Trained
 

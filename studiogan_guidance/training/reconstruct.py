@@ -28,10 +28,10 @@ from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import replacing
 from studiogan_guidance.host.checkpoints import facts, fill, find
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
-from studiogan_guidance.training.decoder import DiscriminatorFeatures, LatentDecoder
+from studiogan_guidance.training.decoder import DiscriminatorFeatures
 from studiogan_guidance.training.perceptual import Distance, distance
 from studiogan_guidance.training.stage import STAGES
-from studiogan_guidance.training.upper_blocks import UpperBlocks, upper_blocks, usual_resolution
+from studiogan_guidance.training.upper_blocks import UpperBlocks
 from studiogan_guidance.weights import archives
 from studiogan_guidance.weights.archives import is_finite
 
@@ -135,16 +135,7 @@ def opened(cfg: RunConfig, source: Source) -> Reconstructor:
     spec = next((spec for spec in cfg.stages if spec["name"] == STAGE), STAGE)
     stage: Any = STAGES.create(spec)
     discriminator = source.discriminator(networks.device)
-    blocks = upper_blocks(networks, stage.resolution or usual_resolution(networks.image_size))
-    decoder = LatentDecoder(
-        DiscriminatorFeatures(networks, discriminator).channels,
-        blocks.channels,
-        blocks.has_image,
-        blocks.code_width,
-        stage.decoder_resolution or blocks.resolution,
-        blocks.resolution,
-        seed=0,
-    )
+    blocks, _, decoder = stage.networks(networks, discriminator)
     fill(decoder, {"state_dict": weights}, path, cfg)
     return Reconstructor(
         networks, discriminator, decoder, blocks, distance(stage.distance, stage.alexnet, networks.device)

@@ -30,7 +30,6 @@ from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.plugin import hooks
 from studiogan_guidance.plugin.process import kept
 
-pytest.importorskip("studiogan_guidance.training.glead")
 pytestmark = pytest.mark.studiogan
 GLEAD = {"name": "glead", "distance": "pixels"}
 NEUTRAL = {**GLEAD, "real": 0.0, "fake": 0.0}

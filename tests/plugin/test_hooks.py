@@ -102,7 +102,6 @@ def test_a_file_of_ours_that_names_the_hosts_works_in_the_host(host: None, tmp_p
 
 @pytest.mark.parametrize(("name", "backbone"), [("StyleGAN2", "stylegan2"), ("BigGAN", "big_resnet")])
 def test_the_configurations_of_glead_train_in_the_host(host: None, name: str, backbone: str) -> None:
-    pytest.importorskip("studiogan_guidance.training.glead")
     cfgs = configured(Path(f"CIFAR10/{name}-glead.yaml"), train=True, save_freq=1000)
     assert cfgs.MODEL.backbone == backbone
     assert [stage["name"] for stage in cfgs.RUN.stages] == ["glead"]
