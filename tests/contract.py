@@ -151,7 +151,7 @@ def with_weights(view: LatentView, name: str, options: dict[str, object], folder
     weights = importance.create(view, 8, 1, samplers.options(sampler)["base"])
     gen = torch.Generator().manual_seed(0)
     for value in weights.parameters():
-        value.data.normal_(generator=gen)
+        value.data.copy_(torch.randn(value.shape, generator=gen))
     path = folder / "weights.safetensors"
     importance.save(path, weights, view, {})
     return {**options, "weights_ckpt": str(path)}
