@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
@@ -60,8 +62,9 @@ class Pairs:
 class Reconstructor:
     """Generator, discriminator and decoder of a training with the stage glead, as one map from images to images.
 
-    Networks are in evaluation mode and layer noise is constant, so a reconstruction depends on its image alone. Losses
-    of a training, whose networks are in training mode, differ by that.
+    Networks are in evaluation mode and layer noise is constant; batch norms of BigGAN use the statistics of the batch,
+    as in the training, since those of the checkpoint are of generated images and fit no reconstruction. So there, an
+    image's reconstruction depends a little on the others of its batch.
 
     Args:
         networks: the generator.
@@ -97,7 +100,8 @@ class Reconstructor:
             self.discriminator(images[rows], labels[rows])
 
         features = {side: maps[: len(images)] for side, maps in passes[-1].items()}
-        return self.blocks(self.decoder(features), labels, noise="const")
+        with batch_statistics(self.networks.generator):
+            return self.blocks(self.decoder(features), labels, noise="const")
 
     def pairs(self, images: Tensor, labels: Tensor, batch_size: int = CPU_BATCH) -> Pairs:
         """Images [N, 3, H, W] with labels int64 [N], their reconstructions, and the mean distance between both."""
@@ -109,6 +113,19 @@ class Reconstructor:
                 made.append(self(targets, of.to(self.networks.device)))
                 total += float(self.measure(made[-1], targets)) * len(part)
         return Pairs(images.cpu(), torch.cat(made).cpu(), labels.cpu(), total / len(images))
+
+
+@contextmanager
+def batch_statistics(generator: nn.Module) -> Iterator[None]:
+    """Inside the with-block, batch norms of a network in evaluation mode use the statistics of the batch."""
+    norms = [module for module in generator.modules() if isinstance(module, _BatchNorm)]
+    try:
+        for norm in norms:
+            norm.training = True
+        yield
+    finally:
+        for norm in norms:
+            norm.training = False
 
 
 # ---------------------------------------------------------------------------- the networks of a checkpoint

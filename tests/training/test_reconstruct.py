@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from studiogan_guidance.latents.base import LabelPlan
 from studiogan_guidance.plugin import resuming
 from studiogan_guidance.training.decoder import DiscriminatorFeatures, LatentDecoder
 from studiogan_guidance.training.perceptual import Pixels
-from studiogan_guidance.training.reconstruct import Reconstructor
+from studiogan_guidance.training.reconstruct import Reconstructor, batch_statistics
 from studiogan_guidance.training.upper_blocks import Latent, UpperBlocks, upper_blocks
 
 pytestmark = pytest.mark.studiogan
@@ -90,7 +91,7 @@ def pixels_of(images: Tensor) -> NDArray[Any]:
 def test_losses_and_images_are_those_of_the_training_generator(
     name: str, data: Path, tmp_path: Path, checkout: Checkout
 ) -> None:
-    """By hand, an image at a time: the files' weights, the features of one pass, decoder, blocks, distance."""
+    """By hand: the files' weights, the features of an image at a time, decoder, blocks on batches, distance."""
     yaml, folder = with_stage(name, checkout, tmp_path / "trained")
     printed, arrays = reconstructed((yaml, folder), data, tmp_path, "--num", 5, "--batch-size", 3, "--seed", 4)
     assert (printed["split"], printed["images"], printed["distance"]) == ("valid", 5, "pixels")
@@ -115,15 +116,19 @@ def test_losses_and_images_are_those_of_the_training_generator(
         inputs = view.draw(range(4, 9), 0, LabelPlan(), "const")
         fakes = view.images(inputs)
 
-    # One after the other.
+    # Features one after the other, and blocks in training mode on batches of three.
     for key, shown_images, of in (("real", images, labels), ("generated", fakes, inputs.labels)):
-        losses, rebuilt = [], []
-        for image, label in zip(shown_images.split(1), of.split(1)):
-            passes: list[dict[int, Tensor]] = []
-            with torch.no_grad(), DiscriminatorFeatures(made, discriminator).listening(passes):
+        made.generator.eval()
+        passes: list[dict[int, Tensor]] = []
+        rebuilt = []
+        with torch.no_grad(), DiscriminatorFeatures(made, discriminator).listening(passes):
+            for image, label in zip(shown_images.split(1), of.split(1)):
                 discriminator(image, label)
-                rebuilt.append(blocks(decoder(passes[0]), label, noise="const"))
-            losses.append(float(Pixels()(rebuilt[-1], image)))
+            made.generator.train()
+            for part, part_labels in zip((passes[:3], passes[3:]), of.split(3)):
+                maps = {side: torch.cat([found[side] for found in part]) for side in part[0]}
+                rebuilt.append(blocks(decoder(maps), part_labels, noise="const"))
+        losses = [float(Pixels()(*pair)) for pair in zip(torch.cat(rebuilt).split(1), shown_images.split(1))]
         assert printed[key] == pytest.approx(np.mean(losses), rel=1e-4)
         assert arrays[f"{key}_labels"].tolist() == of.tolist()
         assert np.array_equal(arrays[key], pixels_of(shown_images))
@@ -162,9 +167,9 @@ def test_the_true_latent_gives_the_image_again(name: str, checkout: Checkout) ->
     made = networks(name, checkout)
     _, discriminator = build_both(sections(name), checkout, torch.device("cpu"))
     blocks = upper_blocks(made, 8)
-    view = view_for(made)
+    view = view_for(dataclasses.replace(made, batch_statistics=True))
     inputs = view.draw(range(3), 0, LabelPlan(), "const")
-    with blocks.listening() as latents, torch.no_grad():
+    with blocks.listening() as latents, torch.no_grad(), batch_statistics(made.generator):
         images = view.images(inputs)
 
     class Oracle(nn.Module):
