@@ -158,13 +158,14 @@ def test_a_missing_file_lists_the_packaged_ones() -> None:
         config.load("CIFAR10/BigGan-gandance.yaml", {})
 
 
-def test_every_packaged_file_is_valid_and_named_after_its_sampler() -> None:
+def test_every_packaged_file_is_valid_and_named_after_its_sampler_or_stage() -> None:
     from studiogan_guidance import samplers
 
     assert len(config.packaged()) >= 5
     for name in config.packaged():
         cfg = config.load(name, {})
-        assert name.endswith(f"-{'compare' if cfg.compare else cfg.sampler}.yaml")
+        words = ["compare" if cfg.compare else cfg.sampler, *(stage["name"] for stage in cfg.stages)]
+        assert any(name.endswith(f"-{word}.yaml") for word in words)
         samplers.create(cfg.sampler, cfg.options)
         for spec in cfg.compare:
             samplers.create(spec)
