@@ -106,6 +106,7 @@ class Position:
         """The position as tensors and JSON."""
         worker = self._worker
         device = torch.device(worker.local_rank)
+
         found = {name: _get(worker, name) for name in (*TENSORS, *NUMBERS)}
         numpy_state: Any = np.random.get_state()
         words = {
@@ -116,6 +117,7 @@ class Position:
             "numbers": {name: found[name] for name in NUMBERS if found[name] is not None},
             "scaler": worker.scaler.state_dict() if hasattr(worker, "scaler") else {},
         }
+
         return {
             "words": json.dumps(words),
             "drawn_from": self._order.drawn_from,
@@ -242,8 +244,10 @@ def restore(path: Path, state: Mapping[str, Any], companions: Mapping[str, Compa
                 part = name
                 companion.network.load_state_dict(state["companions"][name]["network"])
                 companion.optimiser.load_state_dict(state["companions"][name]["optimiser"])
+
         part = "position"
         position.restore(state["position"])
+
     except Exception as error:  # torch's optimisers check little of what they are given
         if is_out_of_memory(error):
             raise

@@ -171,7 +171,6 @@ class GuidedWorker:
             discriminator=self._discriminator(),
             optimiser=self.OPTIMIZATION.d_optimizer,
             augmentation=augmentation(self.cfgs.AUG),
-            mixed_precision=bool(self.RUN.mixed_precision),
             processes=self._processes,
             rank=int(self.global_rank),
             seed=self.run_state.seed or 0,

@@ -24,14 +24,14 @@ from studiogan_guidance.latents.base import Networks
 from studiogan_guidance.latents.joint import OURS
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.training.decoder import DiscriminatorFeatures, LatentDecoder, Maps
-from studiogan_guidance.training.perceptual import distance
+from studiogan_guidance.training.perceptual import NAMES, distance
 from studiogan_guidance.training.stage import STAGES, DiscriminatorStep, Stage, Training
 from studiogan_guidance.training.upper_blocks import Latent, UpperBlocks, upper_blocks, usual_resolution
 
 COSINE_WEIGHT = 10.0  # of the fake term between features, as published
 STYLE_BACKBONE = "stylegan2"
 EQUALISED_LR, EQUALISED_BETAS = 2.5e-3, (0.0, 0.99)  # StyleGAN2's, for layers of equalised learning rate
-CHOICES = {"fake_term": ("image", "cosine"), "distance": ("auto", "lpips", "pixels"), "noise": ("random", "const")}
+CHOICES = {"fake_term": ("image", "cosine"), "distance": NAMES, "noise": ("random", "const")}
 
 
 @STAGES.register("glead", "lets G set D a task (GLeaD); with labels and for BigGAN ours", OURS)

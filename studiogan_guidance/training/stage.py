@@ -94,7 +94,6 @@ class Training:
         discriminator: that trains, out of its wrappers.
         optimiser: of the discriminator.
         augmentation: the host's word for what the discriminator sees images through, such as "ada"; "" for none.
-        mixed_precision: whether the host trains with half precision.
         processes: number of them.
         rank: of this process.
         seed: of the run.
@@ -105,7 +104,6 @@ class Training:
     discriminator: nn.Module
     optimiser: torch.optim.Optimizer
     augmentation: str
-    mixed_precision: bool
     processes: int
     rank: int
     seed: int

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from host_models import STYLE_RUN, both, narrow, networks, sections
+from host_models import STYLE_RUN, both, networks, sections
 from torch import Tensor, nn
+from training_runs import narrow_networks
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
@@ -34,9 +35,7 @@ COUNT = 2
 
 @pytest.fixture(autouse=True, scope="module")
 def _narrow(checkout: Checkout) -> Iterator[None]:
-    with inside(checkout):
-        style = module("models.stylegan2")
-    with narrow(style):
+    with narrow_networks(checkout):
         yield
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import digit_images
-from host_models import both, narrow
+from host_models import both
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training_runs import narrow_networks
 
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents import Networks
 from studiogan_guidance.training import STAGES
@@ -27,9 +27,7 @@ BACKBONES = ("stylegan2", "big_resnet", "big_resnet_deep_studiogan")
 
 @pytest.fixture(autouse=True)
 def _narrow(checkout: Checkout) -> Iterator[None]:
-    with inside(checkout):
-        style = module("models.stylegan2")
-    with narrow(style):
+    with narrow_networks(checkout):
         yield
 
 
@@ -39,7 +37,7 @@ def opened(name: str, checkout: Checkout, augmentation: str = "", **options: Any
     for network in (networks.generator, discriminator):
         network.train().requires_grad_(True)
     optimiser = torch.optim.Adam(discriminator.parameters(), lr=2e-3, betas=(0.0, 0.99))
-    run = Training(networks, discriminator, optimiser, augmentation, False, 1, 0, 3, lambda line: None)
+    run = Training(networks, discriminator, optimiser, augmentation, 1, 0, 3, lambda line: None)
     stage = STAGES.create("glead", {"distance": "pixels", "noise": "const", **options})
     assert isinstance(stage, GLeaD)
     return stage.companion(run), networks, discriminator

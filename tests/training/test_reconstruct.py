@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ok, run
-from host_models import narrow, networks, save, sections
+from host_models import networks, save, sections
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from training_runs import narrow_networks
 
-from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import build_both
 from studiogan_guidance.latents import view_for
@@ -40,9 +40,7 @@ stages:
 
 @pytest.fixture(autouse=True, scope="module")
 def _narrow(checkout: Checkout) -> Iterator[None]:
-    with inside(checkout):
-        style = module("models.stylegan2")
-    with narrow(style):
+    with narrow_networks(checkout):
         yield
 
 
