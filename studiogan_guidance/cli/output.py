@@ -1,0 +1,51 @@
+"""What commands have in common: the configuration that they read, and how they print what they return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from studiogan_guidance.config import RunConfig, load
+from studiogan_guidance.errors import notice
+
+
+def emit(result: Mapping[str, Any], as_json: bool, text: Callable[[Any], str] | None = None) -> None:
+    """Print a result; processes of torchrun above rank 0 have none. Without ``text``, a line for each key."""
+    if not result:
+        return
+    if as_json:
+        from studiogan_guidance.evaluation.results import plain_data
+
+        click.echo(json.dumps(plain_data(result)))
+        return
+
+    # Names of files may hold bytes that are no text, which terminals refuse.
+    lines = text(result) if text else "\n".join(f"{key}: {value}" for key, value in result.items())
+    click.echo(lines.encode(errors="backslashreplace").decode())
+
+
+def emit_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    from studiogan_guidance.evaluation.tables import table
+
+    emit({"rows": rows} if rows else {}, as_json, lambda result: table(result["rows"]))
+
+
+def load_config(path: str | None, settings: Mapping[str, Any], trained: bool = False) -> RunConfig:
+    """The configuration of a command; ``path`` may also be a name inside the host's ``src/configs``.
+
+    A notice says that its stages are not trained here, unless the command is about what they ``trained``.
+    """
+    if path is not None:
+        from studiogan_guidance.host.locate import host_configuration
+
+        path = host_configuration(path, settings.get("studiogan"))
+    cfg = load(path, settings)
+    if cfg.stages and not trained:
+        from studiogan_guidance.training.stage import STAGES
+
+        names = [STAGES[stage["name"]].name for stage in cfg.stages]
+        notice(f"stages ({', '.join(names)}) are trained by 'run' and 'train' only: nothing of them happens here")
+    return cfg
