@@ -38,6 +38,7 @@ def sample(config: str | None, as_json: bool, reconstruct: bool, **settings: Any
     if seeds and (settings["num"] is not None or settings["seed"] is not None):
         raise UserError("--seeds names every image, so --seed and --num have no meaning: drop them, or --seeds")
     cfg = load_config(config, settings)
+    from studiogan_guidance.evaluation import tables
     from studiogan_guidance.evaluation.sample import sample as function
 
-    emit(function(cfg, scales, png, seeds), as_json)
+    emit(function(cfg, scales, png, seeds), as_json, tables.sampled)

@@ -53,6 +53,13 @@ def table(rows: Sequence[Row]) -> str:
     return _text(grid, rows[0]["protocol"])
 
 
+def sampled(result: Mapping[str, Any]) -> str:
+    """The result of ``sample`` as text: the files, the sampler with its options, and the number of images."""
+    lines = {**result, "sampler": f"{result['sampler']} {format_options(result['options'])}".rstrip()}
+    del lines["options"]
+    return "\n".join(f"{key}: {value}" for key, value in lines.items())
+
+
 def compared(result: Mapping[str, Any]) -> str:
     """The result of ``compare`` as text: one line a sampler, and the protocol below.
 
