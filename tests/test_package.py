@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import configparser
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+import yaml
 
 import studiogan_guidance
 
 ROOMS = sorted(path.parent.name for path in Path(studiogan_guidance.__file__).parent.glob("*/__init__.py"))
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+def run(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, check=False, capture_output=True, text=True)
 
 
 def test_the_paths_of_the_readme_work_after_one_import() -> None:
@@ -81,3 +87,66 @@ def test_every_folder_of_modules_is_installed(root: Path) -> None:
     installed = set(setup["options"]["packages"].split()) - {"studiogan_guidance.configs"}
     folders = (path.parent.relative_to(root) for path in (root / "studiogan_guidance").rglob("__init__.py"))
     assert installed == {".".join(folder.parts) for folder in folders}
+
+
+@pytest.fixture(scope="module")
+def released(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(wheel, source archive), built from a copy of the tree, in which also lies what no release may hold."""
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("release")
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in ("studiogan_guidance", "configs"):
+        shutil.copytree(root / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]:
+        shutil.copy(path, tree)
+    for name in ("tests/test_a.py", "benchmarks/a.py", "runs/results.jsonl", "studiogan_guidance/__pycache__/a.pyc"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).touch()
+
+    # The wheel first: what it is made of must not depend on the archive's list of files.
+    made = run("from setuptools import build_meta as b; b.build_wheel('..'); b.build_sdist('..')", tree)
+    assert made.returncode == 0, made.stderr
+    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+
+
+def test_the_wheel_holds_every_file_of_the_package_but_its_pages(root: Path, released: tuple[Path, Path]) -> None:
+    files = [path for path in (root / "studiogan_guidance").rglob("*") if path.is_file()]
+    files = [path for path in files if path.suffix not in (".md", ".pyc")]
+    expected = {str(path.relative_to(root)) for path in files}
+    expected |= {f"studiogan_guidance/{path.relative_to(root)}" for path in (root / "configs").rglob("*.yaml")}
+
+    with zipfile.ZipFile(released[0]) as wheel:
+        found = set(wheel.namelist())
+    assert {name for name in found if ".dist-info/" not in name} == expected
+    assert "studiogan_guidance/py.typed" in expected
+    assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in found if "/licenses/" in name}
+
+
+def test_the_description_of_the_wheel_needs_no_clone(released: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(released[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(wheel.read(name))
+    text = metadata.get_payload()
+    assert isinstance(text, str)
+    assert metadata["Version"] == studiogan_guidance.__version__
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert text.startswith("# studiogan-guidance\n")
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+
+
+def test_the_source_archive_holds_what_builds_and_explains_it_and_no_tests(released: tuple[Path, Path]) -> None:
+    with tarfile.open(released[1]) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml"} <= found
+    assert {"setup.cfg", "setup.py", "configs/builtin-gandance.yaml", "studiogan_guidance/py.typed"} <= found
+    assert not [name for name in found if name.startswith(("tests", "benchmarks", "runs")) or name.endswith(".pyc")]
+
+
+def test_one_version_everywhere(root: Path) -> None:
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert citation["version"] == studiogan_guidance.__version__
+    newest = re.findall(r"^## \[?([^\]\s]+)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert newest in ("Unreleased", studiogan_guidance.__version__)
