@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from studiogan_guidance import samplers
-from studiogan_guidance.config import packaged
+from studiogan_guidance.config import RunConfig, packaged
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.latents import VIEWS
 from studiogan_guidance.latents.joint import JOINTS
@@ -19,6 +21,7 @@ from studiogan_guidance.training import STAGES
 
 KINDS: dict[str, Registry[Any]] = {"samplers": SAMPLERS, "joints": JOINTS, "views": VIEWS, "stages": STAGES}
 INDENT = 6  # of what stands below a name
+NOT_KEYS = ("host", "options")  # of RunConfig: a file has sections in capitals, and options beside the sampler's name
 NARROWEST = 40  # columns that lines are wrapped to at least
 WIDEST = 120
 
@@ -79,15 +82,62 @@ def _wrapped(text: str, heading: str = "") -> list[str]:
     )
 
 
-def as_markdown() -> str:
-    """The samplers as the table of the README: name, what it does, paper, needs, options of plain sampling."""
-    lines = ["| name | what it does | paper | needs | plain sampling at |", "|---|---|---|---|---|"]
+def as_markdown(table: str = "samplers") -> str:
+    """One of the tables that pages show.
+
+    Args:
+        table: samplers, with papers; summary, the samplers without them; keys, those of a YAML file; or shims, the
+            fixes that let the host run on current libraries.
+    """
+    if table in ("keys", "shims"):
+        return _keys() if table == "keys" else _shims()
+    headings = ["name", "what it does", "paper", "needs", "plain sampling at"]
+    rows = []
     for entry in SAMPLERS:
         needs = ", ".join(entry.needs) or "-"
         neutral = "-" if entry.neutral is None else _neutral(entry.neutral, quote="`")
-        cells = (f"`{entry.name}`", entry.description, entry.paper, needs, neutral)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([f"`{entry.name}`", entry.description, entry.paper, needs, neutral])
+
+    # The summary has no papers.
+    if table == "summary":
+        column = headings.index("paper")
+        headings, *rows = [line[:column] + line[column + 1 :] for line in (headings, *rows)]
+    return _table(headings, rows)
+
+
+def _keys() -> str:
+    """The keys of a YAML file: name, default, and what the documentation of ``RunConfig`` says about them."""
+    defaults = {field.name: _default(field) for field in dataclasses.fields(RunConfig)}
+    attributes = inspect.cleandoc(RunConfig.__doc__ or "").partition("Attributes:\n")[2]
+    rows = []
+    for attribute in re.split(r"\n {4}(?=\S)", f"\n{attributes}")[1:]:
+        key, _, text = attribute.partition(": ")
+        if key in NOT_KEYS:
+            continue
+        words = " ".join(text.replace("``", "`").split())
+        rows.append([f"`{key}`", defaults[key], words])
+    return _table(["key", "default", "what it is"], rows)
+
+
+def _shims() -> str:
+    """What the host does without each shim, and the versions that need it."""
+    from studiogan_guidance.host.compat import RUN_SHIMS, SHIMS
+
+    rows = [(f"`{shim.name}`", shim.symptom, shim.since, shim.until) for shim in [*SHIMS, *RUN_SHIMS]]
+    return _table(["name", "what the host does without it", "since", "until"], rows)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default of a key as a YAML file would have it; a dash where it is found otherwise or is empty."""
+    if field.default is dataclasses.MISSING or field.default in (None, ()):
+        return "-"
+    return f"`{_text(field.default)}`"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    first, *others = [f"| {' | '.join(cells)} |" for cells in (headings, *rows)]
+    return "\n".join([first, "|---" * len(headings) + "|", *others])
 
 
 def _neutral(options: Mapping[str, Any], quote: str = "") -> str:
@@ -108,19 +158,22 @@ def _text(value: Any) -> str:
 
 
 def documentation(name: str) -> str:
-    """What a sampler, joint, view or stage says about itself.
+    """What a sampler, joint, view or stage says about itself; all of them where several have that name.
 
     Raises:
         UserError: nothing has that name; the nearest name is in the message.
     """
     known: list[str] = []
+    texts = []
     for registry in KINDS.values():
         names = [entry.name for entry in registry]
         if name in names or registry.is_alias(name):
             entry = registry[name]
-            return f"{entry.name}: {entry.description} [{entry.paper}]\n\n{entry.documentation}"
+            texts.append(f"{entry.name}: {entry.description} [{entry.paper}]\n\n{entry.documentation}")
         known += names
-    raise UserError(f"nothing is called '{name}': {nearest(name, known)}")
+    if not texts:
+        raise UserError(f"nothing is called '{name}': {nearest(name, known)}")
+    return "\n\n".join(texts)
 
 
 def broken() -> tuple[str, ...]:

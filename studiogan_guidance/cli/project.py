@@ -16,14 +16,21 @@ from studiogan_guidance.errors import UserError
 
 @click.command("list", cls=Verb, short_help="List samplers, joints, stages, configurations; or classes.")
 @AS_JSON
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of samplers in Markdown.")
+@click.option(
+    "--markdown",
+    "table",
+    type=click.Choice(["samplers", "summary", "keys", "shims"]),
+    is_flag=False,
+    flag_value="samplers",
+    help="Print a table of the pages: samplers, their summary, keys of a YAML file, or shims. [samplers]",
+)
 @click.option("--classes", "of_classes", is_flag=True, help="List the classes of real images: index, folder, images.")
 @CONFIG
 @DATA
 @STUDIOGAN
 @click.argument("name", required=False)
 def list_(
-    as_json: bool, as_markdown: bool, of_classes: bool, config: str | None, name: str | None, **settings: Any
+    as_json: bool, table: str | None, of_classes: bool, config: str | None, name: str | None, **settings: Any
 ) -> None:
     """List samplers with their options, joints, views, training stages and configurations, with their papers.
 
@@ -35,7 +42,7 @@ def list_(
     studiogan-guidance list ddls
     studiogan-guidance list --classes -c CIFAR10/BigGAN-gandance.yaml --data DIR
     """
-    if of_classes and (name or as_markdown):
+    if of_classes and (name or table):
         raise UserError("list --classes lists classes only: leave out NAME and --markdown")
     if of_classes:
         cfg = load_config(config, settings)
@@ -54,7 +61,7 @@ def list_(
     if as_json:
         click.echo(json.dumps(catalogue.as_data()))
     else:
-        click.echo(catalogue.as_markdown() if as_markdown else catalogue.as_text())
+        click.echo(catalogue.as_markdown(table) if table else catalogue.as_text())
     for reason in catalogue.broken():
         click.echo(reason, err=True)
 
