@@ -1,4 +1,4 @@
-"""Tables that pages show are those of the registries and of RunConfig, and names that two things share are told apart."""
+"""Tables that pages show are those of the code, and names that two things share are told apart."""
 
 from __future__ import annotations
 
