@@ -1,29 +1,18 @@
-"""Batches: a progress bar over them, halves of them where memory runs out, and numbers that are read later."""
+"""Batches: halves of them where memory runs out, and numbers that are read later."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError, one_line, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Sliceable")
-
-
-def progress(items: Iterable[T], what: str, total: float | None = None) -> Iterable[T]:
-    """Pass ``items`` through with a progress bar on stderr, if that is a terminal and this process is rank 0."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    quiet = not console.is_terminal or os.environ.get("RANK", "0") != "0"
-    return track(items, what, total=total, console=console, transient=True, disable=quiet)
 
 
 # What errors of torch and of the libraries under it say where memory runs out; some name another cause.
@@ -101,7 +90,7 @@ class Halving:
             if not fits:
                 self.size = (len(part) + 1) // 2
                 torch.cuda.empty_cache()
-                print(f"out of memory with {len(part)} images at a time: continuing with {self.size}", file=sys.stderr)
+                say(f"out of memory with {len(part)} images at a time: continuing with {self.size}")
                 continue
 
             yield result

@@ -1,12 +1,14 @@
-"""The user's error, notices, and the words that both are made of."""
+"""The user's error, what is said on stderr beside it, and the words that both are made of."""
 
 from __future__ import annotations
 
 import difflib
+import enum
 import functools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -21,6 +23,42 @@ class UserError(ValueError):
 
     def __init__(self, text: str = "") -> None:
         super().__init__(text.rpartition(f"{UserError.__name__}: ")[2].strip())  # torch puts a traceback before it
+
+
+class Stopped(SystemExit):
+    """An end by a signal, of which the user has been told; its code is 128 and the number of the signal."""
+
+
+class Loudness(enum.IntEnum):
+    """How much is said on stderr beside errors."""
+
+    QUIET = 0  # nothing
+    NORMAL = 1  # progress and notices
+    VERBOSE = 2  # also the seconds of each step, and what a cache had
+
+
+_levels = [Loudness.NORMAL]  # the last one counts
+
+
+@contextmanager
+def loudness(level: Loudness) -> Iterator[None]:
+    """Say as much as ``level`` in a with-block."""
+    _levels.append(level)
+    try:
+        yield
+    finally:
+        _levels.pop()
+
+
+def is_said(level: Loudness = Loudness.NORMAL) -> bool:
+    """Whether this process says what needs ``level``; of the processes of torchrun, the first one speaks."""
+    return _levels[-1] >= level and torchrun_number("RANK", 0) == 0
+
+
+def say(text: str, level: Loudness = Loudness.NORMAL) -> None:
+    """Print a line on stderr, where that much is said."""
+    if is_said(level):
+        print(text, file=sys.stderr)
 
 
 def nearest(name: str, known: Iterable[str], most: int = 40) -> str:
@@ -71,9 +109,13 @@ def torchrun_number(name: str, default: int, least: int = 0) -> int:
 
 
 def notice(text: str) -> None:
-    """Say on stderr, in one line, what a value depends on that the user may not expect; once under torchrun."""
-    if torchrun_number("RANK", 0) == 0:
-        print(f"Note: {' '.join(text.split())}", file=sys.stderr)
+    """Say in one line what a value depends on that the user may not expect."""
+    say(f"Note: {' '.join(text.split())}")
 
 
 notice_once = functools.cache(notice)  # the same line is said once
+
+
+def detail(text: str) -> None:
+    """Say, where the user wants details, what a step did and how long it took."""
+    say(text, Loudness.VERBOSE)

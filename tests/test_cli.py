@@ -158,13 +158,10 @@ def test_lists_fit_the_terminal_and_lose_nothing(columns: int, monkeypatch: pyte
 
 def test_each_command_has_a_line_of_its_own_in_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    commands = CliRunner().invoke(main, ["--help"]).output.partition("Commands:\n")[2].splitlines()
-    assert len(commands) == len(main.commands)
-    for line, name in zip(commands, sorted(main.commands)):
-        assert line.startswith(f"  {name} ")
-        assert line.endswith(".")
-        assert not line.endswith("...")
-        assert len(line) <= 78
+    text = CliRunner().invoke(main, ["--help"]).output.partition("Start here:\n")[2].partition("Options:\n")[0]
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert sorted(line.split()[0] for line in lines) == sorted(main.commands)
+    assert all(line.endswith(".") and not line.endswith("...") and len(line) <= 80 for line in lines)
 
 
 @pytest.mark.parametrize("name", ["ddls", "mh", "class_shift", "stylegan2", "joint"])

@@ -1,20 +1,38 @@
-"""How a command ends: a mistake in one line with exit code 2, and SIGTERM as Ctrl-C does."""
+"""How commands look and end: helps in sections, a mistake in one line with exit code 2, SIGTERM as Ctrl-C does."""
 
 from __future__ import annotations
 
 import errno
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from studiogan_guidance import progress
 from studiogan_guidance.batches import is_out_of_memory
-from studiogan_guidance.errors import UserError, one_line, torchrun_number
+from studiogan_guidance.errors import Loudness, Stopped, UserError, loudness, nearest, one_line, torchrun_number
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of a disk that takes no more
+LEVEL = "studiogan_guidance.loudness"  # in the context of click
+OTHERS = "Others"
+
+# The sections of helps, in their order.
+SAMPLED = "What is sampled"
+SEARCHED = "What is searched"
+TRAINED = "What is trained"
+FILES = "Which checkpoint and images"
+MEASURED = "What is measured"
+SPEED = "Speed"
+OUTPUT = "Output"
+SECTIONS = (SAMPLED, SEARCHED, TRAINED, FILES, MEASURED, SPEED, OUTPUT)
+
+# How to go on after a command that was stopped.
+RESUMED = "the same command goes on there"
+ANEW = "no result is written, and the same command starts anew; what is in the cache is not computed again"
 
 
 class Mistake(click.ClickException):
@@ -23,18 +41,96 @@ class Mistake(click.ClickException):
     exit_code = 2
 
 
+class Option(click.Option):
+    """An option with the name of its section of the help."""
+
+    def __init__(self, *args: Any, section: str = "", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.section = section
+
+
+def _remember_level(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[LEVEL] = Loudness[str(param.name).upper()]
+
+
+def loudness_options() -> list[click.Parameter]:
+    """``-v`` and ``-q``; the last one on the command line counts, whether before or after the command."""
+    texts = {"verbose": "Say also what each step took, and what came from the cache.", "quiet": "Say errors only."}
+    return [
+        Option(
+            [f"-{name[0]}", f"--{name}"],
+            is_flag=True,
+            expose_value=False,
+            callback=_remember_level,
+            help=text,
+            section=OUTPUT,
+        )
+        for name, text in texts.items()
+    ]
+
+
 class Verb(click.Command):
-    """A command that SIGTERM ends as Ctrl-C does, so that nothing half-written stays."""
+    """A command that takes ``-v`` and ``-q``, shows progress, and says how to go on after Ctrl-C and SIGTERM.
+
+    Args:
+        after_stop: how to go on, for one line on stderr.
+    """
+
+    def __init__(self, *args: Any, after_stop: str = ANEW, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.params += loudness_options()
+        self.after_stop = after_stop
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _stopped_by_sigterm():
+        level = ctx.meta.get(LEVEL, Loudness.NORMAL)
+        with loudness(level), _warnings(level), self._stopped(), _stopped_by_sigterm(), progress.bar(str(self.name)):
             return super().invoke(ctx)
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Say how to go on, where a signal ends the with-block and nobody has said it; the exit code tells of it."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+            is_signal = isinstance(stop, KeyboardInterrupt) or stop.code == 128 + number
+            reached = progress.reached()
+            progress.clear()
+            if isinstance(stop, Stopped) or not is_signal:
+                raise
+            if torchrun_number("RANK", 0) == 0:
+                click.echo(f"stopped{' after ' if reached else ''}{reached}: {self.after_stop}", err=True)
+            raise Stopped(128 + number) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options section by section; those without one come first."""
+        rows: dict[str, list[tuple[str, str]]] = {name: [] for name in ("", *SECTIONS)}
+        for parameter in self.get_params(ctx):
+            record = None if isinstance(parameter, click.Argument) else parameter.get_help_record(ctx)
+            section = OUTPUT if "--help" in parameter.opts else getattr(parameter, "section", "")
+            if record:
+                rows[section].append(record)
+
+        # In a small help, sections would be longer than what they hold.
+        if not any(rows[name] for name in SECTIONS if name != OUTPUT):
+            rows = {"": rows[""] + rows[OUTPUT]}
+        _write_sections(formatter, {name or "Options": records for name, records in rows.items()})
 
 
 class Group(click.Group):
-    """Reports a user's mistake in one line; of the processes of torchrun, only the first that finds one reports it."""
+    """Commands in sections; a user's mistake is reported in one line, under torchrun by the first that finds one.
+
+    Args:
+        sections: the commands of each section of the help; those of no section come last, under "Others".
+    """
 
     command_class = Verb
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.params += loudness_options()
+        self.sections = dict(sections or {})
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -46,6 +142,52 @@ class Group(click.Group):
             if is_first_to_fail():
                 raise
             raise click.exceptions.Exit(error.exit_code) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; an unknown command is answered with the nearest one."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
+            raise UserError(f"no command is called '{name}': {nearest(name, self.commands)}")
+        return super().resolve_command(ctx, args)
+
+    def placed(self) -> dict[str, list[str]]:
+        """The names of the commands by section."""
+        known = {name for names in self.sections.values() for name in names}
+        others = [name for name in self.commands if name not in known]
+        placed = {title: [name for name in names if name in self.commands] for title, names in self.sections.items()}
+        return {**placed, OTHERS: others}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in self.placed().values() for name in names]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections = {
+            title: [(name, self.commands[name].get_short_help_str(limit=80)) for name in names]
+            for title, names in self.placed().items()
+        }
+        _write_sections(formatter, sections)
+
+
+def _write_sections(formatter: click.HelpFormatter, sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    for title, rows in sections.items():
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@contextmanager
+def _warnings(level: Loudness) -> Iterator[None]:
+    """Warnings of libraries, but for ``-q``."""
+    with warnings.catch_warnings():
+        if level == Loudness.QUIET:
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

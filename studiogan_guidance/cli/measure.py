@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from studiogan_guidance.cli import flags
+from studiogan_guidance.cli import completers, parsing
 from studiogan_guidance.cli.flags import (
     BENCH,
     CHOSEN,
@@ -17,16 +17,17 @@ from studiogan_guidance.cli.flags import (
     REAL,
     SHARED,
     argument,
+    option,
     shared,
     take,
 )
-from studiogan_guidance.cli.group import Verb
+from studiogan_guidance.cli.group import OUTPUT, RESUMED, SAMPLED, SEARCHED, Verb
 from studiogan_guidance.cli.output import emit, emit_rows, load_config
 from studiogan_guidance.errors import UserError
 
 
 @click.command("eval", cls=Verb, short_help="Measure a sampler, and plain sampling, against real images.")
-@shared(SHARED, CHOSEN, MEASURED, COMPARED)
+@shared(CHOSEN, SHARED, MEASURED, COMPARED)
 def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     """Measure a sampler, and plain sampling on the same seeds; adds a line for each to DIR/results.jsonl.
 
@@ -37,8 +38,9 @@ def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
     studiogan-guidance eval
     studiogan-guidance eval -c builtin-gandance.yaml
     studiogan-guidance eval --reference valid -o scale=1.5
-    studiogan-guidance eval -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --data DIR -o scale=1.4
-    torchrun --nproc-per-node 8 -m studiogan_guidance eval -c my.yaml --ckpt DIR --data DIR
+    studiogan-guidance eval -c my.yaml --ckpt checkpoint/ --data images/
+    torchrun --nproc-per-node 8 -m studiogan_guidance eval -c my.yaml \\
+      --ckpt checkpoint/ --data images/
     """
     cfg = load_config(config, settings)
     from studiogan_guidance.evaluation.evaluation import evaluate as function
@@ -49,10 +51,11 @@ def evaluate(config: str | None, as_json: bool, **settings: Any) -> None:
 @click.command(cls=Verb, short_help="Write statistics of real images to a file, for eval.")
 @shared(REAL, BENCH)
 @CLASSES
-@click.option("--out", "path", required=True, metavar="FILE.npz", help="File to write.")
-@click.option(
+@option("--out", "path", required=True, metavar="FILE.npz", help="File to write.", section=OUTPUT)
+@option(
     "--features/--no-features",
     default=True,
+    section=OUTPUT,
     help="Keep features and labels, which prdc, kid and per_class need. [on]",
 )
 def stats(config: str | None, as_json: bool, path: str, features: bool, **settings: Any) -> None:
@@ -62,8 +65,9 @@ def stats(config: str | None, as_json: bool, path: str, features: bool, **settin
     own way. No checkpoint is needed.
 
     \b
-    studiogan-guidance stats -c CIFAR10/BigGAN-gandance.yaml --data DIR --out cifar10.npz
-    studiogan-guidance eval -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --reference-stats cifar10.npz
+    studiogan-guidance stats -c my.yaml --data images/ --out train.npz
+    studiogan-guidance eval -c my.yaml --ckpt checkpoint/ \\
+      --reference-stats train.npz
     """
     cfg = load_config(config, settings)
     from studiogan_guidance.evaluation.reference import write
@@ -71,12 +75,14 @@ def stats(config: str | None, as_json: bool, path: str, features: bool, **settin
     emit(write(cfg, Path(path), features), as_json)
 
 
-@click.command(cls=Verb, short_help="Measure a grid of options; tables and pictures.")
-@shared(SHARED, CHOSEN, MEASURED, COMPARED)
-@click.option(
+@click.command(cls=Verb, after_stop=RESUMED, short_help="Measure a grid of options; tables and pictures.")
+@shared(CHOSEN, SHARED, MEASURED, COMPARED)
+@option(
     "--grid",
     multiple=True,
-    callback=flags.grid,
+    callback=parsing.grid,
+    section=SEARCHED,
+    shell_complete=completers.options_of_sampler,
     metavar="KEY=V1,V2,...",
     help="Values of an option of the sampler; repeatable. [gandance: scale with psi or tau]",
 )
@@ -87,8 +93,9 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
 
     \b
     studiogan-guidance sweep --out runs/sweep
-    studiogan-guidance sweep --grid scale=0.8,0.9,1,1.1,1.2 --grid psi=1,1.3 --out runs/sweep
-    studiogan-guidance sweep -c my.yaml --ckpt DIR --data DIR --grid scale=1,1.2,1.4 --grid joint=class_mean,class_shift
+    studiogan-guidance sweep --grid scale=0.8,1 --grid psi=1,1.3 --out runs/sweep
+    studiogan-guidance sweep -c my.yaml --ckpt checkpoint/ --data images/ \\
+      --grid scale=1,1.2,1.4 --grid joint=class_mean,class_shift
     """
     cfg = load_config(config, settings)
     from studiogan_guidance.evaluation.sweep import sweep as function
@@ -96,21 +103,44 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     emit_rows(function(cfg, grid or None), as_json)
 
 
-@click.command(cls=Verb, short_help="Choose scale and spread, or other options, on validation data.")
-@shared(SHARED, CHOSEN, MEASURED)
+@click.command(
+    cls=Verb, after_stop=RESUMED, short_help="Choose scale and spread, or other options, on validation data."
+)
+@shared(CHOSEN, SHARED, MEASURED)
 @argument(
     "tune",
     "--over",
     multiple=True,
-    callback=flags.ranges,
+    callback=parsing.ranges,
+    section=SEARCHED,
+    shell_complete=completers.options_of_sampler,
     metavar="KEY=LOW:HIGH",
     help="Range to search; repeatable. [scale=0.8:2 with psi=0.7:1.8, or tau=0.8:1.25 where codes are no w]",
 )
-@argument("tune", "--objective", metavar="NAME", help="fid, fid_infinity, kid or class_fid.")
-@argument("tune", "--min-recall", type=float, metavar="R", help="Prefer candidates of at least this recall. [no bound]")
-@argument("tune", "--budget", type=int, metavar="N", help="Evaluations in all.")
 @argument(
-    "tune", "--repeats", type=int, metavar="N", help="Fresh seed ranges for the comparison with plain; --auto: 4."
+    "tune",
+    "--objective",
+    metavar="NAME",
+    help="fid, fid_infinity, kid or class_fid.",
+    section=SEARCHED,
+    shell_complete=completers.words("fid", "fid_infinity", "kid", "class_fid"),
+)
+@argument(
+    "tune",
+    "--min-recall",
+    type=float,
+    metavar="R",
+    help="Prefer candidates of at least this recall. [no bound]",
+    section=SEARCHED,
+)
+@argument("tune", "--budget", type=int, metavar="N", help="Evaluations in all.", section=SEARCHED)
+@argument(
+    "tune",
+    "--repeats",
+    type=int,
+    metavar="N",
+    help="Fresh seed ranges for the comparison with plain; --auto: 4.",
+    section=SEARCHED,
 )
 @argument(
     "tune",
@@ -118,17 +148,20 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     "groups",
     type=int,
     metavar="N",
+    section=SEARCHED,
     help="After the scale, tune how strongly each of N groups of layers is guided.",
 )
-@click.option("--auto", is_flag=True, help="Choose among several kinds of settings, and plain sampling.")
-@click.option("--train", "with_training", is_flag=True, help="With --auto: also train what can be learned.")
+@option("--auto", is_flag=True, help="Choose among several kinds of settings, and plain sampling.", section=SEARCHED)
+@option("--train", "with_training", is_flag=True, help="With --auto: also train what can be learned.", section=SEARCHED)
 def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **settings: Any) -> None:
     """Choose scale and spread on validation data; DIR/tuned.yaml is a configuration that 'eval' takes.
 
     \b
     studiogan-guidance tune --out runs/tuned
-    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --over scale=0.9:1.8 --per-layer 3 --min-recall 0.5
-    studiogan-guidance tune -c my.yaml --ckpt DIR --data DIR --auto --budget 24 --judge discriminator
+    studiogan-guidance tune -c my.yaml --ckpt checkpoint/ --data images/ \\
+      --over scale=0.9:1.8 --per-layer 3 --min-recall 0.5
+    studiogan-guidance tune -c my.yaml --ckpt checkpoint/ --data images/ \\
+      --auto --budget 24 --judge discriminator
     studiogan-guidance eval -c runs/tuned/tuned.yaml --reference test
 
     With --auto, many settings are measured on a few images, the better ones on more: scale and spread, Gaussians in
@@ -152,18 +185,22 @@ def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **s
     emit(choosing.auto(cfg, with_training, **arguments), as_json, tables.decided)
 
 
-@click.command(cls=Verb, short_help="Measure several samplers on the same seeds and labels.")
+@click.command(cls=Verb, after_stop=RESUMED, short_help="Measure several samplers on the same seeds and labels.")
 @shared(SHARED, MEASURED)
-@click.option(
+@option(
     "--with",
     "compare",
     multiple=True,
-    callback=flags.specs,
+    callback=parsing.specs,
+    section=SAMPLED,
+    shell_complete=completers.specs,
     metavar="NAME[:KEY=VALUE,...]",
     help="A sampler; repeatable. [the list `compare:` of the YAML]",
 )
-@click.option("--all", "every", is_flag=True, help="Every sampler at its defaults, which may take days.")
-@argument("compare", "--repeats", type=int, metavar="N", help="Seed ranges to measure each sampler on.")
+@option("--all", "every", is_flag=True, help="Every sampler at its defaults, which may take days.", section=SAMPLED)
+@argument(
+    "compare", "--repeats", type=int, metavar="N", help="Seed ranges to measure each sampler on.", section=SAMPLED
+)
 @click.argument("rows", nargs=-1, metavar="[RESULTS]...")
 def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...], **settings: Any) -> None:
     """Measure samplers on the same seeds and labels, plain first: results.jsonl, compare.{txt,csv,json,png} in DIR.
@@ -173,8 +210,10 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
     Give the same command again to resume a run that was stopped. Several processes may work on one folder.
 
     \b
-    studiogan-guidance compare --with gandance:scale=1.1 --with "ddls:steps=50,step=0.05,base=gandance,base.scale=1.1"
-    studiogan-guidance compare -c CIFAR10/BigGAN-compare.yaml --ckpt DIR --data DIR --repeats 3 --out runs/compare
+    studiogan-guidance compare --with gandance:scale=1.1 \\
+      --with "ddls:steps=50,step=0.05,base=gandance,base.scale=1.1"
+    studiogan-guidance compare -c CIFAR10/BigGAN-compare.yaml --ckpt checkpoint/ \\
+      --data images/ --repeats 3 --out runs/compare
     studiogan-guidance compare runs/a runs/b/results.jsonl
     """
     arguments = take(settings, "repeats")

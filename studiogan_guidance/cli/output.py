@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from studiogan_guidance import progress
 from studiogan_guidance.config import RunConfig, load
 from studiogan_guidance.errors import notice
 
@@ -19,12 +20,18 @@ def emit(result: Mapping[str, Any], as_json: bool, text: Callable[[Any], str] | 
     if as_json:
         from studiogan_guidance.evaluation.results import plain_data
 
-        click.echo(json.dumps(plain_data(result)))
+        show(json.dumps(plain_data(result)))
         return
 
     # Names of files may hold bytes that are no text, which terminals refuse.
     lines = text(result) if text else "\n".join(f"{key}: {value}" for key, value in result.items())
-    click.echo(lines.encode(errors="backslashreplace").decode())
+    show(lines.encode(errors="backslashreplace").decode())
+
+
+def show(text: str) -> None:
+    """Print a result on stdout, below no bar."""
+    progress.clear()
+    click.echo(text)
 
 
 def emit_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

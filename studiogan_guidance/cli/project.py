@@ -10,7 +10,7 @@ import click
 
 from studiogan_guidance.cli.flags import AS_JSON, CONFIG, DATA, STUDIOGAN
 from studiogan_guidance.cli.group import Verb
-from studiogan_guidance.cli.output import emit, load_config
+from studiogan_guidance.cli.output import emit, load_config, show
 from studiogan_guidance.errors import UserError
 
 
@@ -40,7 +40,7 @@ def list_(
     \b
     studiogan-guidance list
     studiogan-guidance list ddls
-    studiogan-guidance list --classes -c CIFAR10/BigGAN-gandance.yaml --data DIR
+    studiogan-guidance list --classes -c my.yaml --data images/
     """
     if of_classes and (name or table):
         raise UserError("list --classes lists classes only: leave out NAME and --markdown")
@@ -59,9 +59,9 @@ def list_(
         emit({"name": name, "documentation": text}, as_json, lambda _: text)
         return
     if as_json:
-        click.echo(json.dumps(catalogue.as_data()))
+        show(json.dumps(catalogue.as_data()))
     else:
-        click.echo(catalogue.as_markdown(table) if table else catalogue.as_text())
+        show(catalogue.as_markdown(table) if table else catalogue.as_text())
     for reason in catalogue.broken():
         click.echo(reason, err=True)
 

@@ -14,7 +14,7 @@ from studiogan_guidance.errors import UserError
 
 
 @click.command(cls=Verb, short_help="Sample images: a grid to look at, and an archive.")
-@shared(SHARED, CHOSEN, SAMPLED)
+@shared(CHOSEN, SHARED, SAMPLED)
 def sample(config: str | None, as_json: bool, reconstruct: bool, **settings: Any) -> None:
     """Sample images: DIR/grid.png and DIR/samples.npz (images, labels, seeds).
 
@@ -22,8 +22,9 @@ def sample(config: str | None, as_json: bool, reconstruct: bool, **settings: Any
     studiogan-guidance sample --classes 3,5 --num 16 -o scale=1.5
     studiogan-guidance sample --num 8 --scales 1,1.5,2,3 --out strip
     studiogan-guidance sample --seeds 3,17,40-45 --classes 7 --png
-    studiogan-guidance sample -c CIFAR10/BigGAN-gandance.yaml --ckpt DIR --png
-    studiogan-guidance sample -c my.yaml --ckpt DIR --data DIR --num 16 --reconstruct
+    studiogan-guidance sample -c my.yaml --ckpt checkpoint/ --png
+    studiogan-guidance sample -c my.yaml --ckpt checkpoint/ --data images/ \\
+      --num 16 --reconstruct
 
     With --reconstruct, of a checkpoint trained with the stage glead: DIR/reconstructions.png and .npz, real images and
     generated ones beside what the generator makes of the discriminator's features of them, and the losses.

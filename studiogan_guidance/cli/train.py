@@ -6,25 +6,35 @@ from typing import Any
 
 import click
 
-from studiogan_guidance.cli import flags
-from studiogan_guidance.cli.flags import BASIC, BENCH, JUDGED, STUDIOGAN, option_pairs, shared
-from studiogan_guidance.cli.group import Verb
+from studiogan_guidance.cli import completers, parsing
+from studiogan_guidance.cli.flags import BASIC, BENCH, JUDGED, STUDIOGAN, option, option_pairs, shared
+from studiogan_guidance.cli.group import OUTPUT, RESUMED, TRAINED, Verb
 from studiogan_guidance.cli.output import emit, load_config
 from studiogan_guidance.errors import UserError
 
 LOGS = ("tensorboard", "wandb")
 
 
-@click.command(cls=Verb, short_help="Train a stage on a frozen generator.")
+@click.command(cls=Verb, after_stop=RESUMED, short_help="Train a stage on a frozen generator.")
 @shared(BASIC, BENCH, JUDGED)
-@click.option("--stage", default="joint", show_default=True, help="What to train; see 'list'.")
-@option_pairs("the stage")
-@click.option(
+@option(
+    "--stage",
+    default="joint",
+    show_default=True,
+    metavar="NAME",
+    help="What to train; see 'list'.",
+    section=TRAINED,
+    shell_complete=completers.of("STAGES"),
+)
+@option_pairs("the stage", section=TRAINED, shell_complete=completers.options_of_stage)
+@option(
     "--log",
     "logs",
-    callback=flags.WORDS,
+    callback=parsing.WORDS,
     metavar="WORDS",
     help=f"More places for losses, of {','.join(LOGS)}. [DIR/joint.jsonl only]",
+    section=OUTPUT,
+    shell_complete=completers.words(*LOGS),
 )
 def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], **settings: Any) -> None:
     """Train a stage on a frozen generator, into DIR/STAGE.safetensors ('strengths' after 'joint', into its file).
@@ -34,9 +44,12 @@ def train(config: str | None, as_json: bool, stage: str, logs: tuple[str, ...], 
 
     \b
     studiogan-guidance train --stage amortised --out runs/amortised
-    studiogan-guidance train -c my.yaml --ckpt DIR --data DIR --out runs/joint -o adversarial=1 -o latent=0
-    studiogan-guidance eval -o joint=learned -o joint_ckpt=runs/joint/joint.safetensors
-    torchrun --nproc-per-node 8 -m -- studiogan_guidance train -c my.yaml --ckpt DIR --data DIR
+    studiogan-guidance train -c my.yaml --ckpt checkpoint/ --data images/ \\
+      --out runs/joint -o adversarial=1 -o latent=0
+    studiogan-guidance eval -o joint=learned \\
+      -o joint_ckpt=runs/joint/joint.safetensors
+    torchrun --nproc-per-node 8 -m -- studiogan_guidance train -c my.yaml \\
+      --ckpt checkpoint/ --data images/
     """
     for word in logs:
         if word not in LOGS:
@@ -64,9 +77,12 @@ def run(studiogan: str | None, device: str, processes: int | None, script: str, 
     A sampler in its YAML makes all images of its evaluations and analyses; training is untouched.
 
     \b
-    studiogan-guidance run -- -t -cfg my.yaml -data DIR -save DIR -metrics is fid prdc
-    studiogan-guidance run -- -cfg my.yaml -ckpt DIR -data DIR -save DIR -metrics fid -v -sf
-    studiogan-guidance run --device cpu --processes 2 -- -DDP --backend gloo -cfg my.yaml ...
+    studiogan-guidance run -- -t -cfg my.yaml -data images/ -save runs/ \\
+      -metrics is fid prdc
+    studiogan-guidance run -- -cfg my.yaml -ckpt checkpoint/ -data images/ \\
+      -save runs/ -metrics fid -v -sf
+    studiogan-guidance run --device cpu --processes 2 -- -DDP --backend gloo \\
+      -cfg my.yaml -data images/ -save runs/ -t
     """
     from studiogan_guidance import devices
     from studiogan_guidance.evaluation.source import device_of

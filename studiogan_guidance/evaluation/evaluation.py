@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import samplers
-from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, notice
 from studiogan_guidance.evaluation import distributed, labels, metrics, precision, reference, results, stats_file
@@ -29,6 +28,7 @@ from studiogan_guidance.features.images import Real, split_digest
 from studiogan_guidance.features.stats import FeatureStats, accumulate, shown_to
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
+from studiogan_guidance.progress import track
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, Sampler, restat
 
@@ -404,7 +404,7 @@ class Evaluation:
         observers = self.judges.accumulators(what, label)
         with restat.applied(norm_statistics(cfg, self.view, sampler)):
             stats = accumulate(
-                shown_to(list(observers.values()), progress(meter, name, total=batches)),
+                shown_to(list(observers.values()), track(meter, name, total=batches)),
                 self.backbone,
                 features=self._with_features,
                 probabilities=metrics.need(cfg, "probabilities"),

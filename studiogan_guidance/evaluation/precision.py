@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from studiogan_guidance import fast, rng
-from studiogan_guidance.batches import progress
 from studiogan_guidance.errors import one_line
 from studiogan_guidance.evaluation import fid
 from studiogan_guidance.evaluation.reference import Reference
@@ -23,6 +22,7 @@ from studiogan_guidance.features.torchscript import TorchScript
 from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents import LabelPlan, LatentView
 from studiogan_guidance.latents.accelerated import accelerated
+from studiogan_guidance.progress import track
 from studiogan_guidance.samplers import Plain
 
 VERSION = 2  # of the cached choices: raise it when fast mode or the measurement changes
@@ -53,7 +53,7 @@ class Pipeline:
         """FID of ``num`` plain images of fixed seeds, in batches of ``size``."""
         samples = Plain().stream(self.view, range(SEED, SEED + num), size, LabelPlan())
         batches = ((batch.images, batch.labels) for batch in samples)
-        steps = progress(batches, "precision", total=math.ceil(num / size))
+        steps = track(batches, "precision", total=math.ceil(num / size))
         with self.view.ledger.pausing():
             stats = accumulate(steps, self.backbone, features=False, probabilities=False, what="images of plain")
         return fid.frechet_distance(real.stats.mean, real.stats.cov, stats.mean, stats.cov, real.factor)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studiogan_guidance import __version__
-from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import distributed, fid, prdc, results, stats_file
@@ -25,6 +24,7 @@ from studiogan_guidance.evaluation.stats_file import StatsFile
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone, FeatureStats, accumulate, merge
 from studiogan_guidance.files import Arrays, cache_path, cached, locked, read_arrays, write_arrays
+from studiogan_guidance.progress import track
 
 KIND = "reference"  # the folder of the cache
 VERSION = 3  # of the cached statistics and what is derived from them: raise it when their maths change
@@ -196,7 +196,7 @@ def _pass_over(
     """The statistics of real images, whose batches the processes take in turn; None above rank 0."""
     batches = real.batches(batch_size, group.rank, group.size, only)
     total = math.ceil(len(real if only is None else only) / batch_size / group.size)
-    steps = progress(batches, "real images", total=total)
+    steps = track(batches, "real images", total=total)
 
     def name(position: int) -> str:
         number = group.position(position, batch_size)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studiogan_guidance import samplers
-from studiogan_guidance.batches import progress
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, torchrun_number
 from studiogan_guidance.evaluation import pictures, results
@@ -23,6 +22,7 @@ from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import Arrays, replacing
 from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
 from studiogan_guidance.options import whole_numbers
+from studiogan_guidance.progress import track
 from studiogan_guidance.rng import IMAGES, check_images
 from studiogan_guidance.samplers import SAMPLERS, Sampler, restat
 
@@ -124,7 +124,7 @@ def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan
     with restat.applied(norm_statistics(cfg, view, sampler)):
         size = cfg.batch_size or CPU_BATCH
         stream = sampler.stream(view, seeds, size, plan, cfg.noise_mode)
-        for batch in progress(stream, cfg.sampler, total=math.ceil(len(seeds) / size)):
+        for batch in track(stream, cfg.sampler, total=math.ceil(len(seeds) / size)):
             images.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
 

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.batches import Halving, progress
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.latents.joint import JOINTS, OURS, JointOptions, mean_of_classes, of_class
 from studiogan_guidance.latents.stylegan import MAX_ROWS, TABLE_DRAWS, TABLE_SEED, TABLE_VERSION
+from studiogan_guidance.progress import track
 
 CODES = 4 * TABLE_DRAWS  # behind the covariance within classes, in all
 LEAST = 40  # of each class
@@ -202,7 +203,7 @@ def _covariance(view: LatentView) -> Arrays:
     width = means.shape[1]
     scatter = torch.zeros(width, width, dtype=torch.float64, device=view.device)
     fourth = torch.zeros((), dtype=torch.float64, device=view.device)
-    for label in progress(range(view.num_classes), "spread of codes"):
+    for label in track(range(view.num_classes), "spread of codes"):
         for part in z[(label * count + places) % TABLE_DRAWS].split(MAX_ROWS):
             for deviations in halving(partial(_deviations, view, means, label), part):
                 scatter.addmm_(deviations.T, deviations)

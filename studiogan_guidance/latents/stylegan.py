@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from studiogan_guidance import rng
-from studiogan_guidance.batches import Halving, progress
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import Arrays, cached
 from studiogan_guidance.latents.base import LatentView, Networks
+from studiogan_guidance.progress import track
 
 MAX_ROWS = 4096  # rows of one mapping call while codes are averaged: what bounds the memory
 MAX_NUMBERS = 2**27  # the same on a GPU, which large calls keep busy: numbers in the codes of one call
@@ -168,7 +169,7 @@ class WView(LatentView):
         halving = Halving()
         eye = self.unit_vectors()
         table = torch.zeros(self.num_classes, self.width, dtype=torch.float64, device=self.device)
-        for label in progress(range(self.num_classes), "class means"):
+        for label in track(range(self.num_classes), "class means"):
             for part in z.split(self._max_rows()):
                 for total in halving(partial(self._sum_of_codes, weights=eye[label]), part):
                     table[label] += total

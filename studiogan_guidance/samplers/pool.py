@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studiogan_guidance import rng
-from studiogan_guidance.batches import Halving, progress
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.files import cache_path, locked, read_arrays, write_arrays
 from studiogan_guidance.latents.base import Inputs, LabelPlan, LatentView
+from studiogan_guidance.progress import track
 
 CHUNK = 256  # draws in a file of the cache
 BATCH_SIZE = 64  # draws at a time
@@ -50,7 +51,7 @@ def values(view: LatentView, what: str, key: Mapping[str, Any], size: int, compu
     chunks = [range(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
 
     # Compute the chunks that no other process is busy with, then wait for the others.
-    arrays = [pool.chunk(draws, wait=False) for draws in progress(chunks, what)]
+    arrays = [pool.chunk(draws, wait=False) for draws in track(chunks, what)]
     for number, draws in enumerate(chunks):
         if arrays[number] is None:
             arrays[number] = pool.chunk(draws, wait=True)

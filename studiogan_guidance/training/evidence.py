@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from studiogan_guidance.batches import Halving, progress
+from studiogan_guidance.batches import Halving
 from studiogan_guidance.critics import critic
 from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.devices import to_device
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.latents.base import LabelPlan, LatentView
+from studiogan_guidance.progress import track
 from studiogan_guidance.training.loop import frozen_parameters, step_seeds
 from studiogan_guidance.training.stage import Trained
 
@@ -116,6 +117,6 @@ def _in_batches(
     """What ``make`` returns for rows 0 to ``count``, in batches that fit the memory."""
     halving = Halving()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in progress(range(0, count, BATCH_SIZE), what):
+    for start in track(range(0, count, BATCH_SIZE), what):
         parts += halving(make, range(start, min(start + BATCH_SIZE, count)))
     return parts

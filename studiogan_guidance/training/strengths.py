@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studiogan_guidance.batches import progress
 from studiogan_guidance.errors import UserError, nearest
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
@@ -19,6 +18,7 @@ from studiogan_guidance.latents import learned
 from studiogan_guidance.latents.base import LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import OURS
 from studiogan_guidance.latents.learned import LearnedJoint
+from studiogan_guidance.progress import track
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import by_block, guide
 from studiogan_guidance.training.loop import deterministic, frozen_parameters, step_seeds
@@ -164,7 +164,7 @@ def learn_strengths(
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(1, stage.steps))
     memory: list[Tensor] = []
     with view.frozen():
-        for step in progress(range(stage.steps), "strengths"):
+        for step in track(range(stage.steps), "strengths"):
             # Draw codes and their joints.
             with torch.no_grad():
                 inputs = view.draw(step_seeds(stage.batch, seed, step, 2), 0, LabelPlan())
