@@ -70,7 +70,7 @@ class GANdance(Sampler):
     """Extrapolate each code away from the code of no particular class: code_g = joint + scale * (code - joint).
 
     The joint is estimated by arithmetic on the generator's own latents, so nothing is trained and nothing but the
-    latents changes. A larger scale raises fidelity and class accuracy and costs diversity. The estimators, and
+    latents changes. A larger scale raises class accuracy and costs diversity. The estimators, and
     what each does to between-class and within-class spread, are in ``studiogan_guidance.latents.joint``.
 
     Paper: Zhang et al., "GANdance: Exploring Guided Sampling of Conditional GANs", ECCV 2024.
