@@ -29,7 +29,6 @@ Row = Mapping[str, Any]
 Record = dict[str, Any]
 PARTS = ("sampler", "options", "metrics", "protocol", "generator", "cost", "seconds")  # of every row
 MOST_REPEATS = 1000  # ranges of seeds
-OFF = {None: "none", False: "false"}
 
 
 def compare(cfg: RunConfig, repeats: int = 1, every: bool = False) -> dict[str, Any]:
@@ -219,7 +218,7 @@ def _record(rows: Sequence[Row]) -> Record:
     return {
         "sampler": last["sampler"],
         "options": last["options"],
-        "differs": non_default_options(last["sampler"], last["options"]),
+        "differs": tables.non_default_options(last["sampler"], last["options"]),
         "metrics": {key: _spread([row["metrics"].get(key) for row in rows]) for key in last["metrics"]},
         "cost": _means(row["cost"] for row in rows),
         "setup": dict(setup),
@@ -278,28 +277,6 @@ def _add_labels(records: Sequence[Record]) -> None:
     for record in records:
         options = tables.format_options(record["differs"]) if counts[record["sampler"]] > 1 else ""
         record["label"] = f"{record['sampler']} {options}".strip()
-
-
-def non_default_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the defaults of the sampler; of a base, those that differ from the base's.
-
-    An option that is off, but not by default, has the word ``none`` or ``false`` as its value.
-    """
-    try:
-        defaults = results.plain_data(samplers.options(samplers.create(name)))
-    except UserError:  # a sampler of a package that is not installed here
-        defaults = {}
-
-    differing: dict[str, Any] = {}
-    for key, value in options.items():
-        if key in defaults and value == defaults[key]:
-            continue
-        if isinstance(value, Mapping):
-            base = Spec.parse(value)
-            differing[key] = {"name": base.name, **non_default_options(base.name, base.options)}
-        else:
-            differing[key] = OFF[value] if value is None or value is False else value
-    return differing
 
 
 def _written(folder: Path, result: dict[str, Any]) -> dict[str, Any]:

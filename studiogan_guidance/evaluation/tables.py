@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studiogan_guidance import samplers
+from studiogan_guidance.errors import UserError
+from studiogan_guidance.evaluation.results import plain_data
 from studiogan_guidance.files import replacing
 from studiogan_guidance.options import Spec
 
@@ -32,6 +35,7 @@ HEADINGS = {
     "class_density": "class density",
     "class_coverage": "class coverage",
 }
+OFF = {None: "none", False: "false"}
 DIFFERENCES = ("fid", "accuracy")  # metrics whose difference to plain sampling has a column of its own
 PASSES = {
     "mapping": "mapping",
@@ -47,15 +51,16 @@ def table(rows: Sequence[Row]) -> str:
     """Rows of an evaluation as text: one line a sampler, and the protocol below."""
     metrics = _metrics(rows)
     grid = _empty_table([*map(_heading, metrics), "s"])
-    for row in rows:
+    for row, options in zip(rows, telling_options(rows), strict=True):
         values = [format_metric(key, row["metrics"].get(key)) for key in metrics]
-        grid.add_row(row["sampler"], format_options(row["options"]), *values, f"{row['seconds']:.1f}")
+        grid.add_row(row["sampler"], format_options(options), *values, f"{row['seconds']:.1f}")
     return _text(grid, rows[0]["protocol"])
 
 
 def sampled(result: Mapping[str, Any]) -> str:
     """The result of ``sample`` as text: the files, the sampler with its options, and the number of images."""
-    lines = {**result, "sampler": f"{result['sampler']} {format_options(result['options'])}".rstrip()}
+    (options,) = telling_options([result])
+    lines = {**result, "sampler": f"{result['sampler']} {format_options(options)}".rstrip()}
     del lines["options"]
     return "\n".join(f"{key}: {value}" for key, value in lines.items())
 
@@ -299,6 +304,43 @@ def format_difference(metric: str, value: Mapping[str, Any]) -> str:
     sign = "" if value["mean"] < 0 else "+"
     tail = "" if value["se"] is None else f" ± {format_metric(metric, value['se'])}"
     return sign + format_metric(metric, value["mean"]) + tail
+
+
+def telling_options(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each row, the options that tell it from others: those that guide, or are not the default in a row of its name.
+
+    Options that guide are those of the sampler's neutral setting, where they are not neutral.
+    """
+    neutral = {entry.name: entry.neutral or {} for entry in samplers.SAMPLERS}
+    names: dict[str, set[str]] = {}
+    for row in rows:
+        settings = neutral.get(row["sampler"], {})
+        guiding = {key for key, value in settings.items() if row["options"].get(key, value) != value}
+        differing = non_default_options(row["sampler"], row["options"])
+        names.setdefault(row["sampler"], set()).update(guiding, differing)
+    return [{key: value for key, value in row["options"].items() if key in names[row["sampler"]]} for row in rows]
+
+
+def non_default_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the defaults of the sampler; of a base, those that differ from the base's.
+
+    An option that is off, but not by default, has the word ``none`` or ``false`` as its value.
+    """
+    try:
+        defaults = plain_data(samplers.options(samplers.create(name)))
+    except UserError:  # a sampler of a package that is not installed here
+        defaults = {}
+
+    differing: dict[str, Any] = {}
+    for key, value in options.items():
+        if key in defaults and value == defaults[key]:
+            continue
+        if isinstance(value, Mapping):
+            base = Spec.parse(value)
+            differing[key] = {"name": base.name, **non_default_options(base.name, base.options)}
+        else:
+            differing[key] = OFF[value] if value is None or value is False else value
+    return differing
 
 
 def format_options(options: Mapping[str, Any]) -> str:

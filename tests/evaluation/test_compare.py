@@ -18,7 +18,8 @@ from torch import Tensor
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import results, tables
-from studiogan_guidance.evaluation.compare import non_default_options, summary
+from studiogan_guidance.evaluation.compare import summary
+from studiogan_guidance.evaluation.tables import non_default_options
 from studiogan_guidance.latents.base import Inputs, LatentView
 from studiogan_guidance.registry import Entry
 from studiogan_guidance.samplers import SAMPLERS, Plain

@@ -19,6 +19,18 @@ def test_the_table_shows_each_row_and_the_protocol() -> None:
     assert text.endswith("protocol: num=10")
 
 
+def test_options_are_shown_that_guide_or_tell_rows_of_a_name_apart() -> None:
+    default = {"scale": 1.2, "joint": "class_mean", "subset": 8, "psi": None, "tau": 1.0}
+    assert tables.telling_options([{"sampler": "gandance", "options": default}]) == [{"scale": 1.2}]
+    shifted = {"sampler": "gandance", "options": {**default, "scale": 1.0, "joint": "class_shift"}}
+    first, second, other = tables.telling_options(
+        [{"sampler": "gandance", "options": default}, shifted, {"sampler": "of_another_package", "options": {"a": 1}}]
+    )
+    assert first == {"scale": 1.2, "joint": "class_mean"}
+    assert second == {"scale": 1.0, "joint": "class_shift"}
+    assert other == {"a": 1}
+
+
 BASE = {"name": "gandance", "scale": 1.1, "joint": "class_mean", "psi": None, "keep_norm": False}
 
 
