@@ -82,7 +82,10 @@ def candidates(name: str, reference: Path | None, base: dict[str, Any] | None) -
 
 
 def best_of(evaluation: Evaluation, folder: Path, name: str, candidates: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The sampler ``name`` with the candidate of the least FID, as 'compare' takes it; None where it is refused."""
+    """The sampler ``name`` with the candidate of the least FID, as 'compare' takes it; None where it is refused.
+
+    A single candidate is not measured.
+    """
     # Check the candidates.
     seed = evaluation.cfg.seed
     try:
@@ -90,6 +93,10 @@ def best_of(evaluation: Evaluation, folder: Path, name: str, candidates: list[di
     except UserError as error:
         click.echo(f"{name} is left out: {error}", err=True)
         return None
+
+    # There may be no choice.
+    if len(points) == 1:
+        return {"name": name, **results.plain_data(samplers.options(points[0][1]))}
 
     # Measure them.
     rows = complete(evaluation, points, folder)

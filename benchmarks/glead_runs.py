@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Setting:
         channels: the most of a layer of StyleGAN2; 0 for all.
         stages: of the second arm.
         more: flags of the host.
+        batch: images of a step. [8 where small, otherwise 64]
+        changes: what a network's YAML has other than ``common.sections``.
     """
 
     data: Path
@@ -59,17 +61,19 @@ class Setting:
     channels: int
     stages: list[Any]
     more: tuple[str, ...]
+    batch: int = 0
+    changes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=lambda: CHANGES)
 
     def sections(self, network: str) -> dict[str, Any]:
         """The host's YAML of a network."""
         made = copy.deepcopy(sections(network, SMALL_WIDTH if self.small else WIDTH, ENDLESS))
-        for name, values in CHANGES[network].items():
+        for name, values in self.changes.get(network, {}).items():
             made[name] |= values
 
         # The data.
         classes = sum(path.is_dir() for path in (self.data / "train").iterdir())
         made["DATA"] = {"name": "LETTERS32", "img_size": 32, "num_classes": classes}
-        made["OPTIMIZATION"]["batch_size"] = SMALL_BATCH if self.small else BATCH
+        made["OPTIMIZATION"]["batch_size"] = self.batch or (SMALL_BATCH if self.small else BATCH)
         return made
 
     def images(self, network: str) -> int:
@@ -200,7 +204,7 @@ def interval(times: dict[str, dict[str, float]], runs: int, minutes: float) -> i
 
 def train(at: Setting, runs: Sequence[Run], every: dict[str, int], steps: int, minutes: float, workers: int) -> None:
     """All trainings that are not done, started together, until the time is up or they end."""
-    threads = str(max(1, (os.cpu_count() or 1) // max(1, len(runs))))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // max(1, len(runs))))
     processes: dict[Run, subprocess.Popen[bytes]] = {}
     for run in runs:
         if run.is_done:

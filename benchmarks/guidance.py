@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ HEAD = {"calibration": "head"}
 FILES = {"joint": "joint", "frechet": "frechet", "amortised": "amortised", "latent_reweighting": "latent_reweighting"}
 TARGETS = ("frechet", "amortised")  # joints that lead to a target at the scale of their training
 RIVALS: dict[str, list[dict[str, Any]]] = {
+    "truncation": [{"threshold": threshold} for threshold in (1.0, 1.5, 2.0)],
     "isir": [{**HEAD, "steps": 2, "particles": 5}, {**HEAD, "steps": 4, "particles": 5}],
     "dgflow": [{**HEAD, "steps": 5}, {**HEAD, "steps": 5, "eta": 0.03}],
     "drs": [{**HEAD, "burn_in": 1000, "percentile": p} for p in (50, 80)],
@@ -113,15 +115,62 @@ def by_one_pass(evaluation: Evaluation, spread: str, shift: str, folder: Path) -
     return {"one-pass": ("gandance", [both]), "one-pass per class": ("gandance", [by_class])}
 
 
+def choose(cfg: RunConfig, folder: Path, wanted: Sequence[str], few: bool = False) -> dict[str, dict[str, Any]]:
+    """Each method with its options of least distance on the validation split, as 'compare' takes them.
+
+    Args:
+        cfg: the run; its judges see nothing of this.
+        folder: results of the validation, and the files of trained methods.
+        wanted: names of methods, of which "spread" stands for this generator's psi or tau; methods that have no
+            meaning on it are left out. [all]
+        few: try every second setting of a grid, and one of the rivals.
+    """
+    valid = dataclasses.replace(
+        cfg, seed=VALID_SEED, judges=(), reference="valid", metrics=("fid",), out=str(folder / "valid")
+    )
+    evaluation = Evaluation(valid, distributed.Group(), [Spec("plain")])
+    spread = spread_option(evaluation.view)
+
+    # The methods, and their settings.
+    methods = {**free(spread, SHIFT), **learned(folder)}
+    if not wanted or any(name.startswith("one-pass") for name in wanted):
+        methods |= by_one_pass(evaluation, spread, SHIFT, folder)
+    methods |= {rival: (rival, options) for rival, options in RIVALS.items()}
+    names = [name for name in methods if not wanted or {name, name.replace(spread, "spread")} & {*wanted}]
+
+    # The best of each.
+    chosen = {}
+    for method in names:
+        sampler, options = methods[method]
+        if few:
+            options = options[1::2] if len(options) > 3 else options[:1]
+        chosen[method] = best_of(evaluation, results.writable(Path(valid.out)), sampler, options)
+    return {method: spec for method, spec in chosen.items() if spec}
+
+
+def report(cfg: RunConfig, folder: Path, chosen: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Plain sampling and the chosen methods on the test split, over three other ranges of seeds: see ``summary``."""
+    test = dataclasses.replace(
+        cfg,
+        metrics=("fid", "kid", "prdc"),
+        seed=TEST_SEED,
+        reference="test",
+        out=str(folder / "test"),
+        compare=tuple(chosen.values()),
+    )
+    return summary(compare(test, repeats=REPEATS), ["plain", *chosen], test.device)
+
+
 def summary(result: dict[str, Any], methods: list[str], device: str) -> dict[str, Any]:
     """What is kept of a comparison: the protocol, and each method's setting, metrics, differences and cost.
 
-    Settings are the options that are not the defaults, files by their names.
+    Settings are the scale and the options that are not the defaults, files by their names.
     """
     rows = []
     for method, record in zip(methods, result["rows"], strict=True):
         metrics = {key: {"mean": value["mean"], "std": value["std"]} for key, value in record["metrics"].items()}
-        differs = {k: Path(v).name if k.endswith("_ckpt") else v for k, v in record["differs"].items()}
+        scale = {key: value for key, value in record["options"].items() if key == "scale"}
+        differs = {k: Path(v).name if k.endswith("_ckpt") else v for k, v in {**scale, **record["differs"]}.items()}
         parts = {key: record[key] for key in ("sampler", "paired", "cost", "seconds", "time")} | {"differs": differs}
         rows.append({"method": method, **parts, "metrics": metrics})
     return {"protocol": result["protocol"], "machine": machine(device), "rows": rows}
@@ -180,34 +229,9 @@ def main(
     if channels:
         narrow(channels)
     folder = (out / name).resolve()
-    cfg = config.load(
-        path, {**keys, "num": num, "metrics": ("fid", "prdc"), "reference": "valid", "out": str(folder / "valid")}
-    )
-    wanted = json.loads(stages)
-    seconds = train(cfg, folder, wanted)
-
-    # Choose on the validation split, in one space.
-    valid = dataclasses.replace(cfg, seed=VALID_SEED, judges=())
-    evaluation = Evaluation(valid, distributed.Group(), [Spec("plain")])
-    spread = spread_option(evaluation.view)
-    methods = {**free(spread, SHIFT), **by_one_pass(evaluation, spread, SHIFT, folder), **learned(folder)}
-    methods |= {rival: (rival, options) for rival, options in RIVALS.items()}
-    chosen = {}
-    for method, (sampler, options) in methods.items():
-        if not only or method in only:
-            chosen[method] = best_of(evaluation, results.writable(Path(valid.out)), sampler, options)
-    chosen = {method: spec for method, spec in chosen.items() if spec}
-
-    # Report on the test split.
-    test = dataclasses.replace(
-        cfg,
-        metrics=("fid", "kid", "prdc"),
-        seed=TEST_SEED,
-        reference="test",
-        out=str(folder / "test"),
-        compare=tuple(chosen.values()),
-    )
-    kept = summary(compare(test, repeats=REPEATS), ["plain", *chosen], test.device)
+    cfg = config.load(path, {**keys, "num": num, "reference": "valid", "out": str(folder / "valid")})
+    seconds = train(cfg, folder, json.loads(stages))
+    kept = report(cfg, folder, choose(cfg, folder, only))
     kept["training_seconds"] = seconds
     target.mkdir(parents=True, exist_ok=True)
     (target / f"guidance-{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
