@@ -17,6 +17,7 @@ measured, with 10,000 images. Writes RESULTS/reference-ROW.json, and for the sna
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Mapping
@@ -47,6 +48,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # to common.sections
         "STYLEGAN": {"g_ema_kimg": 5, "d_epilogue_mbstd_group_size": 4},
     },
 }
+NARROW = {
+    "g_conv_dim": 8,
+    "d_conv_dim": 16,
+}  # channels on a CPU, of which the host's ResNet has up to four times as many
 GUIDED = ("scale", "spread", "scale and spread", "truncation")
 CHEAP = (*GUIDED, "drs")
 DEAR = (*CHEAP, "layers", "gaussian", "one-pass", "one-pass per class", "isir", "dgflow")
@@ -142,8 +147,11 @@ class Bench:
         """The YAML and the snapshots, by step, of a training of the host, which runs first unless it is there."""
         assert self.data is not None
         on_cpu = self.device == "cpu"
+        changes = copy.deepcopy(CHANGES)
+        if on_cpu and row.network != "StyleGAN2":
+            changes[row.network]["MODEL"] |= NARROW
         at = Setting(
-            self.data, self.out, self.device, on_cpu, row.channels * on_cpu, [], (), self.profile.batch, CHANGES
+            self.data, self.out, self.device, on_cpu, row.channels * on_cpu, [], (), self.profile.batch, changes
         )
         run = Run(row.network, "host", 0, self.out / row.network)
         if not run.is_done:
