@@ -80,7 +80,7 @@ ROWS = {
     "stylegan2": Row("StyleGAN2", CHEAP, channels=40),
     "resnet": Row("ResNet", CHEAP),
     "snapshots": Row("ResNet", ("scale",), is_curve=True),
-    "biggan": Row("BigGAN", CHEAP),
+    "biggan": Row("BigGAN", GUIDED),
 }
 
 
