@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -176,8 +177,9 @@ def main(
         measured = evaluate_all(at, runs, keys, parallel)
         target = (results or (at.out if small else Path(__file__).with_name("results"))) / "glead.json"
         kept = json.loads(target.read_text()) if target.exists() else {}
+        facts = {"command": " ".join(["python", "benchmarks/glead.py", *sys.argv[1:]]), "time": f"{minutes:g} minutes"}
         for network in networks:
-            kept[network] = summary(at, network, times[network], measured)
+            kept[network] = {**facts, **summary(at, network, times[network], measured)}
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(kept, indent=1) + "\n")
         glead_curves.plot(kept, at.out / "glead.png")

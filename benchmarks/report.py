@@ -42,7 +42,8 @@ METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
 def table(headings: Cells, rows: Sequence[Cells]) -> str:
     """A table of Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("|  |", "| |")
+    texts = [f"| {' | '.join(cells)} |".replace("|  ", "| ") for cells in lines]
+    return "\n".join(texts)
 
 
 def note(facts: Facts) -> str:
@@ -50,7 +51,7 @@ def note(facts: Facts) -> str:
     parts = [f"`{facts['command']}`"]
     parts += [facts["measured"]] if "measured" in facts else []
     parts += [facts["machine"].replace("ours ", "this package ")]
-    parts += [f"time: {facts['time'] if 'time' in facts else duration(facts['seconds'])}"]
+    parts += ["time: " + (facts.get("time") or duration(facts["seconds"]))]
     return f"({'; '.join(parts)})"
 
 
@@ -204,9 +205,8 @@ GLEAD_PLACES = {"images": "{:,.0f} images", "seconds": "{:.0f} s of training"}
 def glead(facts: Facts) -> str:
     """The host's training with and without the stage glead, where the trainings end."""
     rows = []
+    kept: Facts = {}
     for network, kept in facts.items():
-        if not isinstance(kept, Mapping) or "differences" not in kept:
-            continue
         step, ratio = kept["step"], kept["ratio"]
         channels = kept["training"]["channels"] or kept["training"]["MODEL"]["g_conv_dim"]
         name = f"{network}, {channels} channels"
@@ -224,7 +224,7 @@ def glead(facts: Facts) -> str:
             rows.append([name, *costs, GLEAD_PLACES[by].format(last[by]), *distances])
             name, costs = "", ["", ""]
     headings = ["", "ms a step", "GiB", "at", "FID letters, without: with", "FID EfficientNet, without: with"]
-    return f"{table(headings, rows)}\n\n{note(facts)}"
+    return f"{table(headings, rows)}\n\n{note(kept)}"
 
 
 # ---------------------------------------------------------------------------- the table of the first page
@@ -233,30 +233,33 @@ def glead(facts: Facts) -> str:
 def summary(of: Callable[[str], Facts | None]) -> str:
     """Where guidance does what it promises, then where the best scale is 1 or below."""
     rows: list[Cells] = []
+    used: dict[str, Facts] = {}
     for file, method, words in SUMMARY:
         facts = of(file)
-        row = facts and next((row for row in facts["rows"] if row["method"] == method), None)
+        row = next((row for row in facts["rows"] if row["method"] == method), None) if facts else None
         if not facts or not row:
             continue
+        used[file] = facts
         plain = facts["rows"][0]
         accuracy = [f"{each['metrics']['accuracy']['mean']:.3f}" for each in (plain, row)]
         distances = [in_per_cent(row, plain, key) for key in spaces_of(plain)]
         rows.append([words, setting(row), " -> ".join(accuracy), *distances])
-    headings = ["generator", "setting", "accuracy", "FID, chosen in", "second space", "third space"]
-    return f"{table(headings, rows)}\n\n{SUMMARY_NOTE}"
+
+    # The commands are those of the pages' other tables.
+    headings = ["generator", "setting", "class accuracy", "FID, chosen in", "second space", "third space"]
+    machine = next(iter(used.values()))["machine"]
+    seconds = sum(facts["seconds"] for facts in used.values())
+    return f"{table(headings, rows)}\n\n{note({'command': ALL, 'machine': machine, 'seconds': seconds})}"
 
 
+ALL = "python benchmarks/reference.py all --checkpoints checkpoints --data letters"
 SUMMARY: tuple[tuple[str, str, str], ...] = (
     ("reference-stylegan2", "scale", "StyleGAN2 of the host, early in its training"),
     ("reference-resnet", "scale", "ResNet of the host, early in its training"),
     ("reference-built-in", "scale", "built-in, its best scale"),
     ("reference-built-in", "scale and psi", "built-in, wider classes"),
     ("reference-biggan", "scale", "BigGAN of the host, settled"),
-    ("guidance-BigGAN", "learned: amortised", "the same, a joint that learned from D"),
-)
-SUMMARY_NOTE = (
-    "(`python benchmarks/reference.py all`, machines and times: [all results](benchmarks/README.md); differences to plain "
-    "sampling, paired by seeds, ± standard error; no space is Inception)"
+    ("guidance-BigGAN", "learned: amortised", "that BigGAN, a joint that learned from its discriminator"),
 )
 
 
