@@ -125,15 +125,21 @@ def choose(cfg: RunConfig, folder: Path, wanted: Sequence[str], few: bool = Fals
             meaning on it are left out. [all]
         few: try every second setting of a grid, and one of the rivals.
     """
+    by_form = not wanted or any(name.startswith("one-pass") for name in wanted)
     valid = dataclasses.replace(
-        cfg, seed=VALID_SEED, judges=(), reference="valid", metrics=("fid",), out=str(folder / "valid")
+        cfg,
+        seed=VALID_SEED,
+        judges=(),
+        reference="valid",
+        metrics=("fid", "prdc") if by_form else ("fid",),  # the closed forms need the features of each image
+        out=str(folder / "valid"),
     )
     evaluation = Evaluation(valid, distributed.Group(), [Spec("plain")])
     spread = spread_option(evaluation.view)
 
     # The methods, and their settings.
     methods = {**free(spread, SHIFT), **learned(folder)}
-    if not wanted or any(name.startswith("one-pass") for name in wanted):
+    if by_form:
         methods |= by_one_pass(evaluation, spread, SHIFT, folder)
     methods |= {rival: (rival, options) for rival, options in RIVALS.items()}
     names = [name for name in methods if not wanted or {name, name.replace(spread, "spread")} & {*wanted}]
