@@ -43,8 +43,9 @@ def test_scales_are_columns_with_the_same_seeds(tmp_path: Path) -> None:
     assert not np.array_equal(both["images"][3:], plain["images"])
     assert both["seeds"].tolist() == [0, 1, 2, 0, 1, 2]
     assert both["scales"].tolist() == [1, 1, 1, 2, 2, 2]
-    sheet = np.asarray(Image.open(tmp_path / "both/grid.png"))
+    head, sheet = np.split(np.asarray(Image.open(tmp_path / "both/grid.png")), [-3 * 128])
     assert sheet.shape == (3 * 128, 2 * 128, 3)
+    assert all((half < 128).any() for half in np.split(head, 2, 1))  # the scale above each column
     assert np.array_equal(sheet[128:256:4, 128::4], both["images"][4])
 
 

@@ -16,6 +16,7 @@ from studiogan_guidance import progress
 from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.errors import Loudness, Stopped, UserError, loudness, nearest, one_line, torchrun_number
 
+ARGUMENTS = "studiogan_guidance.arguments"  # of the command that runs, in the context of click
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of a disk that takes no more
 LEVEL = "studiogan_guidance.loudness"  # in the context of click
 OTHERS = "Others"
@@ -81,6 +82,10 @@ class Verb(click.Command):
         super().__init__(*args, **more)
         self.params += loudness_options()
         self.after_stop = after_stop
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)  # for what keeps the command beside its results
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         level = ctx.meta.get(LEVEL, Loudness.NORMAL)

@@ -22,7 +22,7 @@ from studiogan_guidance.cli.flags import (
     take,
 )
 from studiogan_guidance.cli.group import OUTPUT, RESUMED, SAMPLED, SEARCHED, Verb
-from studiogan_guidance.cli.output import emit, emit_rows, load_config
+from studiogan_guidance.cli.output import emit, emit_rows, keep_command, load_config
 from studiogan_guidance.errors import UserError
 
 
@@ -100,7 +100,9 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     cfg = load_config(config, settings)
     from studiogan_guidance.evaluation.sweep import sweep as function
 
-    emit_rows(function(cfg, grid or None), as_json)
+    rows = function(cfg, grid or None)
+    keep_command(cfg.out, rows)
+    emit_rows(rows, as_json)
 
 
 @click.command(
@@ -177,12 +179,16 @@ def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **s
     if not auto:
         from studiogan_guidance.evaluation.tune import tune as function
 
-        return emit(function(cfg, **arguments), as_json, tables.tuned)
+        result = function(cfg, **arguments)
+        keep_command(cfg.out, result)
+        return emit(result, as_json, tables.tuned)
     if {"min_recall", "groups"} & set(arguments):
         raise UserError("--auto searches without --min-recall and --per-layer: leave them out")
     from studiogan_guidance.training import auto as choosing
 
-    emit(choosing.auto(cfg, with_training, **arguments), as_json, tables.decided)
+    result = choosing.auto(cfg, with_training, **arguments)
+    keep_command(cfg.out, result)
+    emit(result, as_json, tables.decided)
 
 
 @click.command(cls=Verb, after_stop=RESUMED, short_help="Measure several samplers on the same seeds and labels.")
@@ -229,4 +235,25 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
         result = module.reread(cfg, [Path(path) for path in rows])
     else:
         result = module.compare(cfg, **arguments, every=every)
+    keep_command(cfg.out, result)
     emit(result, as_json, tables.compared)
+
+
+@click.command(cls=Verb, short_help="Make a page of a sweep, a comparison or a search.")
+@click.argument("folder", metavar="DIR")
+@click.option("--out", "path", metavar="FILE.html", help="File to write. [DIR/report.html]")
+@flags.AS_JSON
+def report(folder: str, path: str | None, as_json: bool) -> None:
+    """Make one HTML page of what sweep, compare or tune has left in DIR: tables to sort, curves, images, the protocol.
+
+    The page is a single file that needs no network.
+
+    \b
+    studiogan-guidance report runs/sweep
+    studiogan-guidance report runs/compare --out compare.html
+    """
+    from studiogan_guidance.evaluation.page import write
+
+    file = Path(path) if path else Path(folder) / "report.html"
+    write(Path(folder), file)
+    emit({"report": str(file)}, as_json)

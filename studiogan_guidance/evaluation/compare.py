@@ -17,7 +17,7 @@ from typing import Any
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, one_line
-from studiogan_guidance.evaluation import distributed, pictures, results, tables
+from studiogan_guidance.evaluation import charts, distributed, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.files import replacing
@@ -287,7 +287,7 @@ def _written(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
         with replacing(folder / name) as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")
     tables.save_csv(folder / "compare.csv", [_csv_row(record, result["protocol"]) for record in result["rows"]])
-    pictures.save_scatter(folder / "compare.png", result)
+    charts.save_scatter(folder / "compare.png", result)
     return result
 
 

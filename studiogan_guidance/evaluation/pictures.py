@@ -1,231 +1,49 @@
-"""Pictures of results: charts of a sweep, the scatter of a comparison, grids of images."""
+"""Grids and strips of images, with captions."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation.tables import HEADINGS, format_options
 from studiogan_guidance.files import replacing
-from studiogan_guidance.options import dotted
-from studiogan_guidance.registry import FAMILIES
-from studiogan_guidance.samplers import SAMPLERS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
     from PIL.ImageFont import FreeTypeFont
 
-Row = Mapping[str, Any]
-Point = tuple[Any, Row]  # value of the axis, row
-Line = tuple[str, list[Point]]  # label, points
-
-MARKERS = dict(zip(FAMILIES, "osD^v"))  # of the points of a family of samplers
-TRADE_OFFS = (("recall", "precision"), ("coverage", "density"))  # diversity and fidelity: x and y of the scatter
-FONT = 11  # pixels, and the following ones, too
-LINE = 14  # of a caption
+FONT = 13  # pixels, and the following ones, too
+LINE = 17  # of a caption
 MARGIN = 4  # around a caption
 NARROWEST = 96  # column with a caption
 BREAKS = (r"(?<= )", r"(?<=[=_,:])", r"(?<=.)")  # where a line may end: between words, after signs, anywhere
-DPI = 130
 SMALLEST = 128  # side of an image that is easy to see, in pixels
 LARGEST = 2**26  # pixels of a picture up to which images are enlarged; image programs refuse somewhat larger ones
-
-# Where the name of a point may stand: (right, up) of it in points, the best places first.
-DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
-PLACES = [(radius * right, radius * up) for radius in range(6, 48, 6) for right, up in DIRECTIONS]
-CLEAR = 7  # pixels around a point that no name may cover
+STRIP = "strip"  # the text of a PNG file that says what its columns are
 
 
-def save_charts(folder: Path, rows: Sequence[Row], axis: str, plain: Row | None) -> None:
-    """FID against the option ``axis`` and precision against recall, a line for each setting of the other options.
+@dataclass(frozen=True)
+class Strip:
+    """Images of the same seeds in columns.
 
-    ``plain`` is the row of plain sampling, if there is one. Writes fid.png and precision_recall.png, each if all rows
-    have its metrics.
+    Attributes:
+        sheet: the images as they were made, uint8 [H, W, 3], in equal columns.
+        captions: a text for each column.
     """
-    lines = _chart_lines(rows, axis)
-    if _have(rows, "fid"):
-        _save_fid(folder / "fid.png", lines, axis, plain)
-    if _have(rows, "precision", "recall"):
-        _save_trade_off(folder / "precision_recall.png", lines, plain)
 
+    sheet: NDArray[np.uint8]
+    captions: Sequence[str]
 
-def _have(rows: Sequence[Row], *metrics: str) -> bool:
-    return all(row["metrics"].get(key) is not None for row in rows for key in metrics)
-
-
-def _chart_lines(rows: Sequence[Row], axis: str) -> list[Line]:
-    """The lines of a chart along ``axis``; the label of each names the options in which lines differ."""
-    settings: dict[tuple[str, ...], list[Point]] = {}
-    for row in rows:
-        options = dotted(row["options"])
-        if options.get(axis) is None:
-            continue
-        words = [format_options({key: value}) for key, value in options.items() if key != axis]
-        settings.setdefault(tuple(filter(None, words)), []).append((options[axis], row))
-
-    # One line is called by its sampler, several by the words that they do not share.
-    if len(settings) == 1:
-        (points,) = settings.values()
-        labels = [min(points, key=_axis_value)[1]["sampler"]]
-    else:
-        common = set.intersection(*map(set, settings)) if settings else set()
-        labels = [_words_without(common, words) for words in settings]
-    return [(label, sorted(points, key=_axis_value)) for label, points in zip(labels, settings.values())]
-
-
-def _words_without(common: set[str], words: Sequence[str]) -> str:
-    return " ".join(word for word in words if word not in common)
-
-
-def _axis_value(point: Point) -> Any:
-    return point[0]
-
-
-def _save_fid(path: Path, lines: Sequence[Line], axis: str, plain: Row | None) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure((5, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel=axis, ylabel=HEADINGS["fid"])
-    for label, points in lines:
-        values = [value for value, _ in points]
-        fids = [row["metrics"]["fid"] for _, row in points]
-        axes.plot(values, fids, "o-", markersize=4, label=label)
-    if plain:
-        axes.axhline(plain["metrics"]["fid"], color="black", linestyle=":", label="plain")
-    axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def _save_trade_off(path: Path, lines: Sequence[Line], plain: Row | None) -> None:
-    from matplotlib.figure import Figure
-
-    # Lines and points.
-    figure = Figure((5, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel="recall", ylabel=HEADINGS["precision"])
-    names = []
-    for label, points in lines:
-        recalls = [row["metrics"]["recall"] for _, row in points]
-        precisions = [row["metrics"]["precision"] for _, row in points]
-        axes.plot(recalls, precisions, "o-", markersize=4, label=label)
-        names += [(x, y, f"{value:g}") for (value, _), x, y in zip(points, recalls, precisions)]
-    if plain:
-        axes.plot(plain["metrics"]["recall"], plain["metrics"]["precision"], "k*", markersize=9, label="plain")
-
-    # The value of the axis beside each.
-    axes.legend(fontsize=8)
-    name_points(figure, axes, names)
-    _save(figure, path)
-
-
-def save_scatter(path: Path, result: Mapping[str, Any]) -> None:
-    """Fidelity against diversity: a point with its name for each sampler of ``compare``, one colour a family.
-
-    Precision against recall, or density against coverage if a row lacks one of those; without either, no picture. Bars
-    are standard deviations over the seeds. Plain sampling is a star.
-    """
-    from matplotlib.figure import Figure
-
-    rows = result["rows"]
-    trade_off = next((metrics for metrics in TRADE_OFFS if _have_means(rows, metrics)), None)
-    if trade_off is None:
-        path.unlink(missing_ok=True)  # the picture of an earlier comparison
-        return
-
-    # A point with faint error bars for each row.
-    x, y = trade_off
-    figure = Figure((8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel=x, ylabel=y)
-    names = []
-    for row in rows:
-        across = row["metrics"][x]
-        up = row["metrics"][y]
-        style, label = _style_of(row["sampler"])
-        axes.errorbar(across["mean"], up["mean"], up["std"], across["std"], ecolor="lightgrey", zorder=1, fmt="none")
-        axes.plot(across["mean"], up["mean"], linestyle="", label=label, **style)
-        names.append((across["mean"], up["mean"], textwrap.fill(row["label"], 30)))
-
-    # Families in the legend, once each, and the name beside each point.
-    families = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(list(families.values()), list(families), loc="outside lower center", ncols=3, fontsize=8)
-    name_points(figure, axes, names)
-    _save(figure, path)
-
-
-def _style_of(sampler: str) -> tuple[dict[str, Any], str]:
-    """Colour and marker of a sampler's family, and its entry in the legend."""
-    if sampler == "plain":
-        return {"color": "black", "marker": "*", "markersize": 12}, "plain sampling"
-    try:
-        family = SAMPLERS[sampler].family
-    except UserError:  # of a package that is not installed here
-        family = ""
-    color = f"C{list(FAMILIES).index(family)}"
-    return {"color": color, "marker": MARKERS[family], "markersize": 6}, FAMILIES[family]
-
-
-def name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write a name beside each point (x, y, name), where it covers least of points, other names and the frame.
-
-    A thin line leads to the point where the name is not next to it.
-    """
-    from matplotlib.transforms import Bbox
-
-    # Lay the figure out, so that positions in pixels are known; names leave it as it is.
-    figure.draw_without_rendering()
-    frame = axes.get_window_extent()
-    centres = axes.transData.transform([(x, y) for x, y, _ in points])
-    taken = [Bbox([centre - CLEAR, centre + CLEAR]) for centre in centres]
-    if legend := axes.get_legend():
-        taken.append(legend.get_window_extent())
-
-    for x, y, text in points:
-        name = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=7, in_layout=False)
-
-        def covered(place: tuple[int, int], name: Annotation = name) -> float:
-            box = _moved(name, place)
-            outside = box.width * box.height - _common_area(box, frame)
-            return outside + sum(_common_area(box, other) for other in taken)
-
-        place = min(PLACES, key=covered)
-        taken.append(_moved(name, place))
-        if max(map(abs, place)) > PLACES[0][0]:
-            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "grey"}
-            axes.annotate("", (x, y), place, textcoords="offset points", arrowprops=line, in_layout=False)
-
-
-def _moved(name: Annotation, place: tuple[int, int]) -> Bbox:
-    """Put a name at (right, up) of its point, in points; its box in pixels."""
-    right, up = place
-    name.set_position(place)
-    name.set_horizontalalignment("left" if right > 0 else "right" if right else "center")
-    name.set_verticalalignment("bottom" if up > 0 else "top" if up else "center")
-    return name.get_window_extent()
-
-
-def _common_area(box: Bbox, other: Bbox) -> float:
-    width = min(box.x1, other.x1) - max(box.x0, other.x0)
-    height = min(box.y1, other.y1) - max(box.y0, other.y0)
-    return float(max(width, 0) * max(height, 0))
-
-
-def _have_means(rows: Sequence[Row], metrics: Sequence[str]) -> bool:
-    return all(row["metrics"].get(key, {}).get("mean") is not None for row in rows for key in metrics)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
+    @property
+    def columns(self) -> list[NDArray[np.uint8]]:
+        """The picture of each column, uint8 [H, W / columns, 3]."""
+        return np.split(self.sheet, len(self.captions), 1)
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
@@ -327,9 +145,43 @@ def wrapped(text: str, fits: Callable[[str], bool], breaks: Sequence[str] = BREA
     return [line.strip() for line in lines if line.strip()]
 
 
-def save_png(path: Path, image: NDArray[np.uint8], sync: bool = True) -> None:
-    """Write one picture [H, W, 3], whole or not at all; ``sync`` as in ``files.replacing``."""
+def save_strip(path: Path, strip: Strip) -> None:
+    """Write a strip with its captions above; a text in the file keeps what ``read_strip`` takes it apart by."""
+    facts = {"captions": list(strip.captions), "shape": strip.sheet.shape[:2]}
+    save_png(path, captioned(strip.sheet, strip.captions), facts=facts)
+
+
+def read_strip(path: Path) -> Strip | None:
+    """The strip in a file that ``save_strip`` has written; None for any other picture, and for a damaged file."""
     from PIL import Image
 
+    # The picture, and what its columns are.
+    try:
+        with Image.open(path) as image:
+            picture = np.asarray(image.convert("RGB"))
+            facts = json.loads(image.info[STRIP])
+        captions = [str(text) for text in facts["captions"]]
+        height, width = map(int, facts["shape"])
+        factor = picture.shape[1] // width
+    except Exception:  # a damaged file can make an image library raise anything
+        return None
+
+    # Below the captions, every pixel once.
+    sheet = picture[max(0, len(picture) - factor * height) :: max(1, factor), :: max(1, factor)]
+    is_whole = sheet.shape[:2] == (height, width) and captions and width % len(captions) == 0
+    return Strip(sheet, captions) if is_whole else None
+
+
+def save_png(path: Path, image: NDArray[np.uint8], sync: bool = True, facts: object = None) -> None:
+    """Write one picture [H, W, 3], whole or not at all; ``sync`` as in ``files.replacing``.
+
+    The file may have a text that programs read, ``facts`` as JSON.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if facts is not None:
+        info.add_itxt(STRIP, json.dumps(facts))
     with replacing(path, sync) as temporary:
-        Image.fromarray(image).save(temporary)
+        Image.fromarray(image).save(temporary, pnginfo=info)

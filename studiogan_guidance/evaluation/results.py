@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -153,6 +154,8 @@ def row(
     over the images of the notes of the sampler. ``device`` and ``batch_size`` say what times belong to.
     """
     environment = {PACKAGE: __version__, "maths": MATHS, "torch": torch.__version__, "device": device}
+    environment["python"] = platform.python_version()
+    environment["system"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     if batch_size is not None:
         environment["batch_size"] = batch_size
 

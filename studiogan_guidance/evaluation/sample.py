@@ -76,7 +76,7 @@ def sample(
         arrays["scales"] = np.repeat(np.asarray(scales, np.float64), len(seeds))
 
     # Write the files.
-    _write(folder, arrays, len(scales))
+    _write(folder, arrays, scales)
     if png:
         _write_each(folder / "images", arrays)
     options = samplers.options(chosen[0])
@@ -135,15 +135,16 @@ def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan
     }
 
 
-def _write(folder: Path, arrays: Arrays, num_scales: int) -> None:
-    """The grid and the archive; with scales, a row of the grid is a seed and a column a scale."""
-    images = arrays["images"]
-    columns = min(len(images), COLUMNS)
-    if num_scales:
-        columns = num_scales
-        by_scale = images.reshape(num_scales, -1, *images.shape[1:])
-        images = by_scale.swapaxes(0, 1).reshape(images.shape)
-    sheet = pictures.grid(pictures.enlarged(images), columns)
+def _write(folder: Path, arrays: Arrays, scales: Sequence[float]) -> None:
+    """The grid and the archive; with scales, a row of the grid is a seed and a column a scale, which stands above."""
+    images = pictures.enlarged(arrays["images"])
+    if scales:
+        by_scale = images.reshape(len(scales), -1, *images.shape[1:])
+        by_seed = by_scale.swapaxes(0, 1).reshape(images.shape)
+        sheet = pictures.grid(by_seed, len(scales))
+        sheet = pictures.captioned(sheet, [f"scale={scale:g}" for scale in scales])
+    else:
+        sheet = pictures.grid(images, min(len(images), COLUMNS))
 
     named: dict[str, Any] = dict(arrays)
     with replacing(folder / "samples.npz") as temporary:

@@ -21,7 +21,7 @@ from filelock import FileLock
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
-from studiogan_guidance.evaluation import distributed, pictures, results, tables
+from studiogan_guidance.evaluation import charts, distributed, pictures, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.generation import norm_statistics
 from studiogan_guidance.evaluation.source import current_device, open_source
@@ -85,8 +85,8 @@ def sweep(cfg: RunConfig, grid: Mapping[str, Sequence[Any]] | None = None) -> li
         axis = next((key for key in grid if len(grid[key]) > 1 and _is_numeric(grid_samplers, key)), None)
         if axis:
             plain = _row_of_plain(rows, [sampler for _, sampler in evaluation.chosen])
-            pictures.save_charts(folder, rows, axis, plain)
-        pictures.save_png(folder / "strip.png", strip(evaluation, list(grid)))
+            charts.save_charts(folder, rows, axis, plain)
+        pictures.save_strip(folder / "strip.png", strip(evaluation, list(grid)))
     return rows
 
 
@@ -174,10 +174,10 @@ def _take(folder: Path, keys: Sequence[str], missing: Sequence[int]) -> tuple[Fi
     return None, None
 
 
-def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
-    """A picture uint8 [H, W, 3] of the first seeds: a row for each seed, a column for each sampler in turn.
+def strip(evaluation: Evaluation, options: Sequence[str]) -> pictures.Strip:
+    """Images of the first seeds: a row for each seed, a column for each sampler in turn.
 
-    Captions give the values of ``options``.
+    Captions give the values of ``options``, or the name of a sampler that has none of them.
     """
     cfg = evaluation.cfg
     view = evaluation.view
@@ -186,7 +186,8 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
     captions = []
     for name, sampler in evaluation.chosen[:STRIP_COLUMNS]:
         values = dotted(samplers.options(sampler))
-        captions.append(" ".join(str(values.get(key, name)) for key in options))
+        words = [f"{key}={values[key]}" for key in options if key in values]
+        captions.append(" ".join(words) or name)
         with restat.applied(norm_statistics(cfg, view, sampler)):
             batches = sampler.stream(view, seeds, len(seeds), evaluation.plan, cfg.noise_mode)
             images = torch.cat([batch.images for batch in batches])
@@ -194,4 +195,4 @@ def strip(evaluation: Evaluation, options: Sequence[str]) -> Any:
 
     # From [columns, rows, ...] to one list of images, row by row.
     cells = np.concatenate(np.stack(columns, 1))
-    return pictures.captioned(pictures.grid(cells, len(columns)), captions)
+    return pictures.Strip(pictures.grid(cells, len(columns)), captions)

@@ -49,8 +49,8 @@ PASSES = {
 
 def table(rows: Sequence[Row]) -> str:
     """Rows of an evaluation as text: one line a sampler, and the protocol below."""
-    metrics = _metrics(rows)
-    grid = _empty_table([*map(_heading, metrics), "s"])
+    metrics = present_metrics(rows)
+    grid = _empty_table([*map(metric_heading, metrics), "s"])
     for row, options in zip(rows, telling_options(rows), strict=True):
         values = [format_metric(key, row["metrics"].get(key)) for key in metrics]
         grid.add_row(row["sampler"], format_options(options), *values, f"{row['seconds']:.1f}")
@@ -73,12 +73,12 @@ def compared(result: Mapping[str, Any]) -> str:
     sampling. Over several ranges of seeds, differences to plain sampling stand before them.
     """
     rows = result["rows"]
-    metrics = _metrics(rows)
+    metrics = present_metrics(rows)
     differences = _differences(rows, metrics)
     passes = _present(PASSES, rows, "cost")
 
     # One line a sampler.
-    headings = [*map(_heading, metrics), *(f"d{_heading(key)}" for key in differences)]
+    headings = [*map(metric_heading, metrics), *(f"d{metric_heading(key)}" for key in differences)]
     grid = _empty_table([*headings, *(PASSES[key] for key in passes), "time"])
     for row in rows:
         values = [format_spread(key, row["metrics"].get(key, {})) for key in metrics]
@@ -88,7 +88,7 @@ def compared(result: Mapping[str, Any]) -> str:
         grid.add_row(row["sampler"], format_options(row["differs"]), *values, *costs, time)
 
     # What the differences are.
-    names = ", ".join(f"d{_heading(key)}" for key in differences)
+    names = ", ".join(f"d{metric_heading(key)}" for key in differences)
     note = f"{names}: difference to plain on equal seeds, mean ± standard error over ranges of seeds"
     return _text(grid, result["protocol"], [note] if differences else [])
 
@@ -100,12 +100,13 @@ def _differences(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     return [key for key in metrics if key in known and (key in shown or "@" in key)]
 
 
-def _heading(metric: str) -> str:
+def metric_heading(metric: str) -> str:
+    """The name of a metric for people, such as FID@random for fid@random."""
     kind, at, space = metric.partition("@")
     return f"{HEADINGS.get(kind, kind)}{at}{space}"
 
 
-def _metrics(rows: Sequence[Row]) -> list[str]:
+def present_metrics(rows: Sequence[Row]) -> list[str]:
     """The metrics that some row has: those with headings in the order of HEADINGS, then all others.
 
     Those of another feature space, such as fid@random, stand behind those of the feature network.
@@ -155,7 +156,7 @@ def tuned(result: Mapping[str, Any]) -> str:
 
     # Each candidate of the search.
     for step in result["searched"]:
-        metrics = [f"{_heading(key)} {format_metric(key, value)}" for key, value in step["metrics"].items()]
+        metrics = [f"{metric_heading(key)} {format_metric(key, value)}" for key, value in step["metrics"].items()]
         lines.append(f"{format_options(step['options'])}: {', '.join(metrics)}")
 
     # Plain sampling, the best candidate and the choice on fresh seeds.
@@ -165,7 +166,7 @@ def tuned(result: Mapping[str, Any]) -> str:
     for name in ("plain", "found", "chosen"):
         summary = result[name]
         values = {key: value for key, value in summary.items() if key != "options"}
-        metrics = [f"{_heading(key)} {format_spread(key, value)}" for key, value in values.items()]
+        metrics = [f"{metric_heading(key)} {format_spread(key, value)}" for key, value in values.items()]
         lines.append(f"{name:<7} {format_options(summary['options'])}: {', '.join(metrics)}")
 
     # The difference, and how to use the choice.

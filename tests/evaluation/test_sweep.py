@@ -19,7 +19,7 @@ from conftest import ok, run
 from filelock import FileLock
 from PIL import Image
 
-from studiogan_guidance.evaluation import pictures, results
+from studiogan_guidance.evaluation import charts, pictures, results
 
 SMALL = ["--num", 60, "--batch-size", 30]
 
@@ -63,7 +63,7 @@ def test_points_equal_eval_and_come_with_table_and_pictures(tmp_path: Path) -> N
 @pytest.mark.parametrize(("grid", "name"), [("scale=0.8,1.5", "plain"), ("scale=1.5,1", "gandance")])
 def test_charts_show_plain_sampling(grid: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(pictures, "save_charts", lambda folder, rows, axis, plain: shown.append((axis, plain)))
+    monkeypatch.setattr(charts, "save_charts", lambda folder, rows, axis, plain: shown.append((axis, plain)))
     ok("sweep", *SMALL, "--metrics", "fid", "--grid", grid, "--out", tmp_path)
     ((axis, plain),) = shown
     assert axis == "scale"
@@ -72,14 +72,14 @@ def test_charts_show_plain_sampling(grid: str, name: str, tmp_path: Path, monkey
 
 def test_options_of_a_base_are_swept_under_names_with_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    charts, strips = pictures.save_charts, pictures.captioned
-    monkeypatch.setattr(pictures, "save_charts", lambda *args: (shown.append(args[2]), charts(*args)))
+    save_charts, strips = charts.save_charts, pictures.captioned
+    monkeypatch.setattr(charts, "save_charts", lambda *args: (shown.append(args[2]), save_charts(*args)))
     monkeypatch.setattr(pictures, "captioned", lambda sheet, words: (shown.append(words), strips(sheet, words))[1])
     options = {"steps": 1, "step": 0.05, "calibration": "none", "base": "gandance"}
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     grid = ["--grid", "base.scale=1.3,1.6"]
     rows = ok("sweep", *SMALL, "--metrics", "fid", "--sampler", "ddls", *flags, *grid, "--out", tmp_path)["rows"]
-    assert shown == ["base.scale", ["plain", "1.3", "1.6"]]
+    assert shown == ["base.scale", ["plain", "base.scale=1.3", "base.scale=1.6"]]
     assert [row["options"]["base"]["scale"] for row in rows[1:]] == [1.3, 1.6]
     assert rows[1]["metrics"] != rows[2]["metrics"]
     assert (tmp_path / "fid.png").exists()
