@@ -9,6 +9,7 @@ import click
 
 from studiogan_guidance.cli import completers, parsing
 from studiogan_guidance.cli.flags import (
+    AS_JSON,
     BENCH,
     CHOSEN,
     CLASSES,
@@ -241,8 +242,8 @@ def compare(config: str | None, as_json: bool, every: bool, rows: tuple[str, ...
 
 @click.command(cls=Verb, short_help="Make a page of a sweep, a comparison or a search.")
 @click.argument("folder", metavar="DIR")
-@click.option("--out", "path", metavar="FILE.html", help="File to write. [DIR/report.html]")
-@flags.AS_JSON
+@option("--out", "path", metavar="FILE.html", help="File to write. [DIR/report.html]", section=OUTPUT)
+@AS_JSON
 def report(folder: str, path: str | None, as_json: bool) -> None:
     """Make one HTML page of what sweep, compare or tune has left in DIR: tables to sort, curves, images, the protocol.
 
