@@ -255,9 +255,9 @@ def summary(of: Callable[[str], Facts | None]) -> str:
 ALL = "python benchmarks/reference.py all --checkpoints checkpoints --data letters"
 SUMMARY: tuple[tuple[str, str, str], ...] = (
     ("reference-stylegan2", "scale", "StyleGAN2 of the host, early in its training"),
+    ("reference-stylegan2", "scale and psi", "the same, with wider classes"),
     ("reference-resnet", "scale", "ResNet of the host, early in its training"),
     ("reference-built-in", "scale", "built-in, its best scale"),
-    ("reference-built-in", "scale and psi", "built-in, wider classes"),
     ("reference-biggan", "scale", "BigGAN of the host, settled"),
     ("guidance-BigGAN", "learned: amortised", "that BigGAN, a joint that learned from its discriminator"),
 )
