@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
-from common import machine
+from common import command, machine
 
 from studiogan_guidance import config
 from studiogan_guidance.evaluation import evaluation
@@ -65,7 +64,7 @@ def main(out: Path, target: Path, joints: tuple[str, ...], num: int | None) -> N
     # Report on the test split.
     test = {"plain": measure(out, "test", joint, 1.0, num), "guided": measure(out, "test", joint, scale, num)}
     kept = {
-        "command": " ".join(["python", "benchmarks/builtin_curve.py", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine("cpu"),
         "seconds": time.time() - started,
         "curves": curves,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,11 @@ def commit() -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return __version__
+
+
+def command() -> str:
+    """The command line of this program, for the table of its results."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def sections(name: str, width: int, steps: int) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import click
 import glead_curves
 import yaml
-from common import machine, program
+from common import command, machine, program
 from glead_runs import ARMS, CHANGES, SMALL_WIDTH, Run, Setting, execute, interval, time_steps, train
 from narrow import narrow
 
@@ -177,7 +176,7 @@ def main(
         measured = evaluate_all(at, runs, keys, parallel)
         target = (results or (at.out if small else Path(__file__).with_name("results"))) / "glead.json"
         kept = json.loads(target.read_text()) if target.exists() else {}
-        facts = {"command": " ".join(["python", "benchmarks/glead.py", *sys.argv[1:]]), "time": f"{minutes:g} minutes"}
+        facts = {"command": command(), "time": f"{minutes:g} minutes"}
         for network in networks:
             kept[network] = {**facts, **summary(at, network, times[network], measured)}
         target.parent.mkdir(parents=True, exist_ok=True)

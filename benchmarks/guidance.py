@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from common import machine
+from common import command, machine
 from compare import best_of
 from narrow import narrow
+from report import methods
 
 from studiogan_guidance import config, training
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import distributed, results, tables
+from studiogan_guidance.evaluation import distributed, results
 from studiogan_guidance.evaluation.compare import compare
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.one_pass import one_pass, with_class_scales
@@ -51,7 +52,6 @@ RIVALS: dict[str, list[dict[str, Any]]] = {
     "dgflow": [{**HEAD, "steps": 5}, {**HEAD, "steps": 5, "eta": 0.03}],
     "drs": [{**HEAD, "burn_in": 1000, "percentile": p} for p in (50, 80)],
 }
-PASSES = ("synthesis", "discriminator", "backward", "joint", "weights")
 VALID_SEED, TEST_SEED = 10_000, 40_000
 REPEATS = 3
 SHIFT = "class_shift"  # the joint that moves classes alone
@@ -154,8 +154,12 @@ def choose(cfg: RunConfig, folder: Path, wanted: Sequence[str], few: bool = Fals
     return {method: spec for method, spec in chosen.items() if spec}
 
 
-def report(cfg: RunConfig, folder: Path, chosen: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Plain sampling and the chosen methods on the test split, over three other ranges of seeds: see ``summary``."""
+def on_test(cfg: RunConfig, folder: Path, chosen: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Plain sampling and the chosen methods on the test split, over three other ranges of seeds.
+
+    Returns:
+        See ``summary``, with the ``seconds`` of all measurements in the folder, those of the validation among them.
+    """
     test = dataclasses.replace(
         cfg,
         metrics=("fid", "kid", "prdc"),
@@ -164,7 +168,9 @@ def report(cfg: RunConfig, folder: Path, chosen: Mapping[str, dict[str, Any]]) -
         out=str(folder / "test"),
         compare=tuple(chosen.values()),
     )
-    return summary(compare(test, repeats=REPEATS), ["plain", *chosen], test.device)
+    kept = summary(compare(test, repeats=REPEATS), ["plain", *chosen], test.device)
+    rows = [row for path in folder.glob(f"*/{results.FILE}") for row in results.read(path)]
+    return {**kept, "seconds": sum(row["seconds"] for row in rows)}
 
 
 def summary(result: dict[str, Any], methods: list[str], device: str) -> dict[str, Any]:
@@ -180,29 +186,6 @@ def summary(result: dict[str, Any], methods: list[str], device: str) -> dict[str
         parts = {key: record[key] for key in ("sampler", "paired", "cost", "seconds", "time")} | {"differs": differs}
         rows.append({"method": method, **parts, "metrics": metrics})
     return {"protocol": result["protocol"], "machine": machine(device), "rows": rows}
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    """The table: distances in each space as mean and paired difference in per cent, accuracy, and passes an image."""
-    spaces = [key for key in summary["rows"][0]["metrics"] if key.partition("@")[0] in ("fid", "kid")]
-    plain = summary["rows"][0]["metrics"]
-    lines = [f"| method | settings | {' | '.join(spaces)} | accuracy | passes |", f"|{'---|' * (len(spaces) + 4)}"]
-    for row in summary["rows"]:
-        cells = []
-        for space in spaces:
-            base = plain[space]["mean"]
-            paired = row["paired"].get(space) if row["paired"] else None
-            text = (
-                f"{100 * paired['mean'] / base:+.1f} ± {100 * paired['se'] / base:.1f} %" if paired else f"{base:.4g}"
-            )
-            cells.append(text)
-        accuracy = row["metrics"].get("accuracy", {}).get("mean")
-        cells.append("" if accuracy is None else f"{accuracy:.3f}")
-        passes = [f"{key} {value:.3g}" for key, value in row["cost"].items() if key in PASSES and value]
-        lines.append(
-            f"| {row['method']} | {tables.format_options(row['differs'])} | {' | '.join(cells)} | {', '.join(passes)} |"
-        )
-    return "\n".join(lines)
 
 
 @click.command(help=__doc__)
@@ -237,11 +220,10 @@ def main(
     folder = (out / name).resolve()
     cfg = config.load(path, {**keys, "num": num, "reference": "valid", "out": str(folder / "valid")})
     seconds = train(cfg, folder, json.loads(stages))
-    kept = report(cfg, folder, choose(cfg, folder, only))
-    kept["training_seconds"] = seconds
+    kept = {"command": command(), **on_test(cfg, folder, choose(cfg, folder, only)), "training_seconds": seconds}
     target.mkdir(parents=True, exist_ok=True)
     (target / f"guidance-{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    click.echo(markdown(kept))
+    click.echo(methods(kept))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +26,14 @@ from typing import Any
 
 import click
 import guidance
+import report
 import torch
-from common import machine
+from common import command, machine
 from glead_runs import Run, Setting, train
 from narrow import narrow
 
 from studiogan_guidance import config
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.evaluation import results
 from studiogan_guidance.files import replacing
 
 SHORT = {"MODEL": {"z_dim": 80, "g_ema_decay": 0.995, "g_ema_start": 100}}  # a moving average for short trainings
@@ -160,18 +159,13 @@ class Bench:
 
 
 def measure(bench: Bench, row: Row, folder: Path, path: Path | None, ckpt: Path | None) -> dict[str, Any]:
-    """The summary of a row, see ``guidance.summary``, with the seconds of its measurements."""
+    """The summary of a row, see ``guidance.on_test``."""
     keys = {**bench.keys(row), "ckpt": ckpt and str(ckpt)}
     cfg: RunConfig = config.load(path and str(path), keys)
-    few = bench.profile.few and row.network != ""
-    chosen = guidance.choose(cfg, folder, row.methods if bench.profile.few else (), few)
-    kept = guidance.report(cfg, folder, chosen)
-    return {**kept, "seconds": sum(map(seconds, folder.glob(f"*/{results.FILE}")))}
-
-
-def seconds(path: Path) -> float:
-    """What the measurements in a file of results took, all together."""
-    return float(sum(row["seconds"] for row in results.read(path)))
+    is_small = bench.profile.few
+    wanted = row.methods if is_small or row.is_curve else ()
+    chosen = guidance.choose(cfg, folder, wanted, few=is_small and row.network != "")
+    return guidance.on_test(cfg, folder, chosen)
 
 
 def yaml_of(folder: Path) -> Path:
@@ -189,7 +183,7 @@ def curve(bench: Bench, row: Row, folder: Path) -> dict[str, Any]:
     for step, file in found.items():
         kept = measure(bench, row, folder / str(step), path, file)
         points.append({"step": step, "images": step * bench.profile.batch, **kept})
-        click.echo(f"step {step}\n{guidance.markdown(kept)}")
+        click.echo(f"step {step}\n{report.methods(kept)}")
     facts = {key: points[-1][key] for key in ("protocol", "machine")}
     total = sum(point["seconds"] for point in points)
     shared = [{key: value for key, value in point.items() if key not in facts} for point in points]
@@ -237,11 +231,6 @@ LABELS = {
     "fid@letters-a": "FID, second letters",
     "kid@efficientnet": "KID, EfficientNet",
 }
-
-
-def command() -> str:
-    """The command line of this call."""
-    return " ".join(["python", "benchmarks/reference.py", *sys.argv[1:]])
 
 
 @click.command(help=__doc__)
@@ -315,7 +304,7 @@ def measured(bench: Bench, name: str, row: Row, ckpt: Path | None, channels: int
         path, found = bench.snapshots(row)
         ckpt = found[max(found)]
     kept = measure(bench, row, folder, path, ckpt)
-    click.echo(f"{name}, {machine(bench.device)}\n\n{guidance.markdown(kept)}")
+    click.echo(f"{name}, {machine(bench.device)}\n\n{report.methods(kept)}")
     return kept
 
 

@@ -1,5 +1,6 @@
 """The tables of results on the pages are those of benchmarks/results, each with its command, machine and time."""
 
+import importlib
 import json
 import re
 import runpy
@@ -34,6 +35,13 @@ def test_each_table_names_its_command_machine_and_time(text: str) -> None:
     if text.startswith("(not measured yet"):
         pytest.skip(text.strip())
     assert re.fullmatch(r".*\(`(python|bash) benchmarks/[^`]+`.*; .+; time: .+\)", text.strip().splitlines()[-1])
+
+
+def test_each_reference_row_has_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    reference = importlib.import_module("reference")
+    files = {reference.file_of(Path(), name).stem for name in reference.ROWS}
+    assert files <= {file for file, _ in REPORT["BY_FILE"].values()}
 
 
 def test_a_changed_number_is_found_and_written_anew(tmp_path: Path) -> None:
