@@ -30,6 +30,7 @@ CHOICES = {
     "pre_resizer": ("wo_resize", "nearest", "bilinear", "bicubic", "lanczos"),
 }
 WORD_LISTS = {"metrics": METRICS, "which": WHICH}
+HUB = "hf://"  # how an address on the Hugging Face hub begins
 RUN_KEYS = ("sampler", "stages", "restat")  # our keys that may stand in the host's RUN section
 NUMBERS = {  # the least and the most
     "num": (1, 2**31),  # each image has a seed of its own below it
@@ -62,7 +63,8 @@ class RunConfig:
         options: the sampler's options (in YAML they stand in the mapping of ``sampler``, next to ``name``).
         host_config: the host's YAML: in a file, a path from the file's folder or inside the host's ``src/configs``;
             in Python, an absolute path or one inside ``src/configs``.
-        ckpt: folder with the host's ``model=G*-weights-step*.pth`` files, or one of them.
+        ckpt: folder with the host's ``model=G*-weights-step*.pth`` files, or one of them; or such a folder on the hub,
+            ``hf://OWNER/REPO[@REVISION]/FOLDER``.
         which: the checkpoint among them: best or current, ema or raw; by default best before current, ema before raw.
         data: folder of real images as the host expects it (``train/<class>/*``, ``valid/<class>/*``, or CIFAR's own).
         held_out: folder of real images whose valid split (CIFAR: test) calibrates the discriminator, for samplers that

@@ -136,7 +136,7 @@ BASIC = (
     option(
         "--ckpt",
         metavar="DIR",
-        help="Folder with the host's model=G*-weights-step*.pth, or one file.",
+        help="Folder with the host's model=G*-weights-step*.pth, or one file; or hf://OWNER/REPO[@REVISION]/FOLDER.",
         section=FILES,
         shell_complete=completers.files,
     ),

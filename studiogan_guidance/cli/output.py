@@ -13,7 +13,7 @@ import click
 
 from studiogan_guidance import progress
 from studiogan_guidance.cli.group import ARGUMENTS
-from studiogan_guidance.config import RunConfig, load
+from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import notice
 
 
@@ -47,13 +47,13 @@ def emit_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 def load_config(path: str | None, settings: Mapping[str, Any], trained: bool = False) -> RunConfig:
     """The configuration of a command; ``path`` may also be a name inside the host's ``src/configs``.
 
+    Without one, it is that of the checkpoint, where this says it.
+
     A notice says that its stages are not trained here, unless the command is about what they ``trained``.
     """
-    if path is not None:
-        from studiogan_guidance.host.locate import host_configuration
+    from studiogan_guidance.host.configuration import configuration
 
-        path = host_configuration(path, settings.get("studiogan"))
-    cfg = load(path, settings)
+    cfg = configuration(path, settings)
     if cfg.stages and not trained:
         from studiogan_guidance.training.stage import STAGES
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,33 @@ def find(source: Path, model: str, which: tuple[str, ...] = (), advice: str = "g
     Raises:
         UserError: no folder, no such file in it, a file that is not ``which``, or both ema and raw.
     """
-    if {"ema", "raw"} <= set(which):
-        raise UserError("--which has both ema and raw: keep one of them")
     if not source.is_dir():
         return _file(source, which)
 
-    # Take the last step of the first name that is there.
-    patterns = _patterns(model, which)
-    for pattern in patterns:
-        files = sorted(source.glob(pattern), key=step)
-        if files:
-            return files[-1]
-    raise UserError(f"no checkpoint {' or '.join(patterns)} in {source}; {_content(source, advice)}")
+    name = choice(names_in(source), model, which)
+    if name is None:
+        raise UserError(f"no checkpoint {wanted(model, which)} in {source}; {_content(source, advice)}")
+    return source / name
+
+
+def choice(names: Sequence[str], model: str, which: Iterable[str]) -> str | None:
+    """The name of the checkpoint among those of files, see ``find``; None if it is not there."""
+    _check_which(which)
+    for pattern in _patterns(model, which):
+        matching = sorted(fnmatch.filter(names, pattern), key=lambda name: step(Path(name)))
+        if matching:
+            return matching[-1]
+    return None
+
+
+def wanted(model: str, which: Iterable[str]) -> str:
+    """The names that ``choice`` looks for, for errors."""
+    return " or ".join(_patterns(model, which))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of the checkpoint files in a folder."""
+    return [path.name for path in folder.glob("model=*-weights-step*.pth")]
 
 
 def _patterns(model: str, which: Iterable[str]) -> list[str]:
@@ -69,6 +85,11 @@ def _patterns(model: str, which: Iterable[str]) -> list[str]:
     return [f"model={kind}-{when}-weights-step*.pth" for when in whens for kind in kinds]
 
 
+def _check_which(which: Iterable[str]) -> None:
+    if {"ema", "raw"} <= set(which):
+        raise UserError("--which has both ema and raw: keep one of them")
+
+
 def _file(path: Path, which: Iterable[str]) -> Path:
     """One file as the checkpoint; UserError if it is not there, or is not ``which``."""
     if not os.path.lexists(path):
@@ -76,13 +97,19 @@ def _file(path: Path, which: Iterable[str]) -> Path:
             f"--ckpt {path} is not a folder and no file: give the folder with the files model=G*-weights-step*.pth, "
             "or one of them"
         )
+    check_words(path, which, str(path))
+    return path
+
+
+def check_words(path: Path, which: Iterable[str], shown: str) -> None:
+    """Raise UserError for a file that is not ``which`` by its name; the error calls it ``shown``."""
+    _check_which(which)
     words = facts(path)
     for word in which:
         if word not in (words.get("when"), "ema" if words.get("model") == "G_ema" else "raw"):
             raise UserError(
-                f"--ckpt {path} is one file, and not {word} by its name: leave out --which, or give a folder"
+                f"--ckpt {shown} is one file, and not {word} by its name: leave out --which, or give a folder"
             )
-    return path
 
 
 def facts(path: Path) -> dict[str, str]:
@@ -139,8 +166,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def beside(generator: Path) -> Path:
+def beside(generator: Path, names: Sequence[str] | None = None) -> Path:
     """The discriminator's file of the same step as the generator's, in the same folder.
+
+    Args:
+        generator: its file.
+        names: of the files that are beside it; by default those of its folder.
 
     Raises:
         UserError: none of that step, or a generator whose name says no step.
@@ -153,7 +184,8 @@ def beside(generator: Path) -> Path:
 
     # One of the same step, and of the same kind if there is one.
     number = step(generator)
-    discriminators = sorted(generator.parent.glob("model=D-*-weights-step*.pth"))
+    there = names_in(generator.parent) if names is None else names
+    discriminators = [generator.parent / name for name in sorted(fnmatch.filter(there, "model=D-*-weights-step*.pth"))]
     matching = [path for path in discriminators if step(path) == number]
     for path in matching:
         if facts(path).get("when") == facts(generator)["when"]:
@@ -165,14 +197,20 @@ def beside(generator: Path) -> Path:
     # Say what is there.
     if not discriminators:
         raise UserError(f"no checkpoint model=D-*-weights-step={number}.pth beside {generator}: the sampler needs one")
-    there = ", ".join(path.name for path in discriminators[:4])
+    found = ", ".join(path.name for path in discriminators[:4])
     raise UserError(
-        f"no discriminator of step {number} beside {generator}, only {there}: give --which best or current, whichever "
+        f"no discriminator of step {number} beside {generator}, only {found}: give --which best or current, whichever "
         "has both"
     )
 
 
-def announce(path: Path, source: Path, which: Iterable[str], averages: bool | None = None) -> None:
+def announce(
+    path: Path,
+    source: str | Path,
+    which: Iterable[str],
+    averages: bool | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
     """Say on stderr where ``find`` took a file that one may not expect.
 
     Args:
@@ -180,21 +218,24 @@ def announce(path: Path, source: Path, which: Iterable[str], averages: bool | No
         source: the folder, or the file, that it was given.
         which: the words that it was given.
         averages: whether the configuration has a moving average (apply_g_ema); None if it is not known.
+        names: of the files in ``source``; by default those of the folder, or none if it is a file.
     """
+    if names is None:
+        names = names_in(Path(source))
     words = facts(path)
     if not words:
         return
 
     # Another time, or another step.
-    if source.is_dir():
-        same = [file for file in source.glob("model=*.pth") if _kind(file) == _kind(path)]
+    if names:
+        same = [name for name in names if _kind(Path(name)) == _kind(path)]
         if len(same) > 1:
             notice(f"{source} holds {len(same)} files of this name, {path.name} is taken, which has the last step")
         if words["when"] == "current" and "current" not in which:
             notice(f"{source} holds no best checkpoint, {path.name} is taken")
 
     # Other weights than the host itself would evaluate.
-    if words["model"] == "G" and averages and "raw" not in which and source.is_dir():
+    if words["model"] == "G" and averages and "raw" not in which and names:
         notice(f"the configuration has apply_g_ema, and {source} no moving average for {path.name}, which is taken")
     if words["model"] == "G_ema" and averages is False and "ema" not in which:
         notice(f"the configuration has no apply_g_ema, the moving average {path.name} is taken")

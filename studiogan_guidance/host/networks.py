@@ -17,10 +17,12 @@ from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig, read_yaml
 from studiogan_guidance.errors import UserError, nearest, typed
 from studiogan_guidance.host import compat
-from studiogan_guidance.host.checkpoints import announce, beside, fill, find, read
+from studiogan_guidance.host.checkpoints import announce, fill, read
+from studiogan_guidance.host.hub import is_address
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.sections import check_sections as check_sections
+from studiogan_guidance.host.stored import discriminator_file, generator_file, names_at
 from studiogan_guidance.latents.base import Networks, weights_digest
 
 
@@ -41,25 +43,28 @@ def load(
         )
 
     # Read the checkpoint.
-    path = find(Path(cfg.ckpt), "G", cfg.which)
+    path = generator_file(cfg.ckpt, cfg.which)
     state = read(path)
 
     # Build its network.
     sections = sections or host_yaml(cfg, checkout)
     model = sections.get("MODEL")
     averages = bool(model.get("apply_g_ema")) if isinstance(model, Mapping) else False
-    announce(path, Path(cfg.ckpt), cfg.which, averages)
+    announce(path, cfg.ckpt, cfg.which, averages, names_at(cfg.ckpt))
     networks = build(sections, checkout, device)
     fill(networks.generator, state, path, cfg)
     return dataclasses.replace(networks, digest=weights_digest(networks.generator), source=str(path))
 
 
 def snapshot(generator: torch.nn.Module, path: str, cfg: RunConfig) -> torch.nn.Module:
-    """A copy of ``generator`` with the weights of another checkpoint of its run: a .pth file, or a folder with some."""
+    """A copy of ``generator`` with the weights of another checkpoint of its run: a .pth file, or a folder with some.
+
+    Both may be on the hub.
+    """
     file = Path(path)
-    if file.is_dir():
-        file = find(file, "G", cfg.which)
-        announce(file, Path(path), cfg.which)
+    if file.is_dir() or is_address(path):
+        file = generator_file(path, cfg.which)
+        announce(file, path, cfg.which, names=names_at(path))
     other = copy.deepcopy(generator)
     fill(other, read(file), file, cfg)
     return other.eval().requires_grad_(False)
@@ -73,7 +78,7 @@ def load_discriminator(
     Raises:
         UserError: as ``load``; a folder without model=D-* of the generator's step.
     """
-    path = beside(find(Path(cfg.ckpt or ""), "G", cfg.which))
+    path = discriminator_file(cfg.ckpt or "", cfg.which)
     state = read(path)
     _, discriminator = build_both(sections or host_yaml(cfg, checkout), checkout, device)
     fill(discriminator, state, path, cfg)

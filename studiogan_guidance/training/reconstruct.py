@@ -28,7 +28,8 @@ from studiogan_guidance.evaluation.source import Source, current_device, open_so
 from studiogan_guidance.features.images import Real, images_at
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import replacing
-from studiogan_guidance.host.checkpoints import facts, fill, find
+from studiogan_guidance.host.checkpoints import facts, fill
+from studiogan_guidance.host.stored import generator_file
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
 from studiogan_guidance.training.decoder import DiscriminatorFeatures
 from studiogan_guidance.training.perceptual import Distance, distance
@@ -144,7 +145,7 @@ def opened(cfg: RunConfig, source: Source) -> Reconstructor:
         UserError: no such checkpoint, weights that cannot be read or do not fit, a generator that the stage refuses.
     """
     # What the stage learned, before larger files are read.
-    path = beside(find(Path(cfg.ckpt or ""), "G", cfg.which))
+    path = beside(generator_file(cfg.ckpt or "", cfg.which))
     weights = read(path)
 
     # The networks.
@@ -170,7 +171,7 @@ def trained_with(cfg: RunConfig) -> RunConfig:
     if not cfg.uses_host or not cfg.ckpt:
         missing = "--ckpt DIR" if cfg.uses_host else "-c FILE and --ckpt DIR"
         raise UserError(f"--reconstruct is for a checkpoint of the host that was trained with {STAGE}: add {missing}")
-    path = find(Path(cfg.ckpt), "G", cfg.which)
+    path = generator_file(cfg.ckpt, cfg.which)
     if facts(path).get("model") != "G_ema" or "ema" in cfg.which or not Path(cfg.ckpt).is_dir():
         return cfg
 
