@@ -19,6 +19,7 @@ class HubServer(ThreadingHTTPServer):
         files: content by path.
         listed: paths that the tree says beside those of ``files``.
         requests: what was asked: method and path.
+        ranges: the parts of files that were asked for.
         breaks: connections that end in the middle of a file, from now on.
         refusal: a status for everything, with the hub's word for it.
         damage: whether files arrive with another last byte.
@@ -62,8 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self, with_content: bool) -> None:
-        path, _, query = self.path.partition("?")
-        path = urllib.parse.unquote(path)
+        path = urllib.parse.unquote(self.path.partition("?")[0])
         self.server.requests.append(f"{self.command} {path}")
         if self.server.refusal:
             return self._error(*self.server.refusal)

@@ -112,9 +112,7 @@ def test_the_choice_is_that_of_a_folder(server: HubServer, tmp_path: Path) -> No
         stored.generator_file(f"{AT}/{RAW}", ("ema",))
 
 
-def test_a_connection_that_breaks_is_resumed_where_it_broke(
-    server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_breaks_is_resumed_where_it_broke(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     content = bytes(range(256)) * 40
     server.files[f"{FOLDER}/{G_EMA}"] = content
@@ -135,7 +133,7 @@ def test_a_damaged_file_is_thrown_away(server: HubServer, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("owner/gans/ckpt/Tiny_tailored/Tiny-resnet", "ckpt/Tiny_tailored has the folders: did you mean 'Tiny-resnet-"),
+        ("owner/gans/ckpt/Tiny_tailored/Tiny-resnet", "ckpt/Tiny_tailored has the folders: known: Tiny-resnet-train-"),
         ("owner/gans/nowhere/at/all", "no folder nowhere/at/all in .*: it has the folders: known: ckpt"),
         ("owner/gans/ckpt", "no checkpoint model=G_ema-best.*it has the folders Tiny_tailored: give one of them"),
         ("owner/gans@v2/ckpt", "owner/gans has no revision v2"),
@@ -193,7 +191,7 @@ def test_names_that_leave_the_folder_are_not_there(server: HubServer, tmp_path: 
     assert stored.generator_file(AT).read_bytes() == b"weights"
 
 
-def test_a_pointer_of_git_lfs_and_code_in_a_file_are_refused_as_in_a_folder(server: HubServer) -> None:
+def test_a_pointer_of_git_lfs_is_refused_as_in_a_folder(server: HubServer) -> None:
     server.files[f"{FOLDER}/{RAW}"] = (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
     )
