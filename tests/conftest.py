@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from host_models import narrow_networks
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -114,9 +115,11 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkout() -> Checkout:
+def checkout() -> Iterator[Checkout]:
+    """The host, whose StyleGANs are narrow in this process: what holds exactly needs no width."""
     assert CHECKOUT is not None
-    return CHECKOUT
+    with narrow_networks(CHECKOUT):
+        yield CHECKOUT
 
 
 def run(*args: object) -> Result:

@@ -88,17 +88,25 @@ def sections(name: str, **model: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def narrow(style: Any) -> Iterator[None]:
-    """Inside the with-block, networks of the host's module ``models.stylegan2`` have at most 16 channels."""
-    generator, discriminator = style.Generator, style.Discriminator
+def narrow_networks(checkout: Checkout) -> Iterator[None]:
+    """Inside the with-block, the host builds StyleGAN2 and StyleGAN3 with at most 16 channels; they had 512."""
+    with inside(checkout):
+        second = module("models.stylegan2")
+        third = module("models.stylegan3")
 
-    def narrow_generator(*args: Any, synthesis_kwargs: Any, **kwargs: Any) -> Any:
-        return generator(*args, synthesis_kwargs={**synthesis_kwargs, "channel_max": 16}, **kwargs)
+    def generator(whole: Any) -> Any:
+        return lambda *args, synthesis_kwargs, **kwargs: whole(
+            *args, synthesis_kwargs={**synthesis_kwargs, "channel_max": 16}, **kwargs
+        )
 
-    def narrow_discriminator(*args: Any, channel_max: int, **kwargs: Any) -> Any:
-        return discriminator(*args, channel_max=16, **kwargs)
+    def discriminator(whole: Any) -> Any:
+        return lambda *args, channel_max, **kwargs: whole(*args, channel_max=16, **kwargs)
 
-    with swapped(style, "Generator", narrow_generator), swapped(style, "Discriminator", narrow_discriminator):
+    with (
+        swapped(second, "Generator", generator(second.Generator)),
+        swapped(second, "Discriminator", discriminator(second.Discriminator)),
+        swapped(third, "Generator", generator(third.Generator)),
+    ):
         yield
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,14 @@ import numpy as np
 import torch
 import yaml
 from conftest import digit_images
-from host_models import narrow, sections
+from host_models import sections
 from PIL import Image
 from torch import Tensor
 
-from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.plugin import hooks
 
 HERE = Path(__file__).parent
-
-
-@contextmanager
-def narrow_networks(checkout: Checkout) -> Iterator[None]:
-    """Inside the with-block, networks of StyleGAN2 have at most 16 channels."""
-    with inside(checkout):
-        style = module("models.stylegan2")
-    with narrow(style):
-        yield
 
 
 def write_images(folder: Path) -> Path:
@@ -139,11 +128,11 @@ def assert_same(folder: Path, other: Path) -> None:
 SCRIPT = f"""
 import os, signal, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE / "plugin")!r}]
-import conftest, training_runs
+import conftest, host_models
 from studiogan_guidance.cli import main
 from studiogan_guidance.plugin import resuming
 resuming.remove_others = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-with training_runs.narrow_networks(conftest.CHECKOUT):
+with host_models.narrow_networks(conftest.CHECKOUT):
     main(sys.argv[1:])
 """
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from host_models import STYLE_RUN, both, networks, sections
 from torch import Tensor, nn
-from training_runs import narrow_networks
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.imports import inside, module
@@ -31,12 +30,6 @@ RESOLUTIONS = {
 }
 EVERY = [(name, side) for name, sides in RESOLUTIONS.items() for side in sides]
 COUNT = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _narrow(checkout: Checkout) -> Iterator[None]:
-    with narrow_networks(checkout):
-        yield
 
 
 @pytest.fixture(scope="module")

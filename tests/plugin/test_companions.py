@@ -22,7 +22,6 @@ from training_runs import (
     flags,
     killed,
     losses,
-    narrow_networks,
     train,
     weights,
     write,
@@ -97,13 +96,11 @@ class Painting(Stage):
 
 
 @pytest.fixture
-def _stage(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(STAGES, "_entries", dict(STAGES._entries))
     STAGES.register("painting", "a test", "none")(Painting)
     MADE.clear()
-    with narrow_networks(checkout):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from conftest import digit_images
 from host_models import both
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_runs import narrow_networks
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host.locate import Checkout
@@ -23,12 +21,6 @@ from studiogan_guidance.training.stage import DiscriminatorStep, Training
 
 pytestmark = pytest.mark.studiogan
 BACKBONES = ("stylegan2", "big_resnet", "big_resnet_deep_studiogan")
-
-
-@pytest.fixture(autouse=True)
-def _narrow(checkout: Checkout) -> Iterator[None]:
-    with narrow_networks(checkout):
-        yield
 
 
 def opened(name: str, checkout: Checkout, augmentation: str = "", **options: Any) -> tuple[Any, Networks, nn.Module]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from host_models import networks, save, sections
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from training_runs import narrow_networks
 
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.host.networks import build_both
@@ -36,12 +34,6 @@ pre_resizer: lanczos
 stages:
 - {name: glead, distance: pixels, resolution: 8, decoder_resolution: 8}
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _narrow(checkout: Checkout) -> Iterator[None]:
-    with narrow_networks(checkout):
-        yield
 
 
 def decoder_of(discriminator: nn.Module, blocks: UpperBlocks, made: Any) -> LatentDecoder:
