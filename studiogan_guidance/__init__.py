@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # where types are checked, names have those of their modules
+    from studiogan_guidance.errors import UserError as UserError
+    from studiogan_guidance.latents import LabelPlan as LabelPlan
+    from studiogan_guidance.latents import LatentView as LatentView
+    from studiogan_guidance.latents import Networks as Networks
+    from studiogan_guidance.latents import view_for as view_for
 
 __version__ = "0.2.0"
 
