@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from studiogan_guidance.errors import one_line
+from studiogan_guidance.errors import one_line, say
 
 T = TypeVar("T")
 Capture = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
@@ -159,7 +158,7 @@ class Graphed:
             inputs = _mapped(arguments, self._filled_up)
             outputs, replay = self._capture(lambda: self.function(*inputs))
         except Exception as error:  # whatever a library raises: the function may still run as it is
-            print(f"no CUDA graph of the {self.what} ({one_line(error, 120)}): continuing without", file=sys.stderr)
+            say(f"no CUDA graph of the {self.what} ({one_line(error, 120)}): continuing without")
             self._capture = None
             self._graphs.clear()
             return None

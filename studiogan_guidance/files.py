@@ -18,7 +18,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, detail
+from studiogan_guidance.progress import bar
 
 Arrays = dict[str, NDArray[Any]]
 BLOCK = 1 << 20  # bytes of a file that are hashed at a time
@@ -287,10 +288,11 @@ def cached(kind: str, key: Mapping[str, Any], compute: Callable[[], Arrays], ena
     path = cache_path(kind, key)
     arrays = read_arrays(path)
     if arrays is not None:
+        detail(f"{key.get('derived', kind)}: from the cache, {path}")
         return arrays
 
     # Another process may finish the same arrays while this one waits.
-    with locked(path):
+    with bar(kind.replace("-", " ")), locked(path):
         arrays = read_arrays(path)
         if arrays is None:
             arrays = compute()

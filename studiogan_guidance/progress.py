@@ -7,6 +7,7 @@ shown for what ends within a second, under ``--quiet``, and by the processes of 
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import sys
 import threading
@@ -63,6 +64,13 @@ class Bar:
         self.text = self.text if text is None else text
         self._moved = time.monotonic()
         DISPLAY.speak()
+
+    def begin(self, done: float) -> None:
+        """Start where ``done`` steps are done already."""
+        self.done = done
+        self._before = done
+        self.started = time.monotonic()
+        self._moved = self.started
 
     @property
     def seconds(self) -> float:
@@ -203,16 +211,16 @@ class Display:
             self._live.start()
 
     def _table(self) -> Table:
-        """A row for each bar: what, bar, count, time, text."""
+        """A row for each bar."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
         table = Table.grid(padding=(0, 1))
-        for _ in range(5):
+        for _ in range(4):
             table.add_column(no_wrap=True, overflow="ellipsis")
         for bar in self.shown():
             line = ProgressBar(bar.total, bar.done, WIDTH, pulse=bar.total is None)
-            table.add_row(bar.what, line, bar.count, bar.time, bar.text)
+            table.add_row(f"{bar.what} {bar.count}", line, bar.time, bar.text)
         return table
 
 
@@ -266,3 +274,35 @@ def reached() -> str:
     """How far the outermost work came that was stopped, or is under way, such as "3 of 12 points"; "" if unknown."""
     known = [bar for bar in (DISPLAY.stopped, *DISPLAY.bars) if bar and bar.total is not None]
     return known[0].reached if known else ""
+
+
+class Download:
+    """A bar of bytes that libraries take where they would make one of tqdm's."""
+
+    def __init__(self, what: str, *, total: float | None = None, **more: Any) -> None:
+        self.bar = Bar(what, total, in_bytes=True)
+
+    def __enter__(self) -> Download:
+        DISPLAY.open(self.bar)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        DISPLAY.close(self.bar)
+
+    def update(self, steps: float = 1) -> None:
+        """Have that many more bytes."""
+        self.bar.advance(steps)
+
+
+@contextmanager
+def downloads(what: str) -> Iterator[None]:
+    """In a with-block, what torch.hub downloads has a bar in our style."""
+    import torch
+
+    hub: Any = torch.hub
+    before = hub.tqdm
+    hub.tqdm = functools.partial(Download, what)
+    try:
+        yield
+    finally:
+        hub.tqdm = before

@@ -139,7 +139,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _mistakes():
+            with loudness(ctx.meta.get(LEVEL, Loudness.NORMAL)), _mistakes():
                 return super().invoke(ctx)
         except click.ClickException as error:
             from studiogan_guidance.evaluation.distributed import is_first_to_fail

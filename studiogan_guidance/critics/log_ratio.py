@@ -17,6 +17,7 @@ from studiogan_guidance.critics.critic import Critic, of_view
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.features.images import check_class_count
 from studiogan_guidance.latents.base import Companions, LabelPlan, LatentView
+from studiogan_guidance.progress import track
 
 BATCH_SIZE = 64  # of what is computed once
 FEWEST = 10  # held-out images that a calibration needs
@@ -98,8 +99,10 @@ def calibrated(view: LatentView, calibration: str, count: int, noise_mode: str) 
     # Score held-out real images, then fakes of the same classes; a head reads features, too (more than one weight).
     images, labels = _held_out(companions, count, view, critic)
     reader = LogRatio(view, critic, torch.ones(2)) if calibration == "head" else raw
-    real = _evidence(reader, zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE)))
-    fake = _evidence(reader, fakes(view, rng.FAKES, labels.tolist(), noise_mode))
+    of_real = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE))
+    of_fakes = fakes(view, rng.FAKES, labels.tolist(), noise_mode)
+    real = _evidence(reader, track(of_real, "held-out images", len(labels), BATCH_SIZE))
+    fake = _evidence(reader, track(of_fakes, "fakes for calibration", len(labels), BATCH_SIZE))
     evidence = torch.cat([real, fake]).numpy()
     if failed := int((~np.isfinite(evidence).all(1)).sum()):
         raise UserError(

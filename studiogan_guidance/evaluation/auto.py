@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studiogan_guidance import samplers
+from studiogan_guidance import progress, samplers
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, nearest, one_line
+from studiogan_guidance.errors import UserError, nearest, one_line, say
 from studiogan_guidance.evaluation import choice, distributed, results
 from studiogan_guidance.evaluation.decision import Decision, decide
 from studiogan_guidance.evaluation.evaluation import Evaluation
@@ -32,6 +31,7 @@ from studiogan_guidance.evaluation.starts import MOST, OBJECTIVES, default_range
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.latents import LatentView
 from studiogan_guidance.options import Spec
+from studiogan_guidance.progress import Bar
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, GANdance, choices
 
@@ -159,10 +159,10 @@ def _contest(cfg: RunConfig, objective: str, budget: int, repeats: int, searches
     cfg = dataclasses.replace(validated(cfg, source), metrics=metrics, judges=judges)
     folder = results.writable(Path(cfg.out))
 
-    with distributed.group() as group:
+    with distributed.group() as group, progress.bar("evaluation", budget, numbered=True) as shown:
         evaluation = Evaluation(cfg, group, [PLAIN, Spec(cfg.sampler, _fixed(cfg, ()))], source)
         check_images(cfg.seed, (1 + repeats) * evaluation.num)
-        yield Contest(evaluation, folder, objective, budget - 2 * repeats, searches)
+        yield Contest(evaluation, folder, objective, budget - 2 * repeats, searches, shown)
 
 
 def _check_request(cfg: RunConfig, objective: str, budget: int, repeats: int, searches: int) -> None:
@@ -223,12 +223,15 @@ class Contest:
         trials: of all searches.
     """
 
-    def __init__(self, evaluation: Evaluation, folder: Path, objective: str, budget: float, searches: int) -> None:
+    def __init__(
+        self, evaluation: Evaluation, folder: Path, objective: str, budget: float, searches: int, shown: Bar
+    ) -> None:
         self.evaluation = evaluation
         self.objective = objective
         self.spent = 0.0
         self.trials: list[Trial] = []
         self._folder = folder
+        self._shown = shown
         self._budget = budget / searches
         self._shares = feasible(evaluation, SHARES)
         self._parts = {share: part(evaluation, share) for share in self._shares}
@@ -240,8 +243,7 @@ class Contest:
         try:
             self.evaluation.checked(samplers.create(family.sampler, Setting(family, values).options))
         except UserError as error:
-            if self.evaluation.group.rank == 0:
-                print(f"{family.name} is left out: {one_line(error, limit=1000)}", file=sys.stderr)
+            say(f"{family.name} is left out: {one_line(error, limit=1000)}")
             return False
         return True
 
@@ -281,6 +283,7 @@ class Contest:
             rows = complete(evaluation, [(name, sampler, seed)], self._folder)
             self._rows[key] = evaluation.group.agree(rows[0] if rows else {})
             self.spent += share
+            self._shown.move(self.spent)
         return self._rows[key]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError, one_line, say
 from studiogan_guidance.evaluation import charts, distributed, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.sweep import complete
@@ -108,7 +107,7 @@ class Refusals:
         if name == "plain" or self.are_errors:
             raise UserError(f"{name}: {error}") from error
         if name not in self.names and self.are_printed:
-            print(f"{name} is left out: {one_line(error, limit=1000)}", file=sys.stderr)
+            say(f"{name} is left out: {one_line(error, limit=1000)}")
         self.names.add(name)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, notice
+from studiogan_guidance.errors import UserError, notice, say
 from studiogan_guidance.evaluation import distributed, labels, metrics, precision, reference, results, stats_file
 from studiogan_guidance.evaluation.generation import Meter, Pass, batch_size, check_counts, norm_statistics
 from studiogan_guidance.evaluation.judges import ACCURACY, Judges, labelled, of_classifier
@@ -214,7 +212,7 @@ class Evaluation:
         choice = self.group.agree(choices[0] if choices else None)
         assert choice is not None
         if self.group.rank == 0:
-            print(choice, file=sys.stderr)
+            say(str(choice))
 
         accelerated = exact.fast(choice.precision, self.batch_size)
         self.view = accelerated.view
@@ -393,7 +391,6 @@ class Evaluation:
         turn = (group.rank, group.size)
         samples = sampler.stream(self.view, seeds, self.batch_size, self.plan, cfg.noise_mode, turn=turn)
         meter = Meter(samples, self.view)
-        batches = math.ceil(self.num / self.batch_size / group.size)
 
         # Their features, in all spaces.
         what = f"images of {name}"
@@ -404,7 +401,7 @@ class Evaluation:
         observers = self.judges.accumulators(what, label)
         with restat.applied(norm_statistics(cfg, self.view, sampler)):
             stats = accumulate(
-                shown_to(list(observers.values()), track(meter, name, total=batches)),
+                shown_to(list(observers.values()), track(meter, what, self.num, self.batch_size * group.size)),
                 self.backbone,
                 features=self._with_features,
                 probabilities=metrics.need(cfg, "probabilities"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from studiogan_guidance.evaluation.kid import kid
 from studiogan_guidance.evaluation.prdc import prdc
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.features.stats import FeatureStats
+from studiogan_guidance.progress import bar, track
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -94,11 +96,13 @@ def compute(comparison: Comparison) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, metric in METRICS.items():
         if name in comparison.cfg.metrics:
-            values |= metric.values(comparison)
+            with bar(f"metric {name}"):
+                values |= metric.values(comparison)
     for name, (real, fake) in comparison.judged.items():
-        values[name] = distance(real, fake)
-        if "kid" in comparison.cfg.metrics:
-            values[name.replace("fid", "kid", 1)] = kid(*_features(real, fake))
+        with bar(f"metric {name}"):
+            values[name] = distance(real, fake)
+            if "kid" in comparison.cfg.metrics:
+                values[name.replace("fid", "kid", 1)] = kid(*_features(real, fake))
     if comparison.classified is not None:
         values["accuracy"] = accuracy(comparison.classified)
     return values
@@ -129,7 +133,7 @@ def within_classes(real: FeatureStats, fake: FeatureStats, k: int, device: str =
 
     # The values that each class has enough images for.
     by_class: dict[str, dict[str, float]] = {}
-    for label in sorted(labels):
+    for label in track(sorted(labels), "classes"):
         x = real.features[real.labels == label]
         y = fake.features[fake.labels == label]
         values: dict[str, float] = {"num": len(y), "num_real": len(x)}
@@ -178,7 +182,10 @@ def _kid(comparison: Comparison) -> dict[str, Any]:
 def _prdc(comparison: Comparison) -> dict[str, Any]:
     real, fake = comparison.features
     k = comparison.cfg.k
-    return dict(comparison.on_device(lambda device: prdc(real, fake, k, comparison.real.radii(k, device), device)))
+    follow = partial(track, what="neighbours")
+    return dict(
+        comparison.on_device(lambda device: prdc(real, fake, k, comparison.real.radii(k, device), device, follow))
+    )
 
 
 def _per_class(comparison: Comparison) -> dict[str, Any]:

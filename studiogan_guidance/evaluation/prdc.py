@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
+Follow = Callable[[list[slice]], Iterable[slice]]  # passes blocks of rows through, and shows how many are done
 BLOCK = 1024  # rows and columns of a block of distances
 SPARE = 8  # candidates for a radius beyond the k nearest
 PAIRS = 64  # pairs, or rows, whose float64 features are held at a time
@@ -40,7 +41,12 @@ class _Points(NamedTuple):
 
 
 def prdc(
-    real: NDArray[Any], fake: NDArray[Any], k: int = 5, real_radii: Array | None = None, device: str = "cpu"
+    real: NDArray[Any],
+    fake: NDArray[Any],
+    k: int = 5,
+    real_radii: Array | None = None,
+    device: str = "cpu",
+    follow: Follow = iter,
 ) -> dict[str, float]:
     """How much of the fakes lies inside the real manifold, and the other way round.
 
@@ -56,6 +62,7 @@ def prdc(
         k: neighbour whose distance is the radius, from 1 up; 5 is the usual choice for density and coverage.
         real_radii: what radii(real, k) returned, where it is known already.
         device: "cpu" or a CUDA device; it holds twice the features.
+        follow: passes the blocks of rows through, to show how many are done.
 
     Returns:
         precision, recall and coverage in [0, 1]; density in [0, N / k].
@@ -82,9 +89,9 @@ def prdc(
         raise ValueError(f"real_radii must be [{len(real)}], one for each real image, found {np.shape(real_radii)}")
 
     # Count who is inside whose ball.
-    real_radii = radii(real, k, device) if real_radii is None else np.asarray(real_radii, np.float64)
-    fake_radii = radii(fake, k, device)
-    around, recalled, covered = _cross(_tensor(real, device), _tensor(fake, device), real_radii, fake_radii)
+    real_radii = radii(real, k, device, follow) if real_radii is None else np.asarray(real_radii, np.float64)
+    fake_radii = radii(fake, k, device, follow)
+    around, recalled, covered = _cross(_tensor(real, device), _tensor(fake, device), real_radii, fake_radii, follow)
     return {
         "precision": float((around > 0).mean()),
         "recall": float(recalled.mean()),
@@ -93,8 +100,8 @@ def prdc(
     }
 
 
-def radii(features: NDArray[Any], k: int, device: str = "cpu") -> Array:
-    """Distance of each row of features [N, D] to its k-th nearest other row, [N] float64.
+def radii(features: NDArray[Any], k: int, device: str = "cpu", follow: Follow = iter) -> Array:
+    """Distance of each row of features [N, D] to its k-th nearest other row, [N] float64; see ``prdc`` for ``follow``.
 
     Raises:
         ValueError: features that are not [N, D] with N > k, or not finite.
@@ -112,15 +119,15 @@ def radii(features: NDArray[Any], k: int, device: str = "cpu") -> Array:
     # Take the radii of the rest.
     x = _tensor(features, device)
     out = np.zeros(len(features))
-    out[rows] = _radii(x if len(rows) == len(x) else x[rows], k).cpu().numpy()
+    out[rows] = _radii(x if len(rows) == len(x) else x[rows], k, follow).cpu().numpy()
     return out
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
+def _radii(x: Tensor, k: int, follow: Follow) -> Tensor:
     """Radii [N] float64 of features [N, D] with at most k copies of a row."""
     # Bound the half squared distances to the nearest candidates from below and above.
     (a,) = _centred(x)
-    lower, index = _candidates(a, k + SPARE)
+    lower, index = _candidates(a, k + SPARE, follow)
     upper = lower + 2 * (a.error[:, None] + a.error[index])
 
     # Bracket that to the k-th neighbour; a row is missed if points that are no candidates may be as near.
@@ -141,7 +148,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
     return out
 
 
-def _candidates(a: _Points, count: int) -> tuple[Tensor, Tensor]:
+def _candidates(a: _Points, count: int, follow: Follow) -> tuple[Tensor, Tensor]:
     """The ``count`` smallest lower bounds of half squared distances to other points, float64 [N, count], and to whom.
 
     The bound of points i and j is (half - error)_i + (half - error)_j - a_i . a_j; in the search the part of i, which
@@ -159,7 +166,7 @@ def _candidates(a: _Points, count: int) -> tuple[Tensor, Tensor]:
 
     # Compare each pair of blocks once.
     blocks = _blocks(a.points)
-    for n, rows in enumerate(blocks):
+    for n, rows in enumerate(follow(blocks)):
         for columns in blocks[n:]:
             products = _products(a.points[rows], a.points[columns])
             bounds = low[columns] - products
@@ -194,7 +201,7 @@ def _balls(radii: Array, scale: float, device: torch.device) -> _Balls:
 
 
 def _cross(
-    real: Tensor, fake: Tensor, real_radii: Array, fake_radii: Array
+    real: Tensor, fake: Tensor, real_radii: Array, fake_radii: Array, follow: Follow
 ) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
     """Number of real balls around each fake; which reals are in a fake ball; which real balls hold a fake."""
     device = real.device
@@ -208,7 +215,7 @@ def _cross(
     around = torch.zeros(len(fake), dtype=torch.int64, device=device)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device=device)
 
-    for rows in _blocks(real):
+    for rows in follow(_blocks(real)):
         late_i, late_j = torch.zeros(2, 0, dtype=torch.int64, device=device)
         for columns in _blocks(fake):
             # Select the pairs that may be inside a ball, but for reals that are recalled already.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from studiogan_guidance import fast, rng
-from studiogan_guidance.errors import one_line
+from studiogan_guidance.errors import one_line, say
 from studiogan_guidance.evaluation import fid
 from studiogan_guidance.evaluation.reference import Reference
 from studiogan_guidance.features.preparation import Accelerated
@@ -53,7 +52,7 @@ class Pipeline:
         """FID of ``num`` plain images of fixed seeds, in batches of ``size``."""
         samples = Plain().stream(self.view, range(SEED, SEED + num), size, LabelPlan())
         batches = ((batch.images, batch.labels) for batch in samples)
-        steps = track(batches, "precision", total=math.ceil(num / size))
+        steps = track(batches, "images for --fast", num, size)
         with self.view.ledger.pausing():
             stats = accumulate(steps, self.backbone, features=False, probabilities=False, what="images of plain")
         return fid.frechet_distance(real.stats.mean, real.stats.cov, stats.mean, stats.cov, real.factor)
@@ -153,7 +152,7 @@ def _largest(exact: Pipeline, name: str, of_exact: float, real: Reference, num: 
             parts += [Pipeline(both.view, exact.backbone), Pipeline(exact.view, both.backbone)]
         return float(np.max([abs(part.fid(real, num, size) - of_exact) for part in parts]))
     except Exception as error:  # whatever a network raises
-        print(f"fast: {name} cannot run ({one_line(error)})", file=sys.stderr)
+        say(f"fast: {name} cannot run ({one_line(error)})")
         return math.nan
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from studiogan_guidance import __version__
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, detail
 from studiogan_guidance.evaluation import distributed, fid, prdc, results, stats_file
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.labels import resolved_classes
@@ -24,7 +23,7 @@ from studiogan_guidance.evaluation.stats_file import StatsFile
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.stats import Backbone, FeatureStats, accumulate, merge
 from studiogan_guidance.files import Arrays, cache_path, cached, locked, read_arrays, write_arrays
-from studiogan_guidance.progress import track
+from studiogan_guidance.progress import bar, track
 
 KIND = "reference"  # the folder of the cache
 VERSION = 3  # of the cached statistics and what is derived from them: raise it when their maths change
@@ -57,13 +56,19 @@ class Reference:
         features = self.stats.features
         assert features is not None
         if k not in self._radii:
-            self._radii[k] = self._derived(f"radii {k}", lambda: prdc.radii(features, k, device))
+            follow = partial(track, what="neighbours")
+            self._radii[k] = self._derived(f"radii {k}", lambda: prdc.radii(features, k, device, follow))
         return self._radii[k]
 
     def _derived(self, name: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         moments = hashlib.sha256(self.stats.mean.tobytes() + self.stats.cov.tobytes()).hexdigest()
         key = {**self.key, "derived": name, "of": moments}
-        return cached(KIND, key, lambda: {"value": compute()})["value"]
+
+        def value() -> Arrays:
+            with bar(f"{name} of the real images"):
+                return {"value": compute()}
+
+        return cached(KIND, key, value)["value"]
 
 
 def load_or_make(
@@ -101,6 +106,7 @@ def load_or_make(
     path = cache_path(KIND, key)
     with locked(path):
         arrays = read_arrays(path)
+        detail(f"statistics of real images: {'not in the cache' if arrays is None else f'from the cache, {path}'}")
         if group.agree(arrays is None or not np.isfinite(arrays["mean"]).all()):  # left by an earlier version
             arrays = _arrays(cast(FeatureStats, make()))
             write_arrays(path, arrays)
@@ -195,8 +201,8 @@ def _pass_over(
 ) -> FeatureStats | None:
     """The statistics of real images, whose batches the processes take in turn; None above rank 0."""
     batches = real.batches(batch_size, group.rank, group.size, only)
-    total = math.ceil(len(real if only is None else only) / batch_size / group.size)
-    steps = track(batches, "real images", total=total)
+    total = len(real if only is None else only)
+    steps = track(batches, "real images", total, batch_size * group.size)
 
     def name(position: int) -> str:
         number = group.position(position, batch_size)

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from studiogan_guidance import __version__
-from studiogan_guidance.errors import UserError, notice_once, one_line
+from studiogan_guidance.errors import UserError, notice_once, one_line, say
 from studiogan_guidance.files import append_lines, file_lock, json_digest, json_lines, regular_file, remove_stale
 
 PACKAGE = "studiogan_guidance"
@@ -218,7 +217,7 @@ def claim(folder: Path, key: str) -> FileLock | None:
 
 @functools.cache
 def _say_that_nothing_is_locked(folder: Path, reason: str) -> None:
-    print(f"{folder} has no locks ({reason}): processes that share it measure the same points", file=sys.stderr)
+    say(f"{folder} has no locks ({reason}): processes that share it measure the same points")
 
 
 def remove_locks(folder: Path, keys: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan
     with restat.applied(norm_statistics(cfg, view, sampler)):
         size = cfg.batch_size or CPU_BATCH
         stream = sampler.stream(view, seeds, size, plan, cfg.noise_mode)
-        for batch in track(stream, cfg.sampler, total=math.ceil(len(seeds) / size)):
+        for batch in track(stream, f"images of {cfg.sampler}", len(seeds), size):
             images.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
 

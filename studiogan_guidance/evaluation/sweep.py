@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from studiogan_guidance import samplers
+from studiogan_guidance import progress, samplers
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import UserError, say
 from studiogan_guidance.evaluation import charts, distributed, pictures, results, tables
 from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.evaluation.generation import norm_statistics
@@ -28,6 +27,7 @@ from studiogan_guidance.evaluation.source import current_device, open_source
 from studiogan_guidance.evaluation.starts import default_grid
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.options import Spec, dotted
+from studiogan_guidance.progress import Bar
 from studiogan_guidance.samplers import Sampler, restat
 
 Point = tuple[str, Sampler, int]  # name, sampler, first seed
@@ -116,11 +116,25 @@ def complete(
     refused while it is measured raises its UserError; with ``refused``, that is called with the error, and the point is
     left out.
     """
+    with progress.bar("point", len(points) if len(points) > 1 else None, numbered=True) as shown:
+        return _completed(evaluation, points, folder, refused, shown)
+
+
+def _completed(
+    evaluation: Evaluation,
+    points: Sequence[Point],
+    folder: Path,
+    refused: Callable[[Point, UserError], None] | None,
+    shown: Bar,
+) -> list[dict[str, Any]]:
+    """See ``complete``; ``shown`` counts the points."""
     group = evaluation.group
     path = folder / results.FILE
     results.appendable(path)
     keys = [results.identity(evaluation.facts(*point)) for point in points]
+    captions = _captions(points)
     left_out: set[str] = set()
+    is_first = True
     is_waiting = False
     while True:
         # Look for what is missing; rank 0 alone reads and writes.
@@ -128,6 +142,10 @@ def complete(
         missing = [i for i, key in enumerate(keys) if key not in rows and key not in left_out]
         if not group.agree(bool(missing)):
             break
+        done = len(keys) - len(missing)
+        if is_first:
+            shown.begin(done)
+        is_first = False
 
         # Take a point that no other process has, or wait for theirs.
         lock, index = _take(folder, keys, missing) if group.rank == 0 else (None, None)
@@ -135,12 +153,13 @@ def complete(
         if index is None:
             if group.rank == 0 and not is_waiting:
                 where = folder / results.LOCKS
-                print(f"waiting for other processes, which hold {len(missing)} points in {where}", file=sys.stderr)
+                say(f"waiting for other processes, which hold {len(missing)} points in {where}")
             is_waiting = True
             time.sleep(PAUSE)
             continue
 
         # Measure it.
+        shown.move(done, captions[index])
         name, sampler, seed = points[index]
         try:
             row = evaluation.measure(name, sampler, seed)
@@ -160,6 +179,17 @@ def complete(
         return []
     results.remove_locks(folder, keys)
     return [rows[key] for key in keys if key in rows]
+
+
+def _captions(points: Sequence[Point]) -> list[str]:
+    """The name of each point, with the options in which those of one sampler differ."""
+    options = [dotted(samplers.options(sampler)) for _, sampler, _ in points]
+    is_grid = len({name for name, _, _ in points}) == 1
+    varied = [key for key in options[0] if any(one.get(key) != options[0][key] for one in options)] if is_grid else []
+    return [
+        f"{name} {tables.format_options({key: one.get(key) for key in varied})}".strip()
+        for (name, _, _), one in zip(points, options)
+    ]
 
 
 def _take(folder: Path, keys: Sequence[str], missing: Sequence[int]) -> tuple[FileLock | None, int | None]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studiogan_guidance import samplers
+from studiogan_guidance import progress, samplers
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation import choice, distributed, results
@@ -39,6 +39,7 @@ from studiogan_guidance.evaluation.starts import (
 from studiogan_guidance.evaluation.sweep import complete
 from studiogan_guidance.latents import view_for
 from studiogan_guidance.options import Spec
+from studiogan_guidance.progress import Bar
 from studiogan_guidance.rng import check_images
 from studiogan_guidance.samplers import SAMPLERS, GANdance
 
@@ -108,11 +109,11 @@ def tune(
     metrics = tuple(dict.fromkeys([*cfg.metrics, OBJECTIVES[objective], *recall]))
     cfg = dataclasses.replace(validated(cfg, source), metrics=metrics)
     folder = results.writable(Path(cfg.out))
-    with distributed.group() as group:
+    with distributed.group() as group, progress.bar("evaluation", budget, numbered=True) as shown:
         wanted = [Spec(cfg.sampler, options) for options in (plain, start, *ends(lines, start))]
         evaluation = Evaluation(cfg, group, wanted, source)
         check_images(cfg.seed, (1 + repeats) * evaluation.num)
-        measured = Measured(evaluation, folder, objective, min_recall)
+        measured = Measured(evaluation, folder, objective, min_recall, shown)
         if measured.score(plain)[1] == math.inf:
             raise UserError(f"{objective} cannot be measured here: raise --num")
 
@@ -135,11 +136,14 @@ def tune(
 class Measured:
     """Scores of options, each measured once; ``seen`` holds the rows of the search in their order."""
 
-    def __init__(self, evaluation: Evaluation, folder: Path, objective: str, min_recall: float | None) -> None:
+    def __init__(
+        self, evaluation: Evaluation, folder: Path, objective: str, min_recall: float | None, shown: Bar
+    ) -> None:
         self.evaluation = evaluation
         self.folder = folder
         self.objective = objective
         self.min_recall = min_recall
+        self.shown = shown
         self.seen: dict[str, dict[str, Any]] = {}
         self.one_pass: OnePass | None = None
 
@@ -175,6 +179,7 @@ class Measured:
         if key not in self.seen:
             rows = complete(evaluation, [(name, sampler, seed)], self.folder)
             self.seen[key] = evaluation.group.agree(rows[0] if rows else {})
+            self.shown.move(self.evaluations)
         return self.seen[key]
 
     def score(self, options: Options, seed: int | None = None) -> Score:

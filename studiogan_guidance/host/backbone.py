@@ -16,6 +16,7 @@ from studiogan_guidance.host import compat
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
 from studiogan_guidance.latents.base import weights_digest
+from studiogan_guidance.progress import downloads
 
 HOOKED = ("InceptionV3_torch", "ResNet50_torch", "SwAV_torch")  # their features are what enters the layer ``fc``
 
@@ -93,7 +94,7 @@ def _load(name: str, checkout: Checkout, device: torch.device, resizer: str) -> 
     """The host's LoadEvalModel; UserError if it does not know the network or cannot load its weights."""
     shims = [shim for shim in compat.RUN_SHIMS if shim.name == "resnet50_key"]
 
-    with inside(checkout), compat.active(shims):
+    with inside(checkout), compat.active(shims), downloads(f"weights of {name}"):
         try:
             return module("metrics.preparation").LoadEvalModel(name, resizer, 1, False, device)
         except NotImplementedError as error:

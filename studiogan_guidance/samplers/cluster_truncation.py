@@ -12,6 +12,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.batches import Halving
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
+from studiogan_guidance.progress import bar, track
 from studiogan_guidance.samplers import pool
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, options
 from studiogan_guidance.samplers.conditional_truncation import TruncationTowards
@@ -24,7 +25,8 @@ def centres_of(points: Tensor, count: int) -> Tensor:
     """The ``count`` centres that k-means finds in ``points`` [N, D], started at a fixed seed; [count, D]."""
     from sklearn.cluster import KMeans
 
-    fit = KMeans(count, n_init=1, random_state=0).fit(points.numpy())
+    with bar("k-means"):
+        fit = KMeans(count, n_init=1, random_state=0).fit(points.numpy())
     return torch.from_numpy(fit.cluster_centers_)
 
 
@@ -178,6 +180,6 @@ class ClusterTruncation(TruncationTowards):
             inputs = view.draw(seeds, 0, plan, "const")
             return rows.weighted(view.encode(inputs.z, inputs.labels)).cpu()
 
-        for start in range(0, share, BATCH_SIZE):
+        for start in track(range(0, share, BATCH_SIZE), "draws for k-means", share, BATCH_SIZE):
             points += halving(encode, range(rng.PILOTS + start, rng.PILOTS + min(start + BATCH_SIZE, share)))
         return torch.cat(points)

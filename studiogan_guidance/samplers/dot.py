@@ -13,6 +13,7 @@ from studiogan_guidance.batches import Halving
 from studiogan_guidance.critics.log_ratio import BATCH_SIZE, LogRatio
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
+from studiogan_guidance.progress import track
 from studiogan_guidance.samplers import spaces
 from studiogan_guidance.samplers.base import SAMPLERS, check_at_least, check_choice, check_positive
 from studiogan_guidance.samplers.chain import LatentChain, Target, Walk
@@ -132,7 +133,7 @@ class DOT(LatentChain):
         largest = 0.0
         halving = Halving()
         with view.frozen(), torch.no_grad():
-            for first in range(0, self.pairs, BATCH_SIZE):
+            for first in track(range(0, self.pairs, BATCH_SIZE), "pairs for k_eff", self.pairs, BATCH_SIZE):
                 pairs = range(first, min(first + BATCH_SIZE, self.pairs))
                 for slopes in halving(partial(self._slopes, view, label, ratio), pairs):
                     largest = max(largest, float(slopes.max()))

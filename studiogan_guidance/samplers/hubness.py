@@ -14,6 +14,7 @@ from studiogan_guidance import rng
 from studiogan_guidance.batches import Halving
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import Inputs, LatentView
+from studiogan_guidance.progress import track
 from studiogan_guidance.samplers import spaces
 from studiogan_guidance.samplers.base import SAMPLERS, BasedSampler, Sampled, check_at_least, check_choice
 
@@ -34,7 +35,7 @@ def hub_counts(points: Tensor, k: int, metric: str = "l2") -> Tensor:
     points = F.normalize(points) if metric == "cosine" else points
     half_norms = points.square().sum(1) / 2
     counts = torch.zeros(len(points), dtype=torch.int64)
-    for start in range(0, len(points), ROWS):
+    for start in track(range(0, len(points), ROWS), "neighbours in the pool", len(points), ROWS):
         # (|x - y|^2 - |x|^2) / 2 of some x and all y, below all others for x itself.
         part = points[start : start + ROWS]
         distances = half_norms - part @ points.T

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from studiogan_guidance import rng
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.latents.base import LabelPlan, LatentView
+from studiogan_guidance.progress import track
 from studiogan_guidance.samplers.base import Sampler
 
 SEED = rng.STATISTICS
@@ -46,7 +47,8 @@ def accumulate(view: LatentView, sampler: Sampler, batches: int) -> Statistics:
     seeds = range(SEED, SEED + batches * BATCH_SIZE)
     with _averaging(norms):
         setup = view.ledger.setup["synthesis"]
-        for batch in sampler.stream(training_view, seeds, BATCH_SIZE, LabelPlan()):
+        stream = sampler.stream(training_view, seeds, BATCH_SIZE, LabelPlan())
+        for batch in track(stream, "images for batch-norm statistics", len(seeds), BATCH_SIZE):
             check_whole(len(batch.images), BATCH_SIZE)
             if batch.cost["synthesis"] != len(batch.images) or view.ledger.setup["synthesis"] != setup:
                 raise UserError(f"restat needs a sampler with one pass of the generator an image, unlike {sampler}")

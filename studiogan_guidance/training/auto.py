@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, one_line, torchrun_number
+from studiogan_guidance.errors import UserError, one_line, say, torchrun_number
 from studiogan_guidance.evaluation import auto as free
 from studiogan_guidance.evaluation.auto import Start
 from studiogan_guidance.evaluation.halving import Family
@@ -99,7 +98,7 @@ def _trained(cfg: RunConfig, way: Way, start: Start) -> Family | None:
         train(unjudged, way.stage, {**way.options, **base, **_starts(way, start)})
     except UserError as error:
         if torchrun_number("RANK", 0) == 0:
-            print(f"{way.stage} is left out: {one_line(error, limit=1000)}", file=sys.stderr)
+            say(f"{way.stage} is left out: {one_line(error, limit=1000)}")
         return None
 
     # The sampler with its file.

@@ -15,7 +15,7 @@ from studiogan_guidance.critics.critic import Critic
 from studiogan_guidance.devices import to_device
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.latents.base import LabelPlan, LatentView
-from studiogan_guidance.progress import track
+from studiogan_guidance.progress import bar, track
 from studiogan_guidance.training.loop import frozen_parameters, step_seeds
 from studiogan_guidance.training.stage import Trained
 
@@ -96,12 +96,14 @@ def _real(run: Trained, view: LatentView, group: Group, judge: Critic, size: int
     share = size // group.size
     rows: list[Tensor] = []
     classes: list[Tensor] = []
-    while sum(map(len, rows)) < share:
-        # Examine the next batch.
-        images, labels = (to_device(part, view.device) for part in next(batches))
-        labels = labels.long() if view.networks.is_conditional else torch.zeros_like(labels, dtype=torch.int64)
-        rows.append(_evidence(judge, images, labels))
-        classes.append(labels)
+    with bar("real images", share) as shown:
+        while sum(map(len, rows)) < share:
+            # Examine the next batch.
+            images, labels = (to_device(part, view.device) for part in next(batches))
+            labels = labels.long() if view.networks.is_conditional else torch.zeros_like(labels, dtype=torch.int64)
+            rows.append(_evidence(judge, images, labels))
+            classes.append(labels)
+            shown.advance(len(labels))
     return torch.cat(rows)[:share], torch.cat(classes)[:share]
 
 
@@ -117,6 +119,6 @@ def _in_batches(
     """What ``make`` returns for rows 0 to ``count``, in batches that fit the memory."""
     halving = Halving()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in track(range(0, count, BATCH_SIZE), what):
+    for start in track(range(0, count, BATCH_SIZE), what, count, BATCH_SIZE):
         parts += halving(make, range(start, min(start + BATCH_SIZE, count)))
     return parts

@@ -27,6 +27,7 @@ from studiogan_guidance.evaluation.evaluation import Evaluation
 from studiogan_guidance.latents import learned, moves, view_for
 from studiogan_guidance.latents.base import LabelPlan, LatentView, Networks
 from studiogan_guidance.latents.joint import OURS
+from studiogan_guidance.progress import track
 from studiogan_guidance.samplers.base import check_finite
 from studiogan_guidance.samplers.gandance import GANdance
 from studiogan_guidance.training.adversary import scores_of
@@ -224,7 +225,7 @@ class Training:
         features, labels = [], []
         batches = islice(self.trained.real(stage.batch), math.ceil(stage.num_real / stage.batch))
         with frozen_parameters(self.discriminator):
-            for images, classes in batches:
+            for images, classes in track(batches, "real images", stage.num_real, stage.batch):
                 images = to_device(images, self.view.device)
                 features.append(self.group.all_rows(scores_of(self.critic, images)[0].float()))
                 labels.append(self.group.all_rows(to_device(classes, self.view.device)))
@@ -255,7 +256,7 @@ class Training:
 
     @torch.no_grad()
     def _fill_memory(self) -> None:
-        for i in range(self.stage.memory):
+        for i in track(range(self.stage.memory), "batches for the memory"):
             self.memory.put(self.judge.joined(*self.features(WARM + i)))
 
     def features(self, step: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where losses are shown and kept: a progress bar, TensorBoard, W&B."""
+"""Where losses are kept beside the log of a run: TensorBoard, W&B."""
 
 from __future__ import annotations
 
@@ -10,27 +10,6 @@ from typing import Any
 
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.training.stage import Record
-
-Show = Callable[[int, int, Mapping[str, float]], None]  # step, number of steps, losses
-
-
-@contextmanager
-def loss_bar(wanted: bool) -> Iterator[Show]:
-    """A bar of the steps on stderr, with the latest losses; nothing if it is not wanted, or stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
-    disable = not (wanted and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
-        task = progress.add_task("training", total=None)
-
-        def show(step: int, steps: int, losses: Mapping[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            progress.update(task, completed=step, total=steps, description=text)
-
-        yield show
 
 
 @contextmanager

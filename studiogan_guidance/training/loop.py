@@ -12,17 +12,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from studiogan_guidance import progress
 from studiogan_guidance.batches import Later, is_out_of_memory
-from studiogan_guidance.errors import UserError
+from studiogan_guidance.errors import Stopped, UserError
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.files import append_lines, json_lines, write_bytes
-from studiogan_guidance.training.logs import loss_bar
 from studiogan_guidance.training.stage import Record
 from studiogan_guidance.weights import archives
 
@@ -191,17 +191,18 @@ class Loop:
         """
         if not self.state_file.exists():
             self.save()  # it marks the folder as that of this run
-        with loss_bar(self.group.rank == 0) as show, _stop_signals() as signals:
+        with progress.bar("training", steps, self.step) as shown, _stop_signals() as signals:
             while self.step < steps:
                 # Make a step.
                 losses = update(self.step)
                 self.step += 1
+                shown.move(self.step)
                 last = self.step == steps
 
                 # Log the losses that were kept, which a GPU has computed by now, and keep those of this step.
                 if last or self.step % note_every == 0:
                     self._log_losses()
-                    show(self.step, steps, self._logged)
+                    shown.text = "  ".join(f"{name} {value:.4g}" for name, value in self._logged.items())
                     self._kept = {name: Later(mean) for name, mean in self._means(losses).items()}
                     self._kept_step = self.step
                 after()
@@ -212,9 +213,14 @@ class Loop:
                     self._log_losses()
                     self.save()
                 if stop:
-                    text = f"stopped at step {self.step} of {steps}: the same command resumes from here"
-                    print(text, file=sys.stderr)
-                    raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM))
+                    self._end(steps, signals[0] if signals else signal.SIGTERM)
+
+    def _end(self, steps: int, number: int) -> NoReturn:
+        """End after the signal ``number``; the first process says how to go on."""
+        progress.clear()
+        if self.group.rank == 0:
+            print(f"stopped at step {self.step} of {steps}: the same command resumes from here", file=sys.stderr)
+        raise Stopped(128 + number)
 
     def keep_best(
         self,

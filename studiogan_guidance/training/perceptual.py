@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studiogan_guidance.errors import UserError, notice_once, one_line
+from studiogan_guidance.progress import downloads
 from studiogan_guidance.weights import archives
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # as torchvision names its file
@@ -160,7 +161,8 @@ def _downloaded() -> Path:
     sha256 = path.stem.rpartition("-")[2]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(ADDRESS, str(path), hash_prefix=sha256, progress=False)
+        with downloads("AlexNet's weights"):
+            torch.hub.download_url_to_file(ADDRESS, str(path), hash_prefix=sha256)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"cannot download AlexNet's weights for LPIPS ({one_line(error, 100)}): download {ADDRESS} elsewhere and "

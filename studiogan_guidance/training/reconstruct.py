@@ -31,6 +31,7 @@ from studiogan_guidance.files import replacing
 from studiogan_guidance.host.checkpoints import facts, fill
 from studiogan_guidance.host.stored import generator_file
 from studiogan_guidance.latents import LabelPlan, Networks, view_for
+from studiogan_guidance.progress import track
 from studiogan_guidance.training.decoder import DiscriminatorFeatures
 from studiogan_guidance.training.perceptual import Distance, distance
 from studiogan_guidance.training.stage import STAGES
@@ -109,7 +110,8 @@ class Reconstructor:
         made = []
         total = 0.0
         with torch.no_grad():
-            for part, of in zip(images.split(batch_size), labels.split(batch_size)):
+            batches = zip(images.split(batch_size), labels.split(batch_size))
+            for part, of in track(batches, "reconstructions", len(images), batch_size):
                 targets = part.to(self.networks.device)
                 made.append(self(targets, of.to(self.networks.device)))
                 total += float(self.measure(made[-1], targets)) * len(part)

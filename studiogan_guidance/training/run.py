@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from studiogan_guidance.batches import is_out_of_memory
 from studiogan_guidance.config import RunConfig
-from studiogan_guidance.errors import UserError, one_line
+from studiogan_guidance.errors import UserError, one_line, say
 from studiogan_guidance.evaluation import distributed, results
 from studiogan_guidance.evaluation.distributed import Group
 from studiogan_guidance.evaluation.evaluation import Evaluation
@@ -99,10 +98,6 @@ def _trained(cfg: RunConfig, folder: Path, group: Group, record: Record) -> Trai
     def batches(batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return shuffled(real(), cfg.seed, group)(batch_size, first)
 
-    def log(line: str) -> None:
-        if group.rank == 0:
-            print(line, file=sys.stderr)
-
     return Trained(
         networks=networks,
         discriminator=lambda: source.discriminator(networks.device),
@@ -111,7 +106,7 @@ def _trained(cfg: RunConfig, folder: Path, group: Group, record: Record) -> Trai
         seed=cfg.seed,
         rank=group.rank,
         world_size=group.size,
-        log=log,
+        log=say,
         record=record,
         evaluation=lambda: Evaluation(measured, group, [], source),
     )

@@ -95,7 +95,8 @@ def test_sigterm_saves_the_step_that_it_came_in(tmp_path: Path, whole: Path, dev
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
     step = torch.load(tmp_path / "joint.state", weights_only=True)["step"]
-    assert f"stopped at step {step} of 40: the same command resumes from here" in said
+    assert said.splitlines()[-1] == f"stopped at step {step} of 40: the same command resumes from here"
+    assert said.count("stopped") == 1
     ok("train", "--device", device, "--out", tmp_path, *BOTH)
     assert_same_training(tmp_path, whole, tolerance.training)
     before = (tmp_path / "joint.state").stat().st_mtime_ns

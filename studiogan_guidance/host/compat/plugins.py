@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from studiogan_guidance.devices import environment
-from studiogan_guidance.errors import one_line
+from studiogan_guidance.errors import one_line, say
 from studiogan_guidance.host.compat.table import shim
 from studiogan_guidance.host.modules import module, swapped
 
@@ -132,4 +132,4 @@ def _say(text: str) -> None:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else int(os.environ.get("RANK", "0"))
     if rank == 0:
-        print(text, file=sys.stderr)
+        say(text)
