@@ -270,10 +270,10 @@ def clear() -> None:
     DISPLAY.clear()
 
 
-def reached() -> str:
-    """How far the outermost work came that was stopped, or is under way, such as "3 of 12 points"; "" if unknown."""
+def reached() -> Bar | None:
+    """The outermost work that a signal has stopped, if its number of steps is known."""
     known = [bar for bar in (DISPLAY.stopped, *DISPLAY.bars) if bar and bar.total is not None]
-    return known[0].reached if known else ""
+    return known[0] if known else None
 
 
 class Download:

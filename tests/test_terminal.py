@@ -266,6 +266,20 @@ def test_what_cannot_be_resumed_says_so(stop: BaseException, code: int) -> None:
     )
 
 
+@pytest.mark.parametrize(("numbered", "after"), [(True, " after 3 of 12 points"), (False, "")])
+def test_what_goes_on_says_where(numbered: bool, after: str) -> None:
+    """A pass that is no point starts anew, but nothing that is finished is lost."""
+
+    def work() -> None:
+        with bar("point", 12, numbered=numbered) as points, bar("images", 10):
+            points.move(3)
+            raise KeyboardInterrupt
+
+    result = CliRunner().invoke(groups.Verb("sweep", callback=work, resumes=True), [])
+    assert result.exit_code == 130
+    assert result.stderr == f"stopped{after}: {groups.THERE if numbered else groups.LATER}\n"
+
+
 def on_a_terminal(args: list[str], awaited: str, number: int) -> tuple[int, str]:
     """The exit code of a command that gets a signal once its terminal shows ``awaited``, and all that it showed."""
     process, terminal = pty.fork()

@@ -32,7 +32,8 @@ OUTPUT = "Output"
 SECTIONS = (SAMPLED, SEARCHED, TRAINED, FILES, MEASURED, SPEED, OUTPUT)
 
 # How to go on after a command that was stopped.
-RESUMED = "the same command goes on there"
+THERE = "the same command goes on there"
+LATER = "what is finished is kept, and the same command goes on"
 ANEW = "no result is written, and the same command starts anew; what is in the cache is not computed again"
 
 
@@ -75,13 +76,13 @@ class Verb(click.Command):
     """A command that takes ``-v`` and ``-q``, shows progress, and says how to go on after Ctrl-C and SIGTERM.
 
     Args:
-        after_stop: how to go on, for one line on stderr.
+        resumes: the same command goes on where it was stopped.
     """
 
-    def __init__(self, *args: Any, after_stop: str = ANEW, **more: Any) -> None:
+    def __init__(self, *args: Any, resumes: bool = False, **more: Any) -> None:
         super().__init__(*args, **more)
         self.params += loudness_options()
-        self.after_stop = after_stop
+        self.resumes = resumes
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)  # for what keeps the command beside its results
@@ -100,13 +101,19 @@ class Verb(click.Command):
         except (KeyboardInterrupt, SystemExit) as stop:
             number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
             is_signal = isinstance(stop, KeyboardInterrupt) or stop.code == 128 + number
-            reached = progress.reached()
+            line = self._line(progress.reached())
             progress.clear()
             if isinstance(stop, Stopped) or not is_signal:
                 raise
             if torchrun_number("RANK", 0) == 0:
-                click.echo(f"stopped{' after ' if reached else ''}{reached}: {self.after_stop}", err=True)
+                click.echo(line, err=True)
             raise Stopped(128 + number) from None
+
+    def _line(self, reached: progress.Bar | None) -> str:
+        """How far the command came, and how to go on."""
+        is_there = self.resumes and reached is not None and reached.numbered
+        after = f" after {reached.reached}" if reached and (is_there or not self.resumes) else ""
+        return f"stopped{after}: {THERE if is_there else LATER if self.resumes else ANEW}"
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options section by section; those without one come first."""

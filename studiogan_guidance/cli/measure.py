@@ -22,7 +22,7 @@ from studiogan_guidance.cli.flags import (
     shared,
     take,
 )
-from studiogan_guidance.cli.group import OUTPUT, RESUMED, SAMPLED, SEARCHED, Verb
+from studiogan_guidance.cli.group import OUTPUT, SAMPLED, SEARCHED, Verb
 from studiogan_guidance.cli.output import emit, emit_rows, keep_command, load_config
 from studiogan_guidance.errors import UserError
 
@@ -76,7 +76,7 @@ def stats(config: str | None, as_json: bool, path: str, features: bool, **settin
     emit(write(cfg, Path(path), features), as_json)
 
 
-@click.command(cls=Verb, after_stop=RESUMED, short_help="Measure a grid of options; tables and pictures.")
+@click.command(cls=Verb, resumes=True, short_help="Measure a grid of options; tables and pictures.")
 @shared(CHOSEN, SHARED, MEASURED, COMPARED)
 @option(
     "--grid",
@@ -106,9 +106,7 @@ def sweep(config: str | None, as_json: bool, grid: dict[str, list[str]], **setti
     emit_rows(rows, as_json)
 
 
-@click.command(
-    cls=Verb, after_stop=RESUMED, short_help="Choose scale and spread, or other options, on validation data."
-)
+@click.command(cls=Verb, resumes=True, short_help="Choose scale and spread, or other options, on validation data.")
 @shared(CHOSEN, SHARED, MEASURED)
 @argument(
     "tune",
@@ -192,7 +190,7 @@ def tune(config: str | None, as_json: bool, auto: bool, with_training: bool, **s
     emit(result, as_json, tables.decided)
 
 
-@click.command(cls=Verb, after_stop=RESUMED, short_help="Measure several samplers on the same seeds and labels.")
+@click.command(cls=Verb, resumes=True, short_help="Measure several samplers on the same seeds and labels.")
 @shared(SHARED, MEASURED)
 @option(
     "--with",

@@ -8,14 +8,14 @@ import click
 
 from studiogan_guidance.cli import completers, parsing
 from studiogan_guidance.cli.flags import BASIC, BENCH, JUDGED, STUDIOGAN, option, option_pairs, shared
-from studiogan_guidance.cli.group import OUTPUT, RESUMED, TRAINED, Verb
+from studiogan_guidance.cli.group import OUTPUT, TRAINED, Verb
 from studiogan_guidance.cli.output import emit, load_config
 from studiogan_guidance.errors import UserError
 
 LOGS = ("tensorboard", "wandb")
 
 
-@click.command(cls=Verb, after_stop=RESUMED, short_help="Train a stage on a frozen generator.")
+@click.command(cls=Verb, resumes=True, short_help="Train a stage on a frozen generator.")
 @shared(BASIC, BENCH, JUDGED)
 @option(
     "--stage",
