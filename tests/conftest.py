@@ -28,6 +28,7 @@ from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout, locate
 from studiogan_guidance.latents import LatentView, Networks, stylegan, view_for
 from studiogan_guidance.latents.base import Companions
+from studiogan_guidance.samplers import SAMPLERS
 
 
 def _host() -> tuple[Checkout | None, str]:
@@ -60,6 +61,14 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ[devices.DEVICE] = "cpu"  # what tests mean that say nothing, in processes that they start, too
     if CHECKOUT:
         os.environ["STUDIOGAN_ROOT"] = str(CHECKOUT.path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_samplers_of_others_afterwards() -> Iterator[None]:
+    """What the tests of one file register, such as the example on a page, is unknown to those of the next."""
+    yield
+    for name in [entry.name for entry in SAMPLERS if not entry.target.__module__.startswith("studiogan_guidance.")]:
+        del SAMPLERS._entries[name]
 
 
 @pytest.fixture(autouse=True)

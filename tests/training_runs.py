@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 from conftest import digit_images
+from host_models import narrow_networks as narrow_networks
 from host_models import sections
 from PIL import Image
 from torch import Tensor
