@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # where types are checked, names have those of their modules
     from studiogan_guidance.errors import UserError as UserError
+    from studiogan_guidance.gan import GAN as GAN
+    from studiogan_guidance.gan import Images as Images
+    from studiogan_guidance.gan import Table as Table
+    from studiogan_guidance.gan import load as load
     from studiogan_guidance.latents import LabelPlan as LabelPlan
     from studiogan_guidance.latents import LatentView as LatentView
     from studiogan_guidance.latents import Networks as Networks
@@ -36,11 +40,15 @@ def submodules(package: str) -> Callable[[str], Any]:
 
 
 _HOMES = {
+    "GAN": "studiogan_guidance.gan",
+    "Images": "studiogan_guidance.gan",
     "LabelPlan": "studiogan_guidance.latents",
     "LatentView": "studiogan_guidance.latents",
     "Networks": "studiogan_guidance.latents",
-    "view_for": "studiogan_guidance.latents",
+    "Table": "studiogan_guidance.gan",
     "UserError": "studiogan_guidance.errors",
+    "load": "studiogan_guidance.gan",
+    "view_for": "studiogan_guidance.latents",
 }
 _MODULES = (
     "builtin",
@@ -48,6 +56,7 @@ _MODULES = (
     "critics",
     "evaluation",
     "features",
+    "gan",
     "host",
     "latents",
     "plugin",

@@ -24,7 +24,7 @@ from studiogan_guidance.evaluation.source import Source, current_device, open_ba
 from studiogan_guidance.evaluation.stats_file import StatsFile
 from studiogan_guidance.features.images import Real, split_digest
 from studiogan_guidance.features.stats import FeatureStats, accumulate, shown_to
-from studiogan_guidance.latents import view_for
+from studiogan_guidance.latents import LatentView, view_for
 from studiogan_guidance.options import Spec
 from studiogan_guidance.progress import track
 from studiogan_guidance.rng import check_images
@@ -47,13 +47,7 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: what the configuration lacks, or a folder or file that cannot be written, before any work is done.
     """
-    # Plain sampling first, unless the sampler is plain itself.
-    wanted = [Spec(cfg.sampler, cfg.options)]
-    is_plain = SAMPLERS[cfg.sampler].name == "plain" or samplers.create(wanted[0]).neutral
-    if cfg.compare_plain and not is_plain:
-        wanted.insert(0, Spec("plain"))
-
-    # Open, measure and add the rows to the file.
+    wanted = configured(cfg)
     path = results.writable(Path(cfg.out)) / results.FILE
     results.appendable(path)
     with distributed.group() as group:
@@ -65,6 +59,13 @@ def evaluate(cfg: RunConfig) -> list[dict[str, Any]]:
     return measured
 
 
+def configured(cfg: RunConfig) -> list[Spec]:
+    """Plain sampling, unless the run leaves it out or its sampler is plain itself, and the sampler of the run."""
+    own = Spec(cfg.sampler, cfg.options)
+    is_plain = SAMPLERS[cfg.sampler].name == "plain" or samplers.create(own).neutral
+    return [Spec("plain"), own] if cfg.compare_plain and not is_plain else [own]
+
+
 class Evaluation:
     """A generator and what it is measured with, opened once for any number of samplers.
 
@@ -73,6 +74,7 @@ class Evaluation:
         group: the processes that share it.
         wanted: samplers to create and check before anything slow is opened.
         source: what ``cfg`` points at, if it is open already.
+        view: of its generator, if there is one already.
 
     Attributes:
         cfg: the run, its classes as whole numbers.
@@ -91,6 +93,7 @@ class Evaluation:
         group: distributed.Group,
         wanted: Sequence[Spec],
         source: Source | None = None,
+        view: LatentView | None = None,
     ) -> None:
         self.cfg = cfg
         self.group = group
@@ -101,7 +104,7 @@ class Evaluation:
         self.source = source or open_source(cfg)
         self.networks = self.source.networks(current_device(cfg.device))
         labels.check_labels(cfg, self.networks)
-        self.view = view_for(self.networks)
+        self.view = view or view_for(self.networks)
         self.chosen = [self.named(name, sampler) for name, sampler in created]
 
         # Open the real images, unless a file of their statistics is enough, and the feature networks.
@@ -297,7 +300,7 @@ class Evaluation:
         """The part of a row that is known before anything is measured."""
         networks = self.networks
         return {
-            "sampler": SAMPLERS[name].name,
+            "sampler": name,
             "options": samplers.options(sampler),
             "protocol": self.protocol(seed),
             "generator": {

@@ -55,10 +55,11 @@ def grid(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     return sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2).reshape(rows * height, -1, channels)
 
 
-def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One image or several, uint8 [..., H, W, 3], whose pixels have become squares of pixels: sides are 128 or more.
+def enlarged(image: NDArray[np.uint8], factor: int | None = None) -> NDArray[np.uint8]:
+    """One image or several, uint8 [..., H, W, 3], whose pixels have become squares of ``factor`` x ``factor`` pixels.
 
-    Larger images stay as they are. So many that they would have over 2**26 pixels in all are enlarged less.
+    By default sides become 128 or more, and larger images stay as they are. So many that they would have over 2**26
+    pixels in all are enlarged less.
 
     Example:
         >>> enlarged(np.zeros((8, 32, 32, 3), np.uint8)).shape, enlarged(np.zeros((200, 200, 3), np.uint8)).shape
@@ -66,7 +67,8 @@ def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     wanted = math.ceil(SMALLEST / min(image.shape[-3:-1]))
     pixels = image.size // image.shape[-1]
-    factor = max(1, min(wanted, math.isqrt(LARGEST // pixels)))
+    if factor is None:
+        factor = max(1, min(wanted, math.isqrt(LARGEST // pixels)))
     return image.repeat(factor, -3).repeat(factor, -2)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from studiogan_guidance import samplers
 from studiogan_guidance.config import RunConfig
@@ -16,14 +17,14 @@ from studiogan_guidance.errors import UserError, torchrun_number
 from studiogan_guidance.evaluation import pictures, results
 from studiogan_guidance.evaluation.generation import CPU_BATCH, norm_statistics
 from studiogan_guidance.evaluation.labels import check_folders, check_labels, label_advice, label_plan, resolved_classes
-from studiogan_guidance.evaluation.source import Source, current_device, open_source
+from studiogan_guidance.evaluation.source import current_device, open_source
 from studiogan_guidance.features.stats import to_uint8
 from studiogan_guidance.files import Arrays, replacing
-from studiogan_guidance.latents import LabelPlan, LatentView, Networks, view_for
-from studiogan_guidance.options import whole_numbers
+from studiogan_guidance.latents import LabelPlan, view_for
+from studiogan_guidance.options import Spec, whole_numbers
 from studiogan_guidance.progress import track
 from studiogan_guidance.rng import IMAGES, check_images
-from studiogan_guidance.samplers import SAMPLERS, Sampler, restat
+from studiogan_guidance.samplers import SAMPLERS, Sampler, Samples, restat
 
 Array = NDArray[Any]
 DEFAULT_COUNT = 64  # images
@@ -54,28 +55,26 @@ def sample(
     """
     if torchrun_number("WORLD_SIZE", 1) > 1:
         raise UserError("sample runs in one process, found WORLD_SIZE > 1: start it without torchrun")
-    seeds = _checked_seeds(cfg, seeds)
-    variants = [{**cfg.options, "scale": scale} for scale in scales] or [dict(cfg.options)]
-    chosen = [samplers.create(cfg.sampler, options) for options in variants]
+    seeds = seeds_of(cfg, seeds)
+    chosen = at_scales(Spec(cfg.sampler, cfg.options), scales)
 
     # Open the generator, and the real images where labels need them.
-    source = open_source(cfg)
-    networks = source.networks(current_device(cfg.device))
-    check_labels(cfg, networks)
-    view = view_for(networks)
-    chosen = [samplers.checked(sampler, view) for sampler in chosen]
-    plan = _plan(cfg, source, networks)
-    view.weigh_classes(plan)
+    session = Session(cfg)
+    chosen, plan = session.prepared(cfg, chosen)
     folder = results.writable(Path(cfg.out))
 
     # Sample the same seeds with each variant.
-    blocks = [_sampled(cfg, view, sampler, plan, seeds) for sampler in chosen]
-    arrays = {name: np.concatenate([block[name] for block in blocks]) for name in ("images", "labels", "seeds")}
-    if scales:
-        arrays["scales"] = np.repeat(np.asarray(scales, np.float64), len(seeds))
+    images = []
+    labels = []
+    for sampler in chosen:
+        for batch in session.batches(cfg, sampler, plan, seeds):
+            images.append(as_pictures(batch.images))
+            labels.append(batch.labels.cpu().numpy())
+    arrays = named_arrays(np.concatenate(images), np.concatenate(labels), seeds, scales)
 
     # Write the files.
-    _write(folder, arrays, scales)
+    save_arrays(folder / "samples.npz", arrays)
+    pictures.save_png(folder / "grid.png", sheet(arrays["images"], scales))
     if png:
         _write_each(folder / "images", arrays)
     options = samplers.options(chosen[0])
@@ -92,7 +91,60 @@ def sample(
     }
 
 
-def _checked_seeds(cfg: RunConfig, seeds: Sequence[int]) -> Sequence[int]:
+class Session:
+    """A generator that is opened once, and sampled any number of times: its tables are kept.
+
+    Args:
+        cfg: the run, which says what to open; later calls may have other samplers, classes and seeds.
+
+    Attributes:
+        source: what ``cfg`` points at.
+        networks: the generator with its companions.
+        view: of this generator.
+    """
+
+    def __init__(self, cfg: RunConfig) -> None:
+        self.source = open_source(cfg)
+        self.networks = self.source.networks(current_device(cfg.device))
+        self.view = view_for(self.networks)
+
+    def prepared(self, cfg: RunConfig, chosen: Sequence[Sampler]) -> tuple[list[Sampler], LabelPlan]:
+        """The samplers as they work on this generator, and where labels come from.
+
+        Real images are opened where they name the classes, or say how often each comes.
+
+        Raises:
+            UserError: samplers, classes or labels that have no meaning on this generator.
+        """
+        check_labels(cfg, self.networks)
+        chosen = [samplers.checked(sampler, self.view) for sampler in chosen]
+        plan = self._plan(cfg)
+        self.view.weigh_classes(plan)
+        return chosen, plan
+
+    def _plan(self, cfg: RunConfig) -> LabelPlan:
+        real = None
+        needs_real = cfg.labels == "data" or any(whole_numbers(word) is None for word in cfg.classes)
+        if needs_real and self.source.splits:
+            real = self.source.real(cfg.reference or self.source.default_split, self.networks.image_size)
+            check_folders(real, self.networks, label_advice(cfg))
+        classes = resolved_classes(cfg, self.networks.num_classes, real.class_names if real else ())
+        return label_plan(dataclasses.replace(cfg, classes=classes), self.networks.num_classes, real)
+
+    def batches(self, cfg: RunConfig, sampler: Sampler, plan: LabelPlan, seeds: Sequence[int]) -> Iterator[Samples]:
+        """The images of one sampler, one a seed, with a progress bar; ``prepared`` gives sampler and plan."""
+        with restat.applied(norm_statistics(cfg, self.view, sampler)):
+            size = cfg.batch_size or CPU_BATCH
+            stream = sampler.stream(self.view, seeds, size, plan, cfg.noise_mode)
+            yield from track(stream, f"images of {SAMPLERS.name_of(sampler)}", len(seeds), size)
+
+
+def at_scales(spec: Spec, scales: Sequence[float]) -> list[Sampler]:
+    """The sampler at each of the guidance scales, or once as it is where there are none."""
+    return [samplers.create(spec, {"scale": scale}) for scale in scales] or [samplers.create(spec)]
+
+
+def seeds_of(cfg: RunConfig, seeds: Sequence[int] = ()) -> Sequence[int]:
     """``seeds``, or those of the configuration; UserError for one that no image has."""
     if not seeds:
         num = cfg.num or DEFAULT_COUNT
@@ -104,51 +156,48 @@ def _checked_seeds(cfg: RunConfig, seeds: Sequence[int]) -> Sequence[int]:
     return seeds
 
 
-def _plan(cfg: RunConfig, source: Source, networks: Networks) -> LabelPlan:
-    """Where labels come from; real images are opened where they name the classes, or say how often each comes."""
-    real = None
-    needs_real = cfg.labels == "data" or any(whole_numbers(word) is None for word in cfg.classes)
-    if needs_real and source.splits:
-        real = source.real(cfg.reference or source.default_split, networks.image_size)
-        check_folders(real, networks, label_advice(cfg))
-    classes = resolved_classes(cfg, networks.num_classes, real.class_names if real else ())
-    return label_plan(dataclasses.replace(cfg, classes=classes), networks.num_classes, real)
+def as_pictures(images: Tensor) -> NDArray[np.uint8]:
+    """Images float [N, 3, H, W] in [-1, 1] as uint8 [N, H, W, 3]."""
+    pixels: NDArray[np.uint8] = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
 
 
-def _sampled(cfg: RunConfig, view: LatentView, sampler: Sampler, plan: LabelPlan, seeds: Sequence[int]) -> Arrays:
-    """The images of one sampler, uint8 [N, H, W, 3], with their labels and seeds."""
-    # Sample.
-    images = []
-    labels = []
-    with restat.applied(norm_statistics(cfg, view, sampler)):
-        size = cfg.batch_size or CPU_BATCH
-        stream = sampler.stream(view, seeds, size, plan, cfg.noise_mode)
-        for batch in track(stream, f"images of {cfg.sampler}", len(seeds), size):
-            images.append(to_uint8(batch.images).permute(0, 2, 3, 1).cpu().numpy())
-            labels.append(batch.labels.cpu().numpy())
+def named_arrays(images: Array, labels: Array, seeds: Sequence[int], scales: Sequence[float] = ()) -> Arrays:
+    """What samples.npz holds: ``images``, ``labels``, ``seeds`` and, of several scales, ``scales``; see ``sample``.
 
-    return {
-        "images": np.concatenate(images),
-        "labels": np.concatenate(labels),
-        "seeds": np.asarray(seeds, np.int64),
-    }
-
-
-def _write(folder: Path, arrays: Arrays, scales: Sequence[float]) -> None:
-    """The grid and the archive; with scales, a row of the grid is a seed and a column a scale, which stands above."""
-    images = pictures.enlarged(arrays["images"])
+    Images and labels are those of all scales, one block after the other; seeds are those of one block.
+    """
+    blocks = max(1, len(scales))
+    arrays = {"images": images, "labels": labels, "seeds": np.tile(np.asarray(seeds, np.int64), blocks)}
     if scales:
-        by_scale = images.reshape(len(scales), -1, *images.shape[1:])
-        by_seed = by_scale.swapaxes(0, 1).reshape(images.shape)
-        sheet = pictures.grid(by_seed, len(scales))
-        sheet = pictures.captioned(sheet, [f"scale={scale:g}" for scale in scales])
-    else:
-        sheet = pictures.grid(images, min(len(images), COLUMNS))
+        arrays["scales"] = np.repeat(np.asarray(scales, np.float64), len(seeds))
+    return arrays
 
+
+def save_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays into an .npz file, whole or not at all."""
     named: dict[str, Any] = dict(arrays)
-    with replacing(folder / "samples.npz") as temporary:
+    with replacing(path) as temporary:
         np.savez(temporary, **named)
-    pictures.save_png(folder / "grid.png", sheet)
+
+
+def sheet(
+    images: Array, scales: Sequence[float] = (), columns: int = COLUMNS, factor: int | None = None
+) -> NDArray[np.uint8]:
+    """Images uint8 [N, H, W, 3] as one picture; with scales, a row is a seed and a column a scale, which stands above.
+
+    Args:
+        images: with scales, one block of equal size for each.
+        scales: guidance scales.
+        columns: the most without scales.
+        factor: see ``pictures.enlarged``.
+    """
+    images = pictures.enlarged(images, factor)
+    if not scales:
+        return pictures.grid(images, min(len(images), columns))
+    by_scale = images.reshape(len(scales), -1, *images.shape[1:])
+    by_seed = by_scale.swapaxes(0, 1).reshape(images.shape)
+    return pictures.captioned(pictures.grid(by_seed, len(scales)), [f"scale={scale:g}" for scale in scales])
 
 
 def _write_each(folder: Path, arrays: Arrays) -> None:

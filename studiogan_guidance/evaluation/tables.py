@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,44 @@ PASSES = {
 
 def table(rows: Sequence[Row]) -> str:
     """Rows of an evaluation as text: one line a sampler, and the protocol below."""
+    headings, lines = _cells(rows)
+    grid = _empty_table(headings[2:])
+    for line in lines:
+        grid.add_row(*line)
+    return _text(grid, rows[0]["protocol"])
+
+
+def html_table(rows: Sequence[Row]) -> str:
+    """Rows of an evaluation as a table in HTML, with the protocol below; for notebooks."""
+    headings, lines = _cells(rows)
+    head = _html_line("th", headings)
+    body = "".join(_html_line("td", line) for line in lines)
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{escape(_facts(rows[0]['protocol']))}</p>"
+
+
+def _html_line(tag: str, cells: Sequence[str]) -> str:
+    """A line of ``html_table``: sampler and options on the left of their columns, numbers on the right."""
+    sides = ["left"] * 2 + ["right"] * (len(cells) - 2)
+    texts = [f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for cell, side in zip(cells, sides)]
+    return f"<tr>{''.join(texts)}</tr>"
+
+
+def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The headings of an evaluation's table, and the texts of each row: sampler, options, metrics, seconds."""
     metrics = present_metrics(rows)
-    grid = _empty_table([*map(metric_heading, metrics), "s"])
+    lines = []
     for row, options in zip(rows, telling_options(rows), strict=True):
         values = [format_metric(key, row["metrics"].get(key)) for key in metrics]
-        grid.add_row(row["sampler"], format_options(options), *values, f"{row['seconds']:.1f}")
-    return _text(grid, rows[0]["protocol"])
+        lines.append([row["sampler"], format_options(options), *values, f"{row['seconds']:.1f}"])
+    return ["sampler", "options", *map(metric_heading, metrics), "s"], lines
+
+
+def flat(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of an evaluation without nested parts: sampler, options in one text, each metric, seconds."""
+    return [
+        {"sampler": row["sampler"], "options": format_options(options), **row["metrics"], "seconds": row["seconds"]}
+        for row, options in zip(rows, telling_options(rows), strict=True)
+    ]
 
 
 def sampled(result: Mapping[str, Any]) -> str:
@@ -146,8 +179,12 @@ def _text(grid: Table, protocol: Mapping[str, Any], notes: Sequence[str] = ()) -
         console = Console(width=1000, record=True, file=nowhere)
         console.print(grid)
     lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
-    facts = "  ".join(f"{key}={value}" for key, value in protocol.items())
-    return "\n".join([*lines, "", *notes, f"protocol: {facts}"])
+    return "\n".join([*lines, "", *notes, _facts(protocol)])
+
+
+def _facts(protocol: Mapping[str, Any]) -> str:
+    """The protocol as the last line below a table."""
+    return f"protocol: {'  '.join(f'{key}={value}' for key, value in protocol.items())}"
 
 
 def tuned(result: Mapping[str, Any]) -> str:
