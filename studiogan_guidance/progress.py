@@ -161,10 +161,10 @@ class Display:
                 self._timer.start()
 
     def close(self, bar: Bar) -> None:
-        """Remove a bar, and with the last one all that is shown."""
+        """Remove a bar and those inside it, which an error has left open; with the last one, all that is shown."""
         with self._lock:
             if bar in self.bars:
-                self.bars.remove(bar)
+                del self.bars[self.bars.index(bar) :]
                 detail(f"{bar.what}: {bar.seconds:.2f} s")
             if not self.bars:
                 self.clear()
@@ -277,21 +277,45 @@ def reached() -> Bar | None:
 
 
 class Download:
-    """A bar of bytes that libraries take where they would make one of tqdm's."""
+    """A bar of bytes in place of tqdm's, for torch.hub and huggingface_hub; it has what these use of tqdm.
 
-    def __init__(self, what: str, *, total: float | None = None, **more: Any) -> None:
-        self.bar = Bar(what, total, in_bytes=True)
+    Args:
+        what: a few words for the file.
+        total: bytes of it, if they are known.
+        initial: bytes that are there already.
+    """
+
+    def __init__(self, what: str, *, total: float | None = None, initial: float = 0, **more: Any) -> None:
+        self.bar = Bar(what, total, initial, in_bytes=True)
+        DISPLAY.open(self.bar)
 
     def __enter__(self) -> Download:
-        DISPLAY.open(self.bar)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End."""
         DISPLAY.close(self.bar)
 
     def update(self, steps: float = 1) -> None:
         """Have that many more bytes."""
         self.bar.advance(steps)
+
+    @property
+    def total(self) -> float | None:
+        """Bytes of the file."""
+        return self.bar.total
+
+    @total.setter
+    def total(self, total: float | None) -> None:
+        self.bar.total = total
+
+    def update_transfer(self, *numbers: Any, **more: Any) -> None:
+        """Nothing: what is on its way is not shown beside what is there."""
+
+    set_postfix_str = set_transfer_postfix_str = update_transfer
 
 
 @contextmanager

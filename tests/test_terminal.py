@@ -204,6 +204,15 @@ def test_bars_are_nested_and_young_ones_are_not_shown(clock: Clock) -> None:
     assert progress.DISPLAY.bars == []
 
 
+def test_an_error_leaves_no_bar_behind() -> None:
+    """The traceback keeps the loop over the images, and with it its bar, until it is printed."""
+    with pytest.raises(KeyError) as error, bar("sweep"):
+        for _ in track(range(3), "images"):
+            raise KeyError
+    assert error.value.__traceback__
+    assert progress.DISPLAY.bars == []
+
+
 def test_downloads_of_torch_have_a_bar_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "weights.pth").write_bytes(b"0" * 300_000)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))

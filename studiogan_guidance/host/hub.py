@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -144,8 +145,9 @@ def download(address: Address, name: str) -> Path:
         return Path(known)
 
     # Load it.
+    shown = partial(progress.Download, f"download of {name}")
     with _library_says(is_said() and progress.on_terminal()), _errors(replace(address, file=name)):
-        file = Path(hub.hf_hub_download(address.repository, path, revision=address.revision))
+        file = Path(hub.hf_hub_download(address.repository, path, revision=address.revision, tqdm_class=shown))
 
     # Large files are kept under their SHA-256.
     content = file.resolve()
@@ -158,21 +160,15 @@ def download(address: Address, name: str) -> Path:
 
 @contextmanager
 def _library_says(says: bool) -> Iterator[None]:
-    """Let the library draw its bar and say its warnings in a with-block, or neither."""
-    utils = library().utils
-    if says:
-        yield
-        return
-    were_off = utils.are_progress_bars_disabled()
-    verbosity = utils.logging.get_verbosity()
-    utils.disable_progress_bars()
-    utils.logging.set_verbosity_error()
+    """Let the library say its warnings in a with-block, or not."""
+    logging = library().utils.logging
+    verbosity = logging.get_verbosity()
+    if not says:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
-        utils.logging.set_verbosity(verbosity)
-        if not were_off:
-            utils.enable_progress_bars()
+        logging.set_verbosity(verbosity)
 
 
 def library() -> Any:

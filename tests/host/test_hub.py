@@ -19,6 +19,7 @@ from studiogan_guidance.host import hub, stored
 from studiogan_guidance.host.checkpoints import read
 from studiogan_guidance.host.configuration import configuration, configuration_of
 from studiogan_guidance.host.locate import Checkout
+from studiogan_guidance.progress import DISPLAY, Bar
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 FOLDER = "ckpt/Tiny_tailored/Tiny-resnet-train-2022_01_11_20_32_07"
@@ -117,7 +118,10 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke(server: HubServer, m
     content = bytes(range(256)) * 40
     server.files[f"{FOLDER}/{G_EMA}"] = content
     server.breaks = 2
+    shown: list[Bar] = []
+    monkeypatch.setattr(DISPLAY, "open", shown.append)
     assert stored.generator_file(AT).read_bytes() == content
+    assert [(bar.what, bar.done, bar.total) for bar in shown] == [(f"download of {G_EMA}", len(content), len(content))]
     assert server.ranges == ["bytes=5000-", "bytes=7000-"]  # in whole pieces of 1000 bytes
 
 
