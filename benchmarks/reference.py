@@ -11,8 +11,8 @@ Settings are chosen on the validation split, in one feature space, and reported 
 ranges of seeds, in that space and in two more: see ``guidance.py``, which measures. Letters and their feature networks
 come from ``letters.py``: FEATURES/letters-b.pt is the space of the choice, letters-a.pt the second one and the
 classifier, efficientnet.pt the third one. A checkpoint that is not given is trained by the host's own loop. A row that
-was stopped goes on where it was. On a CPU networks, grids and numbers of images are small; on a GPU all methods are
-measured, with 10,000 images. Writes RESULTS/reference-ROW.json, and for the snapshots PICTURE.
+was stopped goes on where it was (a training starts anew). On a CPU networks, grids and numbers of images are small; on
+a GPU all methods are measured, with 10,000 images. Writes RESULTS/reference-ROW.json, and for the snapshots PICTURE.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from narrow import narrow
 
 from studiogan_guidance import config
 from studiogan_guidance.config import RunConfig
+from studiogan_guidance.errors import UserError
 from studiogan_guidance.files import replacing
 
 SHORT = {"MODEL": {"z_dim": 80, "g_ema_decay": 0.995, "g_ema_start": 100}}  # a moving average for short trainings
@@ -262,6 +263,7 @@ def main(
     names = [name for name in ROWS if name in wanted]
     if "all" in wanted:
         names = [name for name in ROWS if name in wanted or not file_of(target, name).exists()]
+        click.echo(f"rows without results in {target}: {', '.join(names) or 'none'}", err=True)
     if ckpt and len(names) != 1:
         raise click.UsageError(f"--ckpt is for one row, found {len(names)}: give --checkpoints for several")
     if not data and any(ROWS[name].network for name in names):
@@ -277,7 +279,10 @@ def main(
     for name in names:
         row = ROWS[name]
         given = ckpt or (checkpoints and checkpoints / name)
-        kept = measured(bench, name, row, given if given and given.exists() else None, channels)
+        try:
+            kept = measured(bench, name, row, given if given and given.exists() else None, channels)
+        except UserError as error:
+            raise click.ClickException(f"{name}: {error}") from error
         target.mkdir(parents=True, exist_ok=True)
         with replacing(file_of(target, name)) as temporary:
             temporary.write_text(json.dumps({"command": command(), **kept}, indent=1) + "\n")

@@ -276,7 +276,6 @@ ALL = "python benchmarks/reference.py all --checkpoints checkpoints --channels 4
 SUMMARY: tuple[tuple[str, str, str], ...] = (
     ("reference-stylegan2", "scale", "StyleGAN2 of the host, early in its training"),
     ("reference-stylegan2", "scale and psi", "the same, with wider classes"),
-    ("reference-resnet", "scale", "ResNet of the host, early in its training"),
     ("reference-built-in", "scale", "built-in, its best scale"),
     ("reference-biggan", "scale", "BigGAN of the host, settled"),
     ("guidance-BigGAN", "learned: amortised", "that BigGAN, a joint that learned from its discriminator"),
