@@ -254,11 +254,16 @@ def summary(of: Callable[[str], Facts | None]) -> str:
         distances = [in_per_cent(row, plain, key) for key in spaces_of(plain)]
         rows.append([words, setting(row), " -> ".join(accuracy), *distances])
 
-    # The commands are those of the pages' other tables.
+    # How they were made.
     headings = ["generator", "setting", "class accuracy", "FID, chosen in", "second space", "third space"]
-    machine = next(iter(used.values()))["machine"]
-    seconds = sum(facts["seconds"] for facts in used.values())
-    return f"{table(headings, rows)}\n\n{note({'command': ALL, 'machine': machine, 'seconds': seconds})}"
+    programs = dict.fromkeys(" ".join(facts["command"].split()[:2]) for facts in used.values())
+    made = {
+        "command": "`, `".join(programs),
+        "measured": "options, versions and the time of each: [benchmarks](benchmarks/README.md)",
+        "machine": " and ".join(dict.fromkeys(facts["machine"].partition(",")[0] for facts in used.values())),
+        "seconds": sum(facts["seconds"] for facts in used.values()),
+    }
+    return f"{table(headings, rows)}\n\n{note(made)}"
 
 
 def promise(facts: Facts) -> Cells:
@@ -272,7 +277,6 @@ def promise(facts: Facts) -> Cells:
 
 
 LARGE_SCALE = 1.5
-ALL = "python benchmarks/reference.py all --checkpoints checkpoints --channels 40 --data letters"
 SUMMARY: tuple[tuple[str, str, str], ...] = (
     ("reference-stylegan2", "scale", "StyleGAN2 of the host, early in its training"),
     ("reference-stylegan2", "scale and psi", "the same, with wider classes"),
