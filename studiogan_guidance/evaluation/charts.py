@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -
 PLACES = [(radius * right, radius * up) for radius in range(6, 72, 6) for right, up in DIRECTIONS]
 CLEAR = 7  # pixels around a point that no name may cover
 THIN = 3  # and around a line
+LINE_GAP = np.array([-1, -5, 1, 5])  # and around a name: lines of a browser are higher than letters
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def scatter(result: Mapping[str, Any]) -> Chart | None:
             chart.axes.errorbar(*place, up["std"], across["std"], fmt="none", ecolor=FAINT, elinewidth=1.2, zorder=1)
             color, marker, family = _style_of(row["sampler"])
             chart.add(*place, _spreads(row, metrics), color, marker, 13 if marker == "*" else 7, label=family)
-            names.append((*place, textwrap.fill(row["label"], 30)))
+            names.append((*place, _short(row["label"])))
 
         # Families in the legend, once each, and the name beside each point.
         families = dict(zip(*reversed(chart.axes.get_legend_handles_labels())))
@@ -278,6 +280,18 @@ def scatter(result: Mapping[str, Any]) -> Chart | None:
         chart.figure.legend(handles, list(families), loc="outside lower center", ncols=3, fontsize=9)
         name_points(chart.figure, chart.axes, names)
     return chart
+
+
+def _short(label: str) -> str:
+    """A label in at most three lines: numbers with four digits, files without their folders.
+
+    Example:
+        >>> _short("gandance scale=1.25905179 joint_ckpt=/runs/a/joint.safetensors")
+        'gandance scale=1.259\\njoint_ckpt=joint.safetensors'
+    """
+    rounded = re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.4g}", label)
+    without_folders = re.sub(r"=[^\s=]*/", "=", rounded)
+    return "\n".join(textwrap.wrap(without_folders, 30, max_lines=3, placeholder=" ..."))
 
 
 def _spreads(row: Row, metrics: Sequence[str]) -> str:
@@ -318,7 +332,7 @@ def name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float,
             return float(outside + _common_area(box, taken))
 
         place = min(PLACES, key=covered)
-        taken = np.vstack([taken, _moved(name, place)])
+        taken = np.vstack([taken, _moved(name, place) + LINE_GAP])
         if max(map(abs, place)) > PLACES[0][0]:
             line = {"arrowstyle": "-", "linewidth": 0.5, "color": COLORS[-1], "shrinkA": 0, "shrinkB": 3}
             axes.annotate("", (x, y), place, arrowprops=line, **words)
