@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from studiogan_guidance import LabelPlan, LatentView, UserError, builtin, samplers, view_for
+from studiogan_guidance import GAN, Images, LabelPlan, LatentView, UserError, builtin, load, samplers, view_for
 from studiogan_guidance.samplers import Sampler, Samples
+
+gan: GAN = load()
+images: Images = gan.sample("gandance", scale=1.4, classes=[3], num=8)
+assert images.pixels.shape == (8, 3, 32, 32)
 
 view: LatentView = view_for(builtin.networks())
 sampler: Sampler = samplers.create("gandance", {"scale": 1.3})
