@@ -12,7 +12,7 @@ ranges of seeds, in that space and in two more: see ``guidance.py``, which measu
 come from ``letters.py``: FEATURES/letters-b.pt is the space of the choice, letters-a.pt the second one and the
 classifier, efficientnet.pt the third one. A checkpoint that is not given is trained by the host's own loop. A row that
 was stopped goes on where it was (a training starts anew). On a CPU networks, grids and numbers of images are small; on
-a GPU all methods are measured, with 10,000 images. Writes RESULTS/reference-ROW.json, and for the snapshots PICTURE.
+a GPU all methods are measured, with 5,000 images. Writes RESULTS/reference-ROW.json, and for the snapshots PICTURE.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Profile:
 
 
 SMALL = Profile(num=1000, few=True, batch=32, steps=2000, every=200, minutes=14)
-FULL = Profile(num=10_000, few=False, batch=64, steps=10_000, every=1000, minutes=60)
+FULL = Profile(num=5000, few=False, batch=64, steps=10_000, every=1000, minutes=60)
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ LABELS = {
 @click.option("--features", type=click.Path(path_type=Path, exists=True), default=Path("."), show_default=True)
 @click.option("--channels", type=int, help="Of a StyleGAN2 that narrow.py trained.")
 @click.option("--device", default=None, help="[a GPU if there is one]")
-@click.option("--num", type=int, help="Images of each evaluation. [1000; 10,000 on a GPU]")
+@click.option("--num", type=int, help="Images of each evaluation. [1000; 5000 on a GPU]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/reference"), show_default=True)
 @click.option("--results", "target", type=click.Path(path_type=Path), default=Path("benchmarks/results"))
 @click.option("--picture", type=click.Path(path_type=Path), default=Path(".assets/when.png"), show_default=True)
