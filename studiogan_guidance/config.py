@@ -40,8 +40,8 @@ NUMBERS = {  # the least and the most
     "splits": (1, 10_000),
     "restat": (0, 10_000),  # batches of 64 images
 }
-PATHS = ("ckpt", "data", "held_out", "studiogan", "reference_stats", "out", "host_config")
-INPUTS = ("ckpt", "data", "held_out", "studiogan", "reference_stats")  # paths that must be there
+PATHS = ("ckpt", "data", "held_out", "studiogan", "reference_stats", "inception", "out", "host_config")
+INPUTS = ("ckpt", "data", "held_out", "studiogan", "reference_stats", "inception")  # paths that must be there
 NETWORKS = ("backbone", "judges", "classifier")  # a kind of network, and for some a colon and a path
 SECTIONS = ("DATA", "MODEL", "LOSS", "OPTIMIZATION", "PRE", "AUG", "RUN", "STYLEGAN")  # of the host's YAML
 LISTS = (
@@ -85,8 +85,10 @@ class RunConfig:
         reference_stats: a file of statistics to measure against in place of real images: of 'stats', or any .npz with
             mu and sigma of the same feature network, resizer and image size.
         backbone: the feature network: host:InceptionV3_tf (and its other names), torchscript:PATH, dinov2:PATH,
-            builtin, or random (weights that nobody trained); by default the host's Inception for its checkpoints, and
-            builtin for the built-in.
+            efficientnet (Lite0, with ImageNet weights from pip), builtin, or random (weights that nobody trained); by
+            default the host's Inception for its checkpoints, and builtin for the built-in.
+        inception: the file with the weights of the host's Inception, where torch's hub cannot download it: known by its
+            hash. Other weights are taken if the file's name ends in its own hash, and rows have that name.
         judges: more feature networks, in whose features FID is measured on the same images, as ``fid@NAME`` (and KID as
             ``kid@NAME``, with kid among the metrics): as ``backbone``, and discriminator (the checkpoint's own); NAME
             is the stem of a file, or the network's name.
@@ -131,6 +133,7 @@ class RunConfig:
     reference: str | None = None
     reference_stats: str | None = None
     backbone: str | None = None
+    inception: str | None = None
     judges: tuple[str, ...] = ()
     classifier: str | None = None
     resizer: str = "legacy"

@@ -14,9 +14,10 @@ from pathlib import Path
 from studiogan_guidance import __version__
 from studiogan_guidance.errors import UserError, one_line
 from studiogan_guidance.files import cache_dir
+from studiogan_guidance.host.inception import FILE as INCEPTION
+from studiogan_guidance.host.inception import URL
 
 CLONE = Path(__file__).parent.parent  # where the package runs from a clone, its repository
-INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,8 @@ def _inception() -> Check:
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
     if path.exists():
         return Check("Inception weights", "ok", str(path))
-    return Check(
-        "Inception weights", "warn", f"{path} is missing", "the first eval downloads it; offline: copy it there"
-    )
+    fix = f"the first eval downloads it; offline: get {URL} elsewhere, and copy it there or give it as --inception FILE"
+    return Check("Inception weights", "warn", f"{path} is missing", fix)
 
 
 def _lpips() -> Check:

@@ -1,9 +1,11 @@
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 import torch
 
 from studiogan_guidance import doctor
+from studiogan_guidance.host import inception
 from studiogan_guidance.latents.joint import JOINTS
 from studiogan_guidance.training import STAGES
 
@@ -34,6 +36,16 @@ def test_weights_of_lpips_are_looked_for_in_the_cache_of_torch(monkeypatch: pyte
     path.touch()
     (check,) = [check for check in doctor.run() if check.name == "LPIPS weights"]
     assert (check.status, check.found, check.fix) == ("ok", str(path), "")
+
+
+def test_weights_of_inception_are_looked_for_and_their_address_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (check,) = [check for check in doctor.run() if check.name == "Inception weights"]
+    assert (check.status, check.found) == ("warn", f"{tmp_path / 'checkpoints' / doctor.INCEPTION} is missing")
+    assert inception.URL in check.fix
+    assert "--inception FILE" in check.fix
 
 
 def test_joints_and_stages_of_other_packages_are_checked_as_samplers_are(monkeypatch: pytest.MonkeyPatch) -> None:

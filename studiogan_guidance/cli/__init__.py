@@ -7,7 +7,7 @@ import click
 from studiogan_guidance import __version__
 from studiogan_guidance.cli.group import Group
 from studiogan_guidance.cli.measure import compare, evaluate, report, stats, sweep, tune
-from studiogan_guidance.cli.project import doctor, list_, setup
+from studiogan_guidance.cli.project import doctor, list_, models, setup
 from studiogan_guidance.cli.sample import sample
 from studiogan_guidance.cli.shell import completion
 from studiogan_guidance.cli.train import run, train
@@ -39,5 +39,20 @@ def main(ctx: click.Context) -> None:
         click.echo(f"{ctx.get_help()}\n\n{FIRST_TRY}")
 
 
-for command in (sample, evaluate, sweep, tune, compare, report, stats, train, run, list_, doctor, setup, completion):
+for command in (
+    sample,
+    evaluate,
+    sweep,
+    tune,
+    compare,
+    report,
+    stats,
+    train,
+    run,
+    list_,
+    models,
+    doctor,
+    setup,
+    completion,
+):
     main.add_command(command)

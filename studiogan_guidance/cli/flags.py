@@ -250,9 +250,17 @@ BENCH = (
     setting(
         "--backbone",
         "SPEC",
-        "host:NAME, torchscript:PATH, dinov2:PATH, builtin or random.",
+        "host:NAME, torchscript:PATH, dinov2:PATH, efficientnet, builtin or random.",
         "Inception; built-in: builtin",
         section=MEASURING,
+    ),
+    setting(
+        "--inception",
+        "FILE",
+        "Weights of the host's Inception; see doctor.",
+        "torch's hub",
+        section=MEASURING,
+        shell_complete=completers.files,
     ),
     setting(
         "--resizer",

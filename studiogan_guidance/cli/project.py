@@ -66,6 +66,22 @@ def list_(
         click.echo(reason, err=True)
 
 
+@click.command(cls=Verb, short_help="List checkpoints that are known, and their addresses on the hub.")
+@AS_JSON
+@click.option("--markdown", is_flag=True, help="Print a table of the pages.")
+def models(as_json: bool, markdown: bool) -> None:
+    """List checkpoints that are known: data, backbone, address, configuration, and whether this project tried them.
+
+    \b
+    studiogan-guidance models
+    studiogan-guidance models --json
+    """
+    from studiogan_guidance.host import models as module
+
+    text = module.as_markdown() if markdown else module.as_text()
+    emit({"models": module.as_data()}, as_json, lambda _: text)
+
+
 @click.command(cls=Verb, short_help="Check what is installed and found, for you or a bug report.")
 @STUDIOGAN
 @AS_JSON

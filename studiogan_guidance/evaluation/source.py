@@ -17,6 +17,7 @@ from studiogan_guidance.builtin.source import BuiltinSource
 from studiogan_guidance.config import RunConfig
 from studiogan_guidance.errors import UserError, nearest, torchrun_number
 from studiogan_guidance.features.dinov2 import DinoV2
+from studiogan_guidance.features.efficientnet import EfficientNetLite0
 from studiogan_guidance.features.images import Real
 from studiogan_guidance.features.random_network import RandomNetwork
 from studiogan_guidance.features.stats import Backbone
@@ -151,6 +152,7 @@ def open_backbone(cfg: RunConfig, source: Source, device: torch.device, also: Se
     torchscript:PATH      takes uint8 images [B, 3, H, W], returns features [B, D], or them and class logits [B, K];
                           ``return_features`` of its forward (NVIDIA's inception-2015-12-05.pt) is set to true
     dinov2:PATH           facebook's or timm's weights of a DINOv2 ViT, as .pth or .safetensors; needs timm
+    efficientnet          EfficientNet-Lite0 with ImageNet weights, 1280 features; needs the extra ``features``
     random                convolutions with random weights, the same ones for everyone
     ====================  ==============================================================================================
 
@@ -199,7 +201,9 @@ def _of_host(cfg: RunConfig, source: Source, name: str, device: torch.device) ->
     from studiogan_guidance.host.backbone import HostBackbone
 
     checkout = source.checkout or locate(cfg.studiogan)
-    return HostBackbone(name, checkout, device, cfg.resizer, cfg.resize_on, _channels_last(cfg), cfg.compile)
+    inception = Path(cfg.inception) if cfg.inception else None
+    layout = _channels_last(cfg)
+    return HostBackbone(name, checkout, device, cfg.resizer, cfg.resize_on, layout, cfg.compile, inception)
 
 
 def _torchscript(cfg: RunConfig, source: Source, path: str, device: torch.device) -> Backbone:
@@ -214,6 +218,10 @@ def _dinov2(cfg: RunConfig, source: Source, path: str, device: torch.device) -> 
     return DinoV2(Path(path), device, cfg.resize_on, _channels_last(cfg), cfg.compile)
 
 
+def _efficientnet(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
+    return EfficientNetLite0(device, _channels_last(cfg), cfg.compile)
+
+
 def _random(cfg: RunConfig, source: Source, name: str, device: torch.device) -> Backbone:
     return RandomNetwork(device, cfg.resize_on, _channels_last(cfg), cfg.compile)
 
@@ -224,5 +232,6 @@ BACKBONES = {
     "host": BackboneKind(_of_host, HOST_NETWORKS),
     "torchscript": BackboneKind(_torchscript),
     "dinov2": BackboneKind(_dinov2),
+    "efficientnet": BackboneKind(_efficientnet, ("",)),
     "random": BackboneKind(_random, ("",)),
 }

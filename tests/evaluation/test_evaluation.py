@@ -291,7 +291,16 @@ def test_a_pass_is_merged_in_the_order_of_the_ranks() -> None:
 
 # Keys whose values are in the protocol of a row, or in its other parts that identify it: as they are, or by a hash.
 PROTOCOL = ("classes", "fast", "judges", "k", "labels", "noise_mode", "num", "reference", "restat", "seed", "splits")
-HOST_PROTOCOL = ("backbone", "classifier", "data", "pre_resizer", "reference_stats", "resizer", "studiogan")
+HOST_PROTOCOL = (
+    "backbone",
+    "classifier",
+    "data",
+    "inception",
+    "pre_resizer",
+    "reference_stats",
+    "resizer",
+    "studiogan",
+)
 OTHER_PARTS = ("ckpt", "held_out", "host", "host_config", "metrics", "options", "sampler", "which")
 NO_NUMBER = (
     "batch_size",

@@ -14,6 +14,8 @@ from studiogan_guidance.errors import UserError
 from studiogan_guidance.evaluation.source import HOST_NETWORKS, open_backbone, open_source
 from studiogan_guidance.features.preparation import Preparation
 from studiogan_guidance.features.resize import filter_of, resize
+from studiogan_guidance.files import file_digest
+from studiogan_guidance.host import inception
 from studiogan_guidance.host.backbone import HostBackbone
 from studiogan_guidance.host.imports import inside, module
 from studiogan_guidance.host.locate import Checkout
@@ -78,6 +80,43 @@ def test_inception_is_the_hosts_get_outputs_bit_for_bit(mode: str, hub: None, ch
         "resizer": mode,
     }
     assert backbone.classifies  # a generator of 1000 classes, if they are ImageNet's
+
+
+def test_inception_is_taken_from_a_file_that_its_hash_names(
+    hub: None, checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / inception.FILE
+    digest = file_digest(cached)
+
+    def link(name: str) -> Path:
+        (tmp_path / name).symlink_to(cached)
+        return tmp_path / name
+
+    # Weights of another hash are refused, whatever their name says of the host's.
+    for path in (link("inception.pth"), link(inception.FILE)):
+        with pytest.raises(UserError, match=f"SHA-256 begins with {digest[:8]}, not with 6726825d: download https"):
+            opened(RunConfig(inception=str(path), host={"DATA": {}}))
+
+    # Under their own hash they are taken, and called by it; with the known one they are the host's.
+    usual = opened(RunConfig(host={"DATA": {}}))
+    mine = link(f"mine-{digest[:8]}.pth")
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "empty"))
+    found = opened(RunConfig(inception=str(mine), host={"DATA": {}}))
+    assert found.protocol == {**usual.protocol, "backbone": f"InceptionV3_tf:{mine.name}"}
+    with torch.no_grad():
+        prepared = usual.prepare(images(32, 1))
+        assert torch.equal(found(prepared)[0], usual(prepared)[0])
+    monkeypatch.setattr(inception, "SHA256", digest[:8])
+    assert inception.named(mine) == "InceptionV3_tf"
+
+
+def test_an_inception_of_other_shapes_is_refused(checkout: Checkout, tmp_path: Path) -> None:
+    for content, message in (({"fc.weight": torch.zeros(1)}, "does not fit the host's Inception"), ([1], "no weights")):
+        torch.save(content, tmp_path / "x.pth")
+        path = tmp_path / f"x-{file_digest(tmp_path / 'x.pth')[:8]}.pth"
+        (tmp_path / "x.pth").rename(path)
+        with pytest.raises(UserError, match=message):
+            opened(RunConfig(inception=str(path), host={"DATA": {}}))
 
 
 def test_options_change_only_rounding(hub: None, checkout: Checkout) -> None:

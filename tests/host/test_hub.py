@@ -14,6 +14,7 @@ from conftest import ok, run
 from host_models import save
 from hub_server import COMMIT, HubServer
 
+from studiogan_guidance.config import read_yaml
 from studiogan_guidance.errors import UserError
 from studiogan_guidance.host import hub, stored
 from studiogan_guidance.host.checkpoints import read
@@ -244,3 +245,22 @@ def test_a_folder_with_one_yaml_needs_no_configuration(folder: Path, tmp_path: P
     result = run("sample", "--ckpt", tmp_path / "two", "--num", 2)
     assert result.exit_code == 2
     assert "has 2 configurations, other.yaml, resnet.yaml: say -c with one of them" in result.stderr
+
+
+@pytest.mark.studiogan
+def test_known_models_have_the_configuration_that_their_folder_says(server: HubServer, checkout: Checkout) -> None:
+    text = run("models").stdout
+    table = run("models", "--markdown").stdout
+    for model in ok("models")["models"]:
+        assert model["tried"].startswith("not tried" if model["address"] else "tried")
+        if not model["address"]:
+            continue
+        path = hub.Address.parse(model["address"]).folder
+        server.files[f"{path}/{G_EMA}"] = b""
+        yaml = configuration_of(f"hf://owner/gans@{COMMIT}/{path}", None)
+        assert yaml == str(checkout.path / "src" / "configs" / model["configuration"])
+        sections = read_yaml(Path(yaml))
+        assert sections["MODEL"].get("backbone", "resnet") == model["backbone"]  # resnet is the host's default
+        assert sections["DATA"]["name"] == model["data"]
+        assert model["address"] in text
+        assert f"| `{model['address']}` | `{model['configuration']}` |" in table
