@@ -1,6 +1,6 @@
 """Wall time of a ten-point sweep against ten evaluations by 'eval' and ten by the host itself, all as processes.
 
-    python benchmarks/sweep.py -c BigGAN.yaml --ckpt DIR --data DIR [--reference valid] [--batch-size 32] [--num N]
+    python benchmarks/sweep.py -c BigGAN.yaml --ckpt DIR --data DIR --num N [--reference valid]
 
 ``-c`` is a YAML of the host. Each way starts with an empty cache of real statistics, and keeps it for its ten points
 (the host keeps its own in -save). All three use the host's Inception, FID and precision/recall metrics and the same

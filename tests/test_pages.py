@@ -10,7 +10,6 @@ command runs alone. ``NOT_RUN`` says which commands only have their options and 
 from __future__ import annotations
 
 import configparser
-import contextlib
 import importlib
 import re
 import shutil
