@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from studiogan_guidance import devices, rng
+from studiogan_guidance import devices, progress, rng
 from studiogan_guidance.builtin import data as digits
 from studiogan_guidance.cli import main
 from studiogan_guidance.config import RunConfig
@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["STUDIOGAN_GUIDANCE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ[devices.DEVICE] = "cpu"  # what tests mean that say nothing, in processes that they start, too
+    progress.PAUSE = 3600.0  # on a slow machine, too, stderr has the lines that tests are about
     if CHECKOUT:
         os.environ["STUDIOGAN_ROOT"] = str(CHECKOUT.path)
 

@@ -179,8 +179,9 @@ def test_the_time_left_is_that_of_the_steps_so_far(clock: Clock) -> None:
 
 
 def test_elsewhere_than_on_a_terminal_there_is_a_line_now_and_then(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "PAUSE", 30.0)
     with bar("sweep"), bar("point", 3, numbered=True) as points:
         points.move(1, "scale=1.1")
         for _ in track(range(80), "images", 160, 2):
