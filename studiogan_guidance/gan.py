@@ -391,7 +391,7 @@ class Images:
         return sampling.as_pictures(self.tensor)
 
     def _whole_scales(self) -> list[float]:
-        """The scales if the images are one block of equal size for each of them, in the same order of seeds."""
+        """Several scales, if the images are one block of equal size for each, in the same order of seeds."""
         if self.scales is None:
             return []
         scales = list(dict.fromkeys(self.scales.tolist()))
@@ -399,7 +399,7 @@ class Images:
         is_whole = np.array_equal(self.scales, np.repeat(scales, count)) and np.array_equal(
             self.seeds, np.tile(self.seeds[:count], len(scales))
         )
-        return scales if is_whole else []
+        return scales if is_whole and len(scales) > 1 else []
 
     def _columns(self) -> int:
         """The number of classes that are used in turn, at least twice; else that of a grid without classes."""

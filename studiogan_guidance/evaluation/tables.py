@@ -176,7 +176,7 @@ def _text(grid: Table, protocol: Mapping[str, Any], notes: Sequence[str] = ()) -
     from rich.console import Console
 
     with open(os.devnull, "w") as nowhere:
-        console = Console(width=1000, record=True, file=nowhere)
+        console = Console(width=1000, record=True, file=nowhere, force_jupyter=False)  # else it shows itself there
         console.print(grid)
     lines = [line.rstrip() for line in console.export_text().rstrip().splitlines()]
     return "\n".join([*lines, "", *notes, _facts(protocol)])
