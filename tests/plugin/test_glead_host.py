@@ -48,17 +48,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["big_resnet", "stylegan2"])
-def test_with_weights_0_twenty_steps_are_those_of_the_host(
+def test_with_weights_0_fifty_steps_are_those_of_the_host(
     tmp_path: Path, checkout: Checkout, images: Path, name: str
 ) -> None:
     found = []
     for folder, stages in (("without", []), ("with", [NEUTRAL])):
-        cfg = write(tmp_path / f"{folder}.yaml", name, stages, total_steps=19)
-        ended = train(checkout, cfg, images, tmp_path / folder, "--save_freq", 20)
+        cfg = write(tmp_path / f"{folder}.yaml", name, stages, total_steps=49)
+        ended = train(checkout, cfg, images, tmp_path / folder, "--save_freq", 50)
         found.append((losses(tmp_path / folder), weights(ended)))
     assert found[0][0] == found[1][0]
-    assert len(found[0][0]["dis_loss"]) == 20
-    assert len(set(found[0][0]["dis_loss"])) == 20
+    assert len(found[0][0]["dis_loss"]) == 50
+    assert len(set(found[0][0]["dis_loss"])) == 50
     assert [key for key, value in found[0][1].items() if not torch.equal(value, found[1][1][key])] == []
 
 
