@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,8 @@ def test_mistakes_are_one_line(gan: GAN, call: Any, message: str) -> None:
 def test_every_argument_of_the_public_names_has_a_type() -> None:
     for thing in (GAN, Images, Table):
         for name, function in inspect.getmembers(thing, inspect.isfunction):
-            if function.__module__ == module.__name__ and not name.startswith("__"):
-                hints = typing.get_type_hints(function, vars(module) | {"Image": Image.Image})
+            if function.__module__.startswith(module.__package__) and not name.startswith("__"):
+                hints = typing.get_type_hints(function, vars(sys.modules[function.__module__]) | {"Image": Image.Image})
                 assert {*inspect.signature(function).parameters} - {"self"} <= {*hints}, name
                 assert "return" in hints
     assert studiogan_guidance.load is module.load
