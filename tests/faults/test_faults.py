@@ -19,7 +19,17 @@ from host_models import save
 from studiogan_guidance.cli import main
 
 PATIENCE = 20  # seconds, after which a row hangs
-WITHOUT_OUT = ("list", "run", "doctor", "setup", "foo", "evl", "report", "models", "completion")  # commands that take no --out
+WITHOUT_OUT = (
+    "list",
+    "run",
+    "doctor",
+    "setup",
+    "foo",
+    "evl",
+    "report",
+    "models",
+    "completion",
+)  # commands that take no --out
 
 
 class Hang(BaseException):
