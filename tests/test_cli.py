@@ -279,7 +279,10 @@ def test_a_sampler_that_is_named_has_its_own_defaults(tmp_path: Path) -> None:
         (("sample", "--classes", "3,10"), "class 10 is out of range: the 10 classes are 0 to 9"),
         (("list", "--classes", "--data", "x"), "add -c FILE"),
         (("list", "--classes", "ddls"), "list --classes lists classes only"),
-        (("list", "-c", "builtin-gandance.yaml"), "-c, --data and --studiogan are for the classes of real images"),
+        (
+            ("list", "-c", "builtin-gandance.yaml"),
+            "-c, --ckpt, --data and --studiogan are for the classes of real images",
+        ),
         (("sample", "--classes", "3,x"), "no class is called 'x': there are '0', '1', '2' and 7 more, see list --cl"),
         (("sample", "--device", "tpu"), "--device is 'tpu'"),
         (("sample", "--device", "cuda:99"), "CUDA devices are visible"),

@@ -115,6 +115,13 @@ DATA = option(
     section=FILES,
     shell_complete=completers.folders,
 )
+CKPT = option(
+    "--ckpt",
+    metavar="DIR",
+    help="Folder with the host's model=G*-weights-step*.pth, or one file; or hf://OWNER/REPO[@REVISION]/FOLDER.",
+    section=FILES,
+    shell_complete=completers.files,
+)
 DEVICE = setting(
     "--device",
     "NAME",
@@ -133,13 +140,7 @@ BATCH_SIZE = setting(
 
 BASIC = (
     CONFIG,
-    option(
-        "--ckpt",
-        metavar="DIR",
-        help="Folder with the host's model=G*-weights-step*.pth, or one file; or hf://OWNER/REPO[@REVISION]/FOLDER.",
-        section=FILES,
-        shell_complete=completers.files,
-    ),
+    CKPT,
     setting(
         "--which",
         "WORDS",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from studiogan_guidance.cli.flags import AS_JSON, CONFIG, DATA, STUDIOGAN
+from studiogan_guidance.cli.flags import AS_JSON, CKPT, CONFIG, DATA, STUDIOGAN
 from studiogan_guidance.cli.group import Verb
 from studiogan_guidance.cli.output import emit, load_config, show
 from studiogan_guidance.errors import UserError
@@ -26,6 +26,7 @@ from studiogan_guidance.errors import UserError
 )
 @click.option("--classes", "of_classes", is_flag=True, help="List the classes of real images: index, folder, images.")
 @CONFIG
+@CKPT
 @DATA
 @STUDIOGAN
 @click.argument("name", required=False)
@@ -35,7 +36,8 @@ def list_(
     """List samplers with their options, joints, views, training stages and configurations, with their papers.
 
     With NAME, print the documentation of that sampler, joint, view or stage. With --classes, list the classes that
-    --classes of other commands means: index, folder, and images of each split that is there. No checkpoint is needed.
+    --classes of other commands means: index, folder, and images of each split that is there. No checkpoint is needed;
+    with --ckpt, the configuration is that of its folder.
 
     \b
     studiogan-guidance list
@@ -51,7 +53,7 @@ def list_(
         emit(labels.class_table(cfg), as_json, tables.classes)
         return
     if config or any(settings.values()):
-        raise UserError("-c, --data and --studiogan are for the classes of real images: add --classes")
+        raise UserError("-c, --ckpt, --data and --studiogan are for the classes of real images: add --classes")
     from studiogan_guidance import catalogue
 
     if name:

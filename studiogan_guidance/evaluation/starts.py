@@ -122,8 +122,8 @@ def check_budget(budget: int, repeats: int, lines: int) -> None:
         )
     if repeats < 2 or budget < fewest:
         raise UserError(
-            f"a budget of {budget} with {repeats} repeats is too small for {lines} line searches: give at least 2 "
-            f"repeats and --budget {max(fewest, 5 + STEPS * lines)}"
+            f"a budget of {budget} with {repeats} repeats is too small for a search along {lines} "
+            f"line{'s' * (lines > 1)}: give at least 2 repeats and --budget {max(fewest, 5 + STEPS * lines)}"
         )
 
 

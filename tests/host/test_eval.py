@@ -278,7 +278,7 @@ def test_one_process_of_git_serves_a_command(
     host = [*small, "--data", data, "--device", "cpu"]
     assert count("eval", *host, "-o", "scale=1.5") == 1
     assert count("eval", *host, "--sampler", "drs", "-o", "calibration_images=12", "--backbone", averages) == 1
-    assert count("sweep", *host, "--grid", "scale=1.1,1.2") == 1
+    assert count("sweep", *host, "--grid", "scale=1.1,1.2", "--backbone", averages) == 1
     assert count("eval", "-o", "scale=1.5") == 0
     assert count("sweep", "--grid", "scale=1.1") == 0
 

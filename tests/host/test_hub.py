@@ -13,6 +13,7 @@ import pytest
 from conftest import ok, run
 from host_models import save
 from hub_server import COMMIT, HubServer
+from PIL import Image
 
 from studiogan_guidance.config import read_yaml
 from studiogan_guidance.errors import UserError
@@ -239,6 +240,12 @@ def test_a_folder_with_one_yaml_needs_no_configuration(folder: Path, tmp_path: P
     assert ok("sample", "--ckpt", folder, "--num", 2, "--out", tmp_path / "b").keys() == expected.keys()
     a, b = (np.load(tmp_path / name / "samples.npz")["images"] for name in "ab")
     np.testing.assert_array_equal(a, b)
+
+    for name in "xyz":
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / "train" / name / "0.png")
+    classes = ["list", "--classes", "--data", tmp_path / "images"]
+    assert ok(*classes, "--ckpt", folder) == ok(*classes, "-c", folder / "resnet.yaml")
 
     shutil.copytree(folder, tmp_path / "two")
     (tmp_path / "two" / "other.yaml").write_text(json.dumps({"MODEL": {}}))
