@@ -58,7 +58,8 @@ def images(folder: Path) -> None:
 def checkpoint(folder: Path, name: str, real: Path, checkout: Checkout) -> None:
     """Two steps of the host's own training: ``my.yaml`` is its configuration, ``checkpoint`` what it saved."""
     folder.mkdir()
-    path = write(folder / "my.yaml", name, changes={name: {**EXTRA[name], "DATA": DATA}}, total_steps=1)
+    changes = {section: values for section, values in EXTRA[name].items() if section != "AUG"}
+    path = write(folder / "my.yaml", name, changes={name: {**changes, "DATA": DATA}}, total_steps=1)
     with narrow_networks(checkout):
         saved = train(checkout, path, real, folder / "run", *TRAINING_FLAGS)
     shutil.move(saved, folder / "checkpoint")

@@ -172,6 +172,8 @@ def cheaper(words: Sequence[str]) -> list[str]:
         found += ["--num", "20", *(("--repeats", "2") if "--repeats" in words else ())]
     if name == "tune":
         found += ["--budget", "12", "--repeats", "2"]
+    if "--restat" in words:
+        found += ["--restat", "1"]
 
     # A feature network that is quick.
     is_host = NEEDS_HOST.search(text) is not None
