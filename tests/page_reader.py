@@ -36,7 +36,7 @@ NOT_RUN = {  # what a command has in it, and why it does not run here
 }
 W_ONLY = re.compile(r"(?<!\w)(psi|center|layers|strengths)=|conditional_truncation|cluster_truncation")
 NEEDS_HOST = re.compile(r"\b(my|tuned)\.yaml|\bstudiogan-guidance (run|setup)\b|hf://|src/main\.py")
-CHAINS = ("isir", "ddls", "ex2mcmc", "repgan", "dgflow", "dot", "collaborative", "metropolis", "drs")
+CHAINS = ("isir", "ddls", "ex2mcmc", "repgan", "dgflow", "dot", "collaborative")
 STAGES = {
     "joint": ("steps=2", "batch=16", "eval_every=0"),
     "strengths": ("steps=2", "batch=16"),
@@ -186,7 +186,7 @@ def cheaper(words: Sequence[str]) -> list[str]:
         stage = words[words.index("--stage") + 1] if "--stage" in words else "joint"
         found = _with_options(found, STAGES[stage])
     elif chosen in CHAINS:
-        found = _with_options(found, ("calibration_images=40", *(() if "steps=" in text else ("steps=1",))))
+        found = _with_options(found, ("calibration_images=20", "steps=1"))
     return [_short_chain(word) for word in found]
 
 
@@ -207,11 +207,12 @@ def _with_options(words: list[str], pairs: Sequence[str]) -> list[str]:
 
 
 def _short_chain(word: str) -> str:
-    """A sampler such as ``isir:calibration=head`` with one step, where it says no number, and few images."""
+    """A sampler such as ``ddls:steps=5,step=0.1`` with one step, and few images for its calibration."""
     name = word.partition(":")[0]
     if name not in CHAINS or ":" not in word:
         return word
-    return word + ",calibration_images=40" + ("" if "steps=" in word else ",steps=1")
+    shorter, count = re.subn(r"\bsteps=\d+", "steps=1", word)
+    return f"{shorter},calibration_images=20" + ("" if count else ",steps=1")
 
 
 def _in_host(words: list[str]) -> list[str]:
