@@ -300,6 +300,7 @@ def on_a_terminal(args: list[str], awaited: str, number: int) -> tuple[int, str]
     """The exit code of a command that gets a signal once its terminal shows a pattern, and all that it showed."""
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(number, signal.SIG_DFL)  # commands in the background of a shell are deaf to SIGINT
         os.execv(sys.executable, [sys.executable, "-m", "studiogan_guidance", *args])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     shown = b""
