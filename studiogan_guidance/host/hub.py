@@ -138,7 +138,7 @@ def download(address: Address, name: str) -> Path:
     Raises:
         UserError: no such file, no right to read it, the hub is out of reach, or a damaged file.
     """
-    hub = library()
+    hub = client()
     path = f"{address.folder}/{name}" if address.folder else name
     known = hub.try_to_load_from_cache(address.repository, path, revision=address.revision)
     if isinstance(known, str):
@@ -161,7 +161,7 @@ def download(address: Address, name: str) -> Path:
 @contextmanager
 def _library_says(says: bool) -> Iterator[None]:
     """Let the library say its warnings in a with-block, or not."""
-    logging = library().utils.logging
+    logging = client().utils.logging
     verbosity = logging.get_verbosity()
     if not says:
         logging.set_verbosity_error()
@@ -171,7 +171,7 @@ def _library_says(says: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def library() -> Any:
+def client() -> Any:
     """The package huggingface_hub; UserError if it is missing."""
     try:
         import huggingface_hub
@@ -198,10 +198,12 @@ class OutOfReach(UserError):
 @contextmanager
 def _errors(address: Address) -> Iterator[None]:
     """Say in one line what the library's errors mean; EntryNotFoundError is passed on where a folder is asked for."""
-    errors = library().errors
-    site = f"{library().constants.ENDPOINT}/{address.repository}"
+    errors = client().errors
+    site = f"{client().constants.ENDPOINT}/{address.repository}"
     try:
         yield
+
+    # The repository.
     except errors.GatedRepoError as error:
         raise UserError(
             f"{address.repository} is gated: ask for access at {site}, then log in (hf auth login, or HF_TOKEN)"
@@ -216,12 +218,16 @@ def _errors(address: Address) -> Iterator[None]:
             f"{address.repository} has no revision {address.revision}: give a branch, a tag or a whole commit, or "
             "leave it out for main"
         ) from error
+
+    # The file.
     except errors.LocalEntryNotFoundError as error:
         raise _out_of_reach(address, error) from error
     except errors.EntryNotFoundError as error:
         if not address.file:
             raise
         raise UserError(f"no file {address.file} in {replace(address, file='')}: see what is at {site}") from error
+
+    # The connection.
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
         if code in (401, 403):
@@ -234,7 +240,7 @@ def _errors(address: Address) -> Iterator[None]:
 
 
 def _out_of_reach(address: Address, error: BaseException) -> OutOfReach:
-    hub = library()
+    hub = client()
     offline = isinstance(error, hub.errors.OfflineModeIsEnabled) or hub.constants.HF_HUB_OFFLINE
     if offline:
         found = OutOfReach(f"{address} is not in the cache, and HF_HUB_OFFLINE is set: unset it once")
@@ -248,7 +254,7 @@ def _out_of_reach(address: Address, error: BaseException) -> OutOfReach:
 
 
 def _api() -> Any:
-    return library().HfApi()
+    return client().HfApi()
 
 
 def _content(address: Address) -> dict[str, list[str]] | None:
@@ -259,7 +265,7 @@ def _content(address: Address) -> dict[str, list[str]] | None:
                 address.repository, address.folder or None, revision=address.revision, recursive=False
             )
             entries = list(islice(tree, MOST))
-    except library().errors.EntryNotFoundError:
+    except client().errors.EntryNotFoundError:
         return None
 
     # Take plain names of what is in this very folder, and nothing else that a server may say.
@@ -300,7 +306,7 @@ def _place(address: Address) -> str:
 
 def _record(key: Mapping[str, str]) -> Path:
     """Where the cache keeps what the hub said about a ``key``."""
-    whole = {"version": 1, "endpoint": library().constants.ENDPOINT, **key}
+    whole = {"version": 1, "endpoint": client().constants.ENDPOINT, **key}
     return cache_dir() / "hub" / f"{json_digest(whole)}.json"
 
 

@@ -34,7 +34,7 @@ D = "model=D-current-weights-step=7.pth"
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """An empty repository; the client knows no other, and has an empty cache."""
-    constants = hub.library().constants
+    constants = hub.client().constants
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(
@@ -86,7 +86,7 @@ def test_images_are_those_of_the_local_checkpoint_and_only_its_generator_is_load
     np.testing.assert_array_equal(again, expected)
     assert asked == ["GET /api/models/owner/gans/revision/main"]
     assert images(AT)[1] == []
-    monkeypatch.setattr(hub.library().constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.client().constants, "HF_HUB_OFFLINE", True)
     offline, asked = images(f"hf://owner/gans/{FOLDER}")
     np.testing.assert_array_equal(offline, expected)
     assert asked == []
@@ -174,7 +174,7 @@ def test_a_refusal_is_one_line(server: HubServer, status: int, word: str, messag
 
 
 def test_offline_without_a_cache_is_one_line(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.library().constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.client().constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="is not in the cache, and HF_HUB_OFFLINE is set"):
         stored.generator_file(AT)
     assert server.asked() == []
